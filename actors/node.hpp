@@ -1,0 +1,85 @@
+#pragma once
+// A whole node in one object: actor system, engines, front and I/O thread. What programs start.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/backend.hpp"
+#include "kernels/core.hpp"
+#include "transport/endpoint.hpp"
+#include "transport/stream.hpp"
+
+namespace zmq {
+class context_t;
+}
+
+namespace sluice::actors {
+
+/// Where a node runs, as receipts and routers see it.
+struct SiteConfig {
+  std::string name = "local";
+  std::string cloud;
+  std::string region;
+  std::string jurisdiction;
+  double price_per_million_tokens = 0;  ///< of completion tokens, in the site's currency
+};
+
+struct EngineConfig {
+  std::string name;                  ///< what `submit.model` picks; empty: the file's name without ending
+  std::string model;                 ///< path of a GGUF file
+  std::string backend = "auto";      ///< auto, cpu
+  std::uint32_t threads = 0;         ///< 0: one a core
+  std::uint32_t slots = 64;          ///< sequences running at once
+  std::uint32_t context_tokens = 0;  ///< 0: the model's own, as far as the KV pool holds one
+  std::uint64_t kv_bytes = 0;        ///< KV pool; 0: slots x context, at most a quarter of free memory
+  std::uint32_t step_rows = 512;     ///< rows of a step
+  std::uint32_t queue = 1024;        ///< waiting requests; beyond: `overloaded`
+  std::string chat_format;           ///< overrides what the file's template is recognised as
+};
+
+struct NodeConfig {
+  transport::EndpointConfig endpoint;
+  transport::StreamConfig stream;
+  SiteConfig site;
+  std::vector<EngineConfig> engines;
+  std::uint32_t tokenizer_threads = 1;
+  std::uint32_t streamers = 1;
+  bool insecure = false;              ///< allow plain tcp beyond loopback
+  std::string log_level = "info";     ///< trace, debug, info, warn, error, off
+  std::string log_file;               ///< empty: stderr
+  bool log_prompts = false;           ///< for debugging only
+  /// Makes an engine's backend; empty: by `EngineConfig::backend`. Benches and tests pass their own.
+  std::function<Result<std::unique_ptr<kernels::Backend>>(const EngineConfig&,
+                                                          kernels::Completion)> make_backend;
+};
+
+/// Called while an engine's model loads: its name, bytes done, bytes in all.
+using LoadProgress = std::function<void(const std::string&, std::size_t, std::size_t)>;
+
+class Node {
+ public:
+  /// Loads every engine's model, binds, serves. Returns when ready, or with the first error: `io`,
+  /// `bad_file`, `unsupported`, `out_of_memory`, `bad_request` for a configuration that cannot be.
+  static Result<std::unique_ptr<Node>> start(NodeConfig config, zmq::context_t& context,
+                                             const LoadProgress& progress = {});
+  ~Node();  ///< stops at once; unfinished streams end with `unavailable`
+
+  const std::string& address() const;          ///< where clients connect, as bound
+  const std::string& publish_address() const;  ///< where subscribers connect
+
+  /// Refuses new streams, lets running ones finish. Returns whether they did within `timeout_ms`.
+  bool drain(std::uint32_t timeout_ms);
+
+  /// Whether it still serves; else why not. Any thread.
+  Result<void> health() const;
+
+ private:
+  struct State;
+  explicit Node(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace sluice::actors

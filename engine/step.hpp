@@ -1,0 +1,74 @@
+#pragma once
+// What passes between the scheduler and the rest: requests in, plans and events out. Plain data.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels/batch.hpp"
+#include "kernels/core.hpp"
+
+namespace sluice::engine {
+
+using kernels::SamplingParams;
+using kernels::StepResult;
+using kernels::Ticket;
+using kernels::TokenLogprob;
+
+/// Names a sequence inside one engine, never used twice.
+using SequenceId = std::uint64_t;
+
+/// Nanoseconds of a steady clock; the engine never reads one itself (design section 6.11).
+using Nanoseconds = std::uint64_t;
+
+/// One generation, as the engine sees it: already tokenized and validated.
+struct Request {
+  SequenceId id = 0;
+  std::vector<Token> prompt;
+  std::vector<Token> resumed;      ///< tokens already generated elsewhere: continue after them
+  SamplingParams sampling;         ///< `stop_tokens` is empty when end tokens are ignored
+  std::uint32_t max_tokens = 0;    ///< new tokens at most, resumed ones counted; 0: to the context's end
+  std::vector<std::string> stops;  ///< strings that end the text; they are not part of it
+  std::int32_t priority = 0;       ///< higher first
+  std::optional<Nanoseconds> deadline;
+};
+
+enum class FinishReason : std::uint8_t { none, stop, length, cancelled, error };
+
+/// One planned step: run `batch`, answer with the ticket.
+struct StepPlan {
+  Ticket ticket = 0;
+  kernels::Batch batch;
+};
+
+/// What one sequence gained by a step, in order: the scheduler alone decides a finish.
+struct SequenceEvent {
+  SequenceId id = 0;
+  std::uint32_t first_index = 0;     ///< index of tokens[0] in the sequence's output
+  std::vector<Token> tokens;
+  std::vector<std::vector<TokenLogprob>> logprobs;  ///< a list a token, or empty
+  FinishReason finish = FinishReason::none;
+  /// With `stop` by a stop string: bytes of text before it. The text ends there.
+  std::optional<std::uint64_t> text_bytes;
+  Error error;                       ///< with FinishReason::error
+};
+
+/// Where a finished sequence's time went; part of the receipt.
+struct SequenceTiming {
+  Nanoseconds submitted = 0;
+  Nanoseconds started = 0;      ///< first planned
+  Nanoseconds first_token = 0;
+  Nanoseconds finished = 0;
+  std::uint64_t device_ns = 0;  ///< its share of the steps it was in, by rows
+  std::uint32_t prompt_tokens = 0;
+  std::uint32_t cached_tokens = 0;
+  std::uint32_t completion_tokens = 0;
+};
+
+struct FinishedSequence {
+  SequenceId id = 0;
+  SequenceTiming timing;
+};
+
+}  // namespace sluice::engine

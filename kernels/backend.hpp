@@ -1,0 +1,206 @@
+#pragma once
+// The only thing a decoder calls (design section 6.8): load weights, record one program of fused
+// operations, then run a step with one call. Everything that varies from step to step is in the
+// Batch. A backend may fuse what it records; it owns its streams and threads, and nobody sees them.
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "kernels/batch.hpp"
+#include "kernels/core.hpp"
+#include "kernels/quant.hpp"
+
+namespace sluice::kernels {
+
+/// A matrix in host memory: `rows` x `cols`, row-major, each row in blocks of `format`.
+/// A vector has one row. The memory must outlive the backend, which may read it in place.
+struct HostTensor {
+  Format format = Format::f32;
+  std::uint32_t rows = 0;
+  std::uint32_t cols = 0;
+  std::span<const std::byte> data;
+};
+
+/// A weight on the device.
+struct Weight {
+  std::uint32_t index = 0;
+};
+
+/// Which rows a buffer has: one a batch row, or one a sampled segment.
+enum class RowSpace : std::uint8_t { batch, sampled };
+
+/// An activation buffer of a program: float32, `width` elements a row.
+struct Buffer {
+  std::uint32_t index = 0;
+};
+
+struct BufferShape {
+  RowSpace rows = RowSpace::batch;
+  std::uint32_t width = 0;
+};
+
+// The fused operations. R is the number of rows of the row space at hand.
+
+/// out[r] = table[token of row r] * scale                                  out: [R, width]
+struct Embed {
+  Weight table;
+  Buffer out;
+  float scale = 1.0F;
+};
+
+/// out[r] = in[r] / sqrt(mean(in[r]^2) + epsilon) * gain                   out, in: [R, width]
+struct Norm {
+  Buffer in;
+  Weight gain;
+  float epsilon = 1e-5F;
+  Buffer out;
+};
+
+/// out[r][out_column + o] (+)= dot(weight[o], in[r]) + bias[o]             weight: [O, in width]
+struct Linear {
+  Buffer in;
+  Weight weight;
+  std::optional<Weight> bias;
+  Buffer out;
+  std::uint32_t out_column = 0;
+  bool accumulate = false;  ///< adds to what is there: the residual connection
+};
+
+enum class RopePairs : std::uint8_t {
+  adjacent,  ///< (2i, 2i+1), as GGUF's llama permutation expects
+  halves,    ///< (i, i + dim/2), as Hugging Face stores it
+};
+
+/// Shape of a layer's attention inputs: a row of `qkv` is [heads | kv_heads | kv_heads] x head_dim.
+struct HeadShape {
+  std::uint32_t heads = 0;
+  std::uint32_t kv_heads = 0;
+  std::uint32_t head_dim = 0;
+};
+
+/// Rotates q in place, and writes rotated k and v to the pool at the rows' own positions.
+struct RopeStore {
+  Buffer qkv;
+  HeadShape shape;
+  std::uint32_t layer = 0;
+  Weight inverse_frequencies;  ///< f32 [1, rotated_dim / 2]; rotated_dim <= head_dim
+  RopePairs pairs = RopePairs::adjacent;
+  float magnitude = 1.0F;      ///< multiplies cos and sin (YaRN's attention factor)
+};
+
+/// out[r][h] = softmax(scale * q[h] . K[kv(h)]) V[kv(h)] over positions 0..p(r), keys in position order
+struct Attention {
+  Buffer qkv;
+  HeadShape shape;
+  std::uint32_t layer = 0;
+  float scale = 0.0F;
+  std::uint32_t window = 0;  ///< last positions seen, own included; 0: all
+  Buffer out;                ///< [R, heads * head_dim]
+};
+
+enum class Activation : std::uint8_t { silu, gelu_tanh };
+
+/// out[r][i] = activation(in[r][i]) * in[r][width + i]                     in: [R, 2 * width]
+struct Gate {
+  Buffer in;
+  Activation activation = Activation::silu;
+  Buffer out;
+};
+
+/// out: the last row of each sampled segment, in segment order             in: batch, out: sampled
+struct Select {
+  Buffer in;
+  Buffer out;
+};
+
+/// Draws each sampled row's token by its slot's parameters, appends it to the slot's tokens and
+/// reports it. Rows of `logits` are kept in their slot when the batch does not sample now.
+struct Sample {
+  Buffer logits;  ///< sampled, [R, vocabulary]
+};
+
+using Op = std::variant<Embed, Norm, Linear, RopeStore, Attention, Gate, Select, Sample>;
+
+/// One forward pass, recorded once per model. `Sample`, if present, is last.
+struct StepProgram {
+  std::vector<BufferShape> buffers;
+  std::vector<Op> ops;
+};
+
+struct ProgramId {
+  std::uint32_t index = 0;
+};
+
+/// Sizes fixed for a backend's life.
+struct PoolShape {
+  std::uint32_t layers = 0;
+  std::uint32_t kv_heads = 0;
+  std::uint32_t head_dim = 0;
+  std::uint32_t blocks = 0;
+  std::uint32_t block_tokens = 16;   ///< a power of two
+  std::uint32_t slots = 0;
+  std::uint32_t context_tokens = 0;  ///< longest sequence a slot can hold
+  std::uint32_t rows_max = 0;        ///< most rows in a batch
+  std::uint32_t vocabulary = 0;
+};
+
+/// Bytes of KV pool a block takes on this project's backends: f16 keys and values.
+constexpr std::size_t kv_block_bytes(const PoolShape& shape) {
+  return std::size_t{2} * 2 * shape.layers * shape.kv_heads * shape.head_dim * shape.block_tokens;
+}
+
+struct DeviceInfo {
+  std::string backend;       ///< "cpu", "cuda"
+  std::string device;        ///< "AMD EPYC, AVX3, 2 threads"
+  std::string arithmetic;    ///< part of the numerics id: whatever may change a result's bits
+  bool paths_equal = false;  ///< prompt and decode arithmetic agree to the bit
+  std::uint32_t threads = 0;
+  std::size_t memory_free_bytes = 0;
+};
+
+/// Called once per ticket, in ticket order, on a thread of the backend's; must not block.
+using Completion = std::function<void(StepResult&&)>;
+
+/// Which tokens a held-back row may draw: bit t of word t/64. One entry a slot.
+struct Mask {
+  SlotRef slot;
+  std::vector<std::uint64_t> allowed;
+};
+
+/// A device that runs programs. Calls come from one thread (the executor's); no call waits for the
+/// device except `record`, `allocate`, `read` and the destructor, which finishes what was submitted.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual const DeviceInfo& device() const = 0;
+
+  /// Makes a weight usable by programs. `out_of_memory`, or `unsupported` for a format.
+  virtual Result<Weight> load(const HostTensor& tensor) = 0;
+
+  /// Allocates KV pool and slots; once, before `record`. `out_of_memory` with the sizes.
+  virtual Result<void> allocate(const PoolShape& shape) = 0;
+
+  /// Checks every shape in the program, plans its memory. `bad_request` names the operation.
+  virtual Result<ProgramId> record(const StepProgram& program) = 0;
+
+  /// Queues one step; steps run in order. The caller keeps the batch valid by construction: a slot
+  /// or block that is out of range is an assertion, for only the scheduler makes batches.
+  virtual void submit(ProgramId program, Ticket ticket, Batch batch) = 0;
+
+  /// Second half of a step submitted with `sample_now == false`; the ticket's completion comes
+  /// after this. Rows without a mask sit out, their logits kept in the slot for a later call.
+  virtual void sample(Ticket ticket, std::vector<Mask> masks) = 0;
+
+  /// Copies the first out.size() floats of a buffer as the last step left it. For tests: waits.
+  virtual Result<void> read(ProgramId program, Buffer buffer, std::span<float> out) = 0;
+};
+
+}  // namespace sluice::kernels

@@ -1,0 +1,42 @@
+#pragma once
+// Element formats of weights: one table that every dispatch reads, and the scalar meaning of each.
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+namespace sluice::kernels {
+
+/// Element formats as GGUF stores them. Quantized ones come in blocks along a row.
+enum class Format : std::uint8_t {
+  f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k, q6_k,
+};
+
+inline constexpr std::size_t format_count = 11;
+
+struct FormatInfo {
+  Format format;
+  std::string_view name;         ///< as GGUF tools print it: "Q4_1"
+  std::uint32_t gguf_id;         ///< ggml_type in a GGUF tensor record
+  std::uint32_t block_elements;  ///< elements a block; 1 for plain floats
+  std::uint32_t block_bytes;
+};
+
+const FormatInfo& info(Format format);
+
+/// The format with this ggml_type id, or nullptr.
+const FormatInfo* find_format(std::uint32_t gguf_id);
+
+/// Bytes of one row of `elements` (a multiple of the block).
+std::size_t row_bytes(Format format, std::size_t elements);
+
+/// Writes the row's values as float32. The scalar definition of each format, equal to the bit to
+/// the reference package `gguf`; kernels are tested against it.
+void dequantize(Format format, std::span<const std::byte> row, std::span<float> out);
+
+float f16_to_f32(std::uint16_t half);
+std::uint16_t f32_to_f16(float value);  ///< round to nearest even
+float bf16_to_f32(std::uint16_t value);
+
+}  // namespace sluice::kernels

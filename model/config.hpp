@@ -1,0 +1,39 @@
+#pragma once
+// A model family is data: everything the one decoder needs to know about a checkpoint.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/backend.hpp"
+
+namespace sluice::model {
+
+/// Rotary position embedding of a model.
+struct RopeConfig {
+  kernels::RopePairs pairs = kernels::RopePairs::adjacent;
+  std::uint32_t dimensions = 0;  ///< rotated elements of a head; <= head_dim
+  float theta = 10000.0F;
+  /// Rotation per position for each pair, [dimensions / 2], every scaling already applied
+  /// (linear, Llama 3's by-wavelength, YaRN).
+  std::vector<float> inverse_frequencies;
+  float magnitude = 1.0F;
+};
+
+struct ModelConfig {
+  std::string architecture;  ///< as the file names it, e.g. "llama"
+  std::string name;
+  std::uint32_t layers = 0;
+  std::uint32_t hidden = 0;
+  std::uint32_t feed_forward = 0;
+  kernels::HeadShape heads;
+  std::uint32_t vocabulary = 0;
+  std::uint32_t context_tokens = 0;  ///< longest sequence the model was made for
+  float norm_epsilon = 1e-5F;
+  RopeConfig rope;
+  kernels::Activation activation = kernels::Activation::silu;
+  std::uint32_t window = 0;    ///< sliding attention window in tokens; 0: all
+  bool tied_embeddings = false;
+};
+
+}  // namespace sluice::model

@@ -1,0 +1,38 @@
+#pragma once
+// The one decoder: a checkpoint becomes weights on a backend and one recorded program.
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "kernels/backend.hpp"
+#include "kernels/core.hpp"
+#include "model/config.hpp"
+#include "model/gguf.hpp"
+
+namespace sluice::model {
+
+/// What a file says of its model. `unsupported` names an architecture or a feature that the decoder
+/// lacks; `bad_file` a key or tensor that is missing or of the wrong shape.
+Result<ModelConfig> read_config(const GgufFile& file);
+
+/// Called while weights load, with bytes done and in all; may be empty.
+using Progress = std::function<void(std::size_t done_bytes, std::size_t total_bytes)>;
+
+/// A decoder ready to run on a backend.
+struct Decoder {
+  kernels::ProgramId program;
+  kernels::StepProgram steps;     ///< as recorded; tests read buffers by it
+  kernels::Buffer logits;         ///< sampled, [R, vocabulary]
+  std::size_t weight_bytes = 0;   ///< read per token by one decode row: embedding counted as a row
+};
+
+/// Loads every weight and records the forward pass. Call after `backend.allocate`.
+Result<Decoder> load_decoder(const GgufFile& file, const ModelConfig& config,
+                             kernels::Backend& backend, const Progress& progress);
+
+/// SHA-256 of the weights' format, names, shapes and of their bytes: the weights' part of the numerics id.
+/// Large tensors are sampled: 64 KiB at each of 16 fixed places, so that start stays fast.
+std::string weights_fingerprint(const GgufFile& file);
+
+}  // namespace sluice::model

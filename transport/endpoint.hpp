@@ -1,0 +1,70 @@
+#pragma once
+// The I/O thread: owns every ZeroMQ socket of a node's client side, and nothing else touches one.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "transport/protocol.hpp"
+#include "transport/session.hpp"
+
+namespace zmq {
+class context_t;
+}
+
+namespace sluice::transport {
+
+struct EndpointConfig {
+  std::string listen = "tcp://127.0.0.1:0";  ///< ROUTER; tcp, ipc or inproc
+  std::string publish;                       ///< XPUB; empty: derived (tcp: a free port; else + ".pub")
+  Limits limits;
+  std::uint32_t send_queue_messages = 8192;  ///< high-water mark a connection
+  std::uint32_t subscriptions_max = 65536;   ///< of streams not there yet and there, together
+  std::uint32_t heartbeat_ms = 2000;         ///< a silent connection is lost after three of these
+};
+
+/// Counters of the I/O thread; readable from any thread.
+struct EndpointStats {
+  std::uint64_t frames_in = 0;
+  std::uint64_t frames_out = 0;
+  std::uint64_t frames_malformed = 0;
+  std::uint64_t frames_dropped = 0;   ///< to a lost or full peer
+  std::uint64_t peers_lost = 0;
+  std::uint64_t subscriptions = 0;
+};
+
+class Endpoint {
+ public:
+  /// Both are called on the I/O thread and must only hand over.
+  struct Handler {
+    std::function<void(Peer&&, Message&&)> message;
+    std::function<void(Peer&&)> lost;  ///< a send found the connection closed, or its queue full
+  };
+
+  /// `context` outlives the endpoint; inproc clients share it.
+  Endpoint(zmq::context_t& context, EndpointConfig config, Handler handler);
+  ~Endpoint();  ///< stops
+
+  /// Binds and starts the thread. `io` names the endpoint and why it cannot be bound.
+  Result<void> start();
+
+  /// Sends what is queued (for at most `linger_ms`), closes the sockets, joins the thread.
+  void stop(int linger_ms = 500);
+
+  /// Any thread. Frames to one peer, and to one topic, leave in the order they were posted.
+  void send(const Peer& peer, std::shared_ptr<const std::string> frame);
+  void publish(const StreamId& stream, std::shared_ptr<const std::string> frame);
+
+  /// As bound, with the real port; after `start`.
+  const std::string& listen_address() const;
+  const std::string& publish_address() const;
+
+  EndpointStats stats() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace sluice::transport

@@ -1,0 +1,85 @@
+#pragma once
+// What a front knows of its clients: who greeted, who owns which stream, what was answered. Pure.
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "transport/protocol.hpp"
+
+namespace sluice::transport {
+
+/// A connection as the ROUTER socket names it: opaque bytes, valid until the connection is lost.
+using Peer = std::string;
+
+struct SessionConfig {
+  Welcome welcome;                                  ///< what a hello is answered with
+  std::uint32_t streams_max = 4096;                 ///< unfinished ones; beyond: `overloaded`
+  std::uint32_t tombstones_max = 65536;
+  std::uint64_t tombstone_ns = 24ULL * 3600 * 1'000'000'000;
+};
+
+// What a session asks of the actor around it, in order.
+
+struct Reply {
+  Peer peer;
+  Message message;
+};
+/// A valid, new stream: tokenize, admit, then `accepted` or `refused`.
+struct Start {
+  Peer peer;
+  Submit submit;
+};
+/// Its owner said so.
+struct Stop {
+  StreamId stream{};
+  std::uint64_t epoch = 0;
+};
+/// For the stream's keeper: replay, follow or acknowledge.
+struct Follow {
+  Peer peer;
+  std::variant<Attach, Ack> message;
+  bool owner = false;  ///< the peer proved that it owns the stream
+};
+struct AskStats {
+  Peer peer;
+};
+struct AskHealth {
+  Peer peer;
+};
+
+using SessionAction = std::variant<Reply, Start, Stop, Follow, AskStats, AskHealth>;
+
+/// Decides what a client's message means. One thread; time is an argument.
+class Session {
+ public:
+  explicit Session(SessionConfig config);
+  ~Session();
+
+  std::vector<SessionAction> on_message(const Peer& peer, Message message, std::uint64_t now_ns);
+
+  /// The engine took the stream. Its keeper tells the owner (so that `accepted` precedes the first
+  /// chunk); the session answers whoever submits the same again, also while it was undecided.
+  std::vector<SessionAction> on_accepted(const Accepted& accepted, std::uint64_t now_ns);
+
+  /// The engine or tokenizer refused: the stream id is free again.
+  std::vector<SessionAction> on_refused(const StreamId& stream, std::uint64_t epoch, Error why,
+                                        std::uint64_t now_ns);
+
+  /// The stream's terminal went out; from here on it is a tombstone.
+  void on_finished(const StreamId& stream, std::uint64_t now_ns);
+
+  /// Node stops taking work: new submits get `unavailable`.
+  void drain();
+
+  std::uint32_t open_streams() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace sluice::transport

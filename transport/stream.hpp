@@ -1,0 +1,69 @@
+#pragma once
+// One stream as its keeper sees it: the log, who follows it, what each was sent and has. Pure.
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/stream_log.hpp"
+#include "transport/protocol.hpp"
+#include "transport/session.hpp"
+
+namespace sluice::transport {
+
+struct StreamConfig {
+  std::uint32_t window_tokens = 1024;          ///< unacknowledged tokens at which live chunks pause
+  std::uint32_t chunk_tokens_max = 512;        ///< of a replayed chunk
+  std::uint64_t resend_ns = 500'000'000;       ///< a terminal is repeated until acknowledged
+  std::uint64_t retention_ns = 60'000'000'000; ///< log and terminal are kept this long after the end
+  std::uint64_t grace_ns = 10'000'000'000;     ///< with no follower left, an unfinished stream goes on
+};
+
+/// One frame to send: to a peer, or, without one, to the stream's subscribers.
+struct Delivery {
+  std::optional<Peer> peer;
+  std::shared_ptr<const std::string> frame;  ///< encoded once, shared by all receivers
+};
+
+class StreamState {
+ public:
+  /// `owner` follows from the start. `choices` logs, each with its first link.
+  StreamState(StreamId id, std::uint64_t epoch, Peer owner,
+              std::vector<engine::ChainHash> starts, StreamConfig config, std::uint64_t now_ns);
+  ~StreamState();
+  StreamState(StreamState&&) noexcept;
+  StreamState& operator=(StreamState&&) noexcept;
+
+  /// New tokens of a choice and the text they released: to subscribers at once, to peers as their
+  /// windows allow. Text without tokens is a tail.
+  void append(std::uint32_t choice, std::span<const Token> tokens, std::string text,
+              std::vector<std::vector<engine::TokenLogprob>> logprobs, std::uint64_t now_ns,
+              std::vector<Delivery>& out);
+
+  /// The one terminal: Done or Failed. Follows the last chunk.
+  void finish(Message terminal, std::uint64_t now_ns, std::vector<Delivery>& out);
+
+  void on_attach(const Peer& peer, const Attach& attach, bool owner, std::uint64_t now_ns,
+                 std::vector<Delivery>& out);
+  void on_ack(const Peer& peer, const Ack& ack, bool owner, std::uint64_t now_ns,
+              std::vector<Delivery>& out);
+  void on_lost(const Peer& peer, std::uint64_t now_ns);
+
+  struct Verdict {
+    bool abandoned = false;  ///< nobody followed for the grace time: cancel the sequence
+    bool expired = false;    ///< finished, and retention is over or the owner has everything
+    std::optional<std::uint64_t> next_tick_ns;  ///< when `tick` has something to do
+  };
+  /// Repeats an unacknowledged terminal, judges grace and retention.
+  Verdict tick(std::uint64_t now_ns, std::vector<Delivery>& out);
+
+  std::size_t memory_bytes() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace sluice::transport
