@@ -9,7 +9,7 @@
 
 #include "kernels/backend.hpp"
 #include "kernels/core.hpp"
-#include "transport/endpoint.hpp"
+#include "transport/endpoint_config.hpp"
 #include "transport/stream.hpp"
 
 namespace zmq {
@@ -28,13 +28,13 @@ struct SiteConfig {
 };
 
 struct EngineConfig {
-  std::string name;                  ///< what `submit.model` picks; empty: the file's name without ending
+  std::string name;                  ///< what `submit.model` picks; empty: the file's own name
   std::string model;                 ///< path of a GGUF file
   std::string backend = "auto";      ///< auto, cpu
   std::uint32_t threads = 0;         ///< 0: one a core
   std::uint32_t slots = 64;          ///< sequences running at once
   std::uint32_t context_tokens = 0;  ///< 0: the model's own, as far as the KV pool holds one
-  std::uint64_t kv_bytes = 0;        ///< KV pool; 0: slots x context, at most a quarter of free memory
+  std::uint64_t kv_bytes = 0;        ///< KV pool; 0: slots x context, at most 1/4 of free memory
   std::uint32_t step_rows = 512;     ///< rows of a step
   std::uint32_t queue = 1024;        ///< waiting requests; beyond: `overloaded`
   std::string chat_format;           ///< overrides what the file's template is recognised as
@@ -51,7 +51,7 @@ struct NodeConfig {
   std::string log_level = "info";     ///< trace, debug, info, warn, error, off
   std::string log_file;               ///< empty: stderr
   bool log_prompts = false;           ///< for debugging only
-  /// Makes an engine's backend; empty: by `EngineConfig::backend`. Benches and tests pass their own.
+  /// Makes an engine's backend; empty: by `EngineConfig::backend`. Benches and tests pass one.
   std::function<Result<std::unique_ptr<kernels::Backend>>(const EngineConfig&,
                                                           kernels::Completion)> make_backend;
 };

@@ -3,10 +3,11 @@ set(SLUICE_SANITIZE "" CACHE STRING "Sanitizers for every target, e.g. address,u
 
 add_library(sluice_options INTERFACE)
 target_include_directories(sluice_options INTERFACE ${CMAKE_SOURCE_DIR})
-target_compile_options(sluice_options INTERFACE -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion
-  -Wnon-virtual-dtor -Werror -ffp-contract=off)
+target_compile_options(sluice_options INTERFACE -Wall -Wextra -Wshadow -Wconversion
+  -Wno-sign-conversion -Wnon-virtual-dtor -Werror -ffp-contract=off)
 if(SLUICE_SANITIZE)
-  target_compile_options(sluice_options INTERFACE -fsanitize=${SLUICE_SANITIZE} -fno-omit-frame-pointer -g1)
+  target_compile_options(sluice_options INTERFACE -fsanitize=${SLUICE_SANITIZE}
+    -fno-omit-frame-pointer -g1)
   target_link_options(sluice_options INTERFACE -fsanitize=${SLUICE_SANITIZE})
   if(SLUICE_SANITIZE MATCHES undefined)
     target_compile_options(sluice_options INTERFACE -fno-sanitize-recover=undefined)
@@ -23,7 +24,8 @@ function(sluice_library folder)
     return()
   endif()
   add_library(sluice_${folder} STATIC ${sources})
-  target_link_libraries(sluice_${folder} PUBLIC sluice_options ${arg_PUBLIC} PRIVATE ${arg_PRIVATE})
+  target_link_libraries(sluice_${folder} PUBLIC sluice_options ${arg_PUBLIC}
+    PRIVATE ${arg_PRIVATE})
 endfunction()
 
 # sluice_program(folder NAME binary LINK libs...)
@@ -38,8 +40,18 @@ function(sluice_program folder)
   target_link_libraries(${arg_NAME} PRIVATE sluice_options ${arg_LINK})
 endfunction()
 
-# sluice_tests(folder LINK libs...): tests/<folder>/*.cpp as one Boost.Test binary, a ctest entry a file
-# (each file is one BOOST_AUTO_TEST_SUITE named after it).
+# What every sanitized test runs with; processes that a test starts inherit it.
+set(tsan_options halt_on_error=1:second_deadlock_stack=1)
+if(EXISTS ${CMAKE_SOURCE_DIR}/tests/tsan.supp)
+  string(APPEND tsan_options :suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp)
+endif()
+set(SLUICE_TEST_ENVIRONMENT
+  ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:check_initialization_order=1
+  UBSAN_OPTIONS=print_stacktrace=1
+  TSAN_OPTIONS=${tsan_options})
+
+# sluice_tests(folder LINK libs...): tests/<folder>/*.cpp as one Boost.Test binary, a ctest entry a
+# file (each file is one BOOST_AUTO_TEST_SUITE named after it).
 function(sluice_tests folder)
   cmake_parse_arguments(arg "" "" "LINK" ${ARGN})
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/${folder}/*.cpp)
@@ -50,11 +62,14 @@ function(sluice_tests folder)
   target_compile_definitions(test_${folder} PRIVATE
     SLUICE_FIXTURES="${CMAKE_SOURCE_DIR}/tests/fixtures" SLUICE_MODELS="${CMAKE_SOURCE_DIR}/models"
     SLUICE_BINARY="${CMAKE_BINARY_DIR}/sluice" BOOST_TEST_DYN_LINK)
-  target_link_libraries(test_${folder} PRIVATE sluice_options Boost::unit_test_framework ${arg_LINK})
+  target_link_libraries(test_${folder}
+    PRIVATE sluice_options Boost::unit_test_framework ${arg_LINK})
   foreach(source ${sources})
     get_filename_component(suite ${source} NAME_WE)
-    add_test(NAME ${folder}/${suite} COMMAND test_${folder} --run_test=${suite} --catch_system_errors=no)
-    set_tests_properties(${folder}/${suite} PROPERTIES TIMEOUT 300)
+    add_test(NAME ${folder}/${suite}
+      COMMAND test_${folder} --run_test=${suite} --catch_system_errors=no)
+    set_tests_properties(${folder}/${suite} PROPERTIES
+      TIMEOUT 300 ENVIRONMENT "${SLUICE_TEST_ENVIRONMENT}")
   endforeach()
 endfunction()
 

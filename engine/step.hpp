@@ -28,7 +28,7 @@ struct Request {
   std::vector<Token> prompt;
   std::vector<Token> resumed;      ///< tokens already generated elsewhere: continue after them
   SamplingParams sampling;         ///< `stop_tokens` is empty when end tokens are ignored
-  std::uint32_t max_tokens = 0;    ///< new tokens at most, resumed ones counted; 0: to the context's end
+  std::uint32_t max_tokens = 0;    ///< new tokens, resumed ones counted; 0: to the context's end
   std::vector<std::string> stops;  ///< strings that end the text; they are not part of it
   std::int32_t priority = 0;       ///< higher first
   std::optional<Nanoseconds> deadline;

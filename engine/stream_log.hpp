@@ -1,5 +1,5 @@
 #pragma once
-// One stream's output so far, chained and numbered: what chunks, replays and resumptions are cut from.
+// One stream's output so far, chained and numbered: chunks, replays, resumptions are cut from it.
 
 #include <array>
 #include <cstdint>

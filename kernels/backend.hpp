@@ -95,7 +95,7 @@ struct RopeStore {
   float magnitude = 1.0F;      ///< multiplies cos and sin (YaRN's attention factor)
 };
 
-/// out[r][h] = softmax(scale * q[h] . K[kv(h)]) V[kv(h)] over positions 0..p(r), keys in position order
+/// out[r][h] = softmax(scale * q[h] . K[kv(h)]) V[kv(h)] over positions 0..p(r), in their order
 struct Attention {
   Buffer qkv;
   HeadShape shape;
@@ -175,7 +175,7 @@ struct Mask {
 };
 
 /// A device that runs programs. Calls come from one thread (the executor's); no call waits for the
-/// device except `record`, `allocate`, `read` and the destructor, which finishes what was submitted.
+/// device except `record`, `allocate`, `read` and the destructor, which finishes what is submitted.
 class Backend {
  public:
   virtual ~Backend() = default;

@@ -7,7 +7,7 @@
 #include "kernels/core.hpp"
 
 // The block layouts are ggml's (the GGUF specification's "tensor types"). Each value is computed by
-// the same float32 operations in the same order as the Python package `gguf`, so it agrees to the bit.
+// the same float32 operations in the same order as the Python package `gguf`: equal to the bit.
 
 namespace sluice::kernels {
 namespace {
@@ -88,7 +88,7 @@ struct ScaleMin {
   int min;
 };
 
-/// Group j of 8: 6-bit scale and minimum. The first four of each lie whole in bytes 0..7; the others
+/// Group j of 8: 6-bit scale and minimum. The first four lie whole in bytes 0..7; the others
 /// keep their low 4 bits in bytes 8..11 and their high 2 bits on top of the first eight bytes.
 ScaleMin scale_min(Bytes packed, int j) {
   if (j < 4) return {packed[j] & 0x3F, packed[j + 4] & 0x3F};

@@ -23,7 +23,7 @@ enum class ChatFormat : std::uint8_t { chatml, llama2, llama3, gemma, mistral, z
 
 struct ChatTemplate {
   ChatFormat format = ChatFormat::chatml;
-  std::string default_system;  ///< what the checkpoint's template adds when no system message is given
+  std::string default_system;  ///< added by the checkpoint's template when no system message is
 };
 
 std::string_view to_string(ChatFormat format);

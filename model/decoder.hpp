@@ -31,7 +31,7 @@ struct Decoder {
 Result<Decoder> load_decoder(const GgufFile& file, const ModelConfig& config,
                              kernels::Backend& backend, const Progress& progress);
 
-/// SHA-256 of the weights' format, names, shapes and of their bytes: the weights' part of the numerics id.
+/// SHA-256 of the weights' format, names, shapes and of their bytes: part of the numerics id.
 /// Large tensors are sampled: 64 KiB at each of 16 fixed places, so that start stays fast.
 std::string weights_fingerprint(const GgufFile& file);
 

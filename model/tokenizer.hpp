@@ -20,9 +20,9 @@ class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
-  /// Ids of `text`. Special tokens' spellings are recognised only when `parse_special`; user text is
-  /// encoded without, templates with. No begin-of-text token is added. Bytes that are no UTF-8 are
-  /// encoded as the reference implementations do.
+  /// Ids of `text`. Special tokens' spellings are recognised only when `parse_special`; user text
+  /// is encoded without, templates with. No begin-of-text token is added. Bytes that are no UTF-8
+  /// are encoded as the reference implementations do.
   virtual std::vector<Token> encode(std::string_view text, bool parse_special) const = 0;
 
   /// The bytes this token adds to a text: may be part of a UTF-8 character. Control tokens give "".

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "transport/endpoint_config.hpp"
 #include "transport/protocol.hpp"
 #include "transport/session.hpp"
 
@@ -14,15 +15,6 @@ class context_t;
 }
 
 namespace sluice::transport {
-
-struct EndpointConfig {
-  std::string listen = "tcp://127.0.0.1:0";  ///< ROUTER; tcp, ipc or inproc
-  std::string publish;                       ///< XPUB; empty: derived (tcp: a free port; else + ".pub")
-  Limits limits;
-  std::uint32_t send_queue_messages = 8192;  ///< high-water mark a connection
-  std::uint32_t subscriptions_max = 65536;   ///< of streams not there yet and there, together
-  std::uint32_t heartbeat_ms = 2000;         ///< a silent connection is lost after three of these
-};
 
 /// Counters of the I/O thread; readable from any thread.
 struct EndpointStats {

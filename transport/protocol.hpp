@@ -113,7 +113,7 @@ struct Done {
   StreamId stream{};
   std::uint64_t epoch = 0;
   std::vector<engine::FinishReason> finish;  ///< per choice: stop, length or cancelled
-  std::vector<std::uint32_t> tokens;         ///< per choice: how many, so that a gap at the end shows
+  std::vector<std::uint32_t> tokens;         ///< per choice, so that a gap at the end shows
   Receipt receipt;
 };
 

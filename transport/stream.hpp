@@ -17,8 +17,8 @@ struct StreamConfig {
   std::uint32_t window_tokens = 1024;          ///< unacknowledged tokens at which live chunks pause
   std::uint32_t chunk_tokens_max = 512;        ///< of a replayed chunk
   std::uint64_t resend_ns = 500'000'000;       ///< a terminal is repeated until acknowledged
-  std::uint64_t retention_ns = 60'000'000'000; ///< log and terminal are kept this long after the end
-  std::uint64_t grace_ns = 10'000'000'000;     ///< with no follower left, an unfinished stream goes on
+  std::uint64_t retention_ns = 60'000'000'000; ///< log and terminal are kept so long after the end
+  std::uint64_t grace_ns = 10'000'000'000;     ///< an unfinished stream outlives its last follower
 };
 
 /// One frame to send: to a peer, or, without one, to the stream's subscribers.

@@ -1,0 +1,20 @@
+#pragma once
+// What can be set about a node's client side: apart from the endpoint, which few may include.
+
+#include <cstdint>
+#include <string>
+
+#include "transport/protocol.hpp"
+
+namespace sluice::transport {
+
+struct EndpointConfig {
+  std::string listen = "tcp://127.0.0.1:0";  ///< ROUTER; tcp, ipc or inproc
+  std::string publish;  ///< XPUB; empty: derived (tcp: a free port; else + ".pub")
+  Limits limits;
+  std::uint32_t send_queue_messages = 8192;  ///< high-water mark a connection
+  std::uint32_t subscriptions_max = 65536;   ///< of streams not there yet and there, together
+  std::uint32_t heartbeat_ms = 2000;         ///< a silent connection is lost after three of these
+};
+
+}  // namespace sluice::transport
