@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# What is longer than the gate: every suite under every sanitizer, ten minutes of each fuzzer, the
+# long simulations. Goes on after a failure; its result and date go to docs/nightly.md.
+#   scripts/nightly.sh [--fuzz-seconds N]
+set -uo pipefail
+# shellcheck source=scripts/steps.sh
+. "$(dirname "$0")/steps.sh"
+
+fuzz_seconds=600
+case ${1:-} in
+  '') ;;
+  --fuzz-seconds) fuzz_seconds=${2:?how many} ;;
+  *) sed -n '2,4s/^# \{0,1\}//p' "$0"; [[ $1 == --help ]] && exit 0 || exit 2 ;;
+esac
+
+rows=()
+failures=0
+# part NAME COMMAND...: a step that is noted down, whatever comes of it.
+part() {
+  local name=$1 began=$SECONDS result=ok
+  shift
+  (step "$name" "see docs/nightly.md for the step, its log for the output" "$@") || {
+    result=FAILED
+    failures=$((failures + 1))
+  }
+  rows+=("| $name | $result | $((SECONDS - began)) s |")
+}
+
+part setup scripts/setup.sh --tests
+part model scripts/fetch-model.sh
+for preset in release debug asan-ubsan tsan; do
+  part "build $preset" build_preset "$preset"
+  part "test $preset" test_preset "$preset"
+done
+mapfile -t names < <(fuzzers)
+if ((${#names[@]})); then
+  part "build fuzz" build_preset fuzz "${names[@]/#/fuzz_}"
+  for name in "${names[@]}"; do
+    part "fuzz $name" run_fuzzer "$name" "$fuzz_seconds"
+  done
+fi
+if [[ -x build/release/test_simulate ]]; then
+  part "long simulations" build/release/test_simulate -- --long
+fi
+
+mkdir -p docs
+{
+  echo "# Last nightly run"
+  echo
+  echo "Written by \`scripts/nightly.sh\` on $(date -u +%Y-%m-%d) at commit" \
+    "$(git rev-parse --short HEAD),"
+  echo "$(nproc) cores of $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)," \
+    "fuzzers $fuzz_seconds s each, $((SECONDS / 60)) minutes in all, $failures failures."
+  echo
+  echo "| step | result | time |"
+  echo "|---|---|---|"
+  printf '%s\n' "${rows[@]}"
+} >docs/nightly.md
+echo "wrote docs/nightly.md: $failures failures"
+exit $((failures > 0))
