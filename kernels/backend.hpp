@@ -168,7 +168,7 @@ struct DeviceInfo {
 /// Called once per ticket, in ticket order, on a thread of the backend's; must not block.
 using Completion = std::function<void(StepResult&&)>;
 
-/// Which tokens a held-back row may draw: bit t of word t/64. One entry a slot.
+/// Which tokens a held-back row may draw: bit t of word t/64; empty: any. One entry a slot.
 struct Mask {
   SlotRef slot;
   std::vector<std::uint64_t> allowed;
@@ -196,7 +196,8 @@ class Backend {
   virtual void submit(ProgramId program, Ticket ticket, Batch batch) = 0;
 
   /// Second half of a step submitted with `sample_now == false`; the ticket's completion comes
-  /// after this. Rows without a mask sit out, their logits kept in the slot for a later call.
+  /// after this. Rows without a mask sit out, their logits kept in the slot for a later call, whose
+  /// result then names them after the slots of its own batch.
   virtual void sample(Ticket ticket, std::vector<Mask> masks) = 0;
 
   /// Copies the first out.size() floats of a buffer as the last step left it. For tests: waits.

@@ -3,7 +3,7 @@
 // this one plain struct (design section 6.2). A plan carries only what changed.
 
 #include <cstdint>
-#include <limits>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -92,6 +92,9 @@ struct SlotTokens {
   std::vector<Token> tokens;  ///< 0..k new tokens, so that speculation fits later
   /// Per new token, if asked: its own logprob first, then the best, highest first.
   std::vector<std::vector<TokenLogprob>> logprobs;
+  /// Instead of a token: every logit is NaN or no token is allowed (`internal`). The slot then
+  /// yields nothing more; rows already planned for it run and report the same error.
+  std::optional<Error> error;
 };
 
 struct StepResult {
