@@ -1,8 +1,10 @@
 #pragma once
 // What passes between the scheduler and the rest: requests in, plans and events out. Plain data.
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -29,12 +31,22 @@ struct Request {
   std::vector<Token> resumed;      ///< tokens already generated elsewhere: continue after them
   SamplingParams sampling;         ///< `stop_tokens` is empty when end tokens are ignored
   std::uint32_t max_tokens = 0;    ///< new tokens, resumed ones counted; 0: to the context's end
-  std::vector<std::string> stops;  ///< strings that end the text; they are not part of it
+  std::vector<std::string> stops;  ///< UTF-8 strings that end the text; they are not part of it
+  /// The output continues the prompt's text, so that a leading space is part of it. False for an
+  /// answer in a chat, where it is a vocabulary's dummy prefix (Tokenizer::drops_leading_space).
+  bool continues_text = false;
   std::int32_t priority = 0;       ///< higher first
   std::optional<Nanoseconds> deadline;
 };
 
 enum class FinishReason : std::uint8_t { none, stop, length, cancelled, error };
+
+/// Whether token number `index` of an output is the stop token that ends it. Such a token is the
+/// last of the sequence's `tokens` (the chain covers it, usage counts it) and adds no text.
+inline bool ends_sequence(std::span<const Token> stop_tokens, std::uint32_t min_tokens,
+                          std::uint32_t index, Token token) {
+  return index >= min_tokens && std::ranges::find(stop_tokens, token) != stop_tokens.end();
+}
 
 /// One planned step: run `batch`, answer with the ticket.
 struct StepPlan {
