@@ -36,6 +36,8 @@ struct Hello {
   std::uint32_t version_min = protocol_version;
   std::uint32_t version_max = protocol_version;
   std::string client;  ///< name and version, for logs
+
+  bool operator==(const Hello&) const = default;
 };
 
 struct ModelInfo {
@@ -45,6 +47,8 @@ struct ModelInfo {
   std::string chat_format;  ///< empty: the model takes no chat messages
   std::uint32_t context_tokens = 0;
   std::uint32_t vocabulary = 0;
+
+  bool operator==(const ModelInfo&) const = default;
 };
 
 struct Welcome {
@@ -55,6 +59,8 @@ struct Welcome {
   std::vector<ModelInfo> models;
   std::uint32_t frame_bytes_max = 0;
   std::uint32_t window_tokens = 0;
+
+  bool operator==(const Welcome&) const = default;
 };
 
 struct Submit {
@@ -75,6 +81,8 @@ struct Submit {
   std::vector<std::uint64_t> resume_text_bytes;   ///< per choice: text already held
   std::string resume_numerics;      ///< numerics id that made them
   bool allow_inexact = false;
+
+  bool operator==(const Submit&) const = default;
 };
 
 struct Accepted {
@@ -83,6 +91,8 @@ struct Accepted {
   std::string numerics;
   std::uint32_t prompt_tokens = 0;
   engine::ChainHash chain{};  ///< the link before token 0
+
+  bool operator==(const Accepted&) const = default;
 };
 
 struct Chunk {
@@ -107,14 +117,19 @@ struct Receipt {
   std::uint32_t prompt_tokens = 0;
   std::uint32_t cached_tokens = 0;
   std::uint32_t completion_tokens = 0;
+
+  bool operator==(const Receipt&) const = default;
 };
 
 struct Done {
   StreamId stream{};
   std::uint64_t epoch = 0;
   std::vector<engine::FinishReason> finish;  ///< per choice: stop, length or cancelled
-  std::vector<std::uint32_t> tokens;         ///< per choice, so that a gap at the end shows
+  std::vector<std::uint32_t> tokens;      ///< per choice, so that a gap at the end shows
+  std::vector<std::uint64_t> text_bytes;  ///< per choice: length of the whole text, likewise
   Receipt receipt;
+
+  bool operator==(const Done&) const = default;
 };
 
 /// A typed refusal or failure. Without a stream it answers a message that named none.
@@ -128,13 +143,19 @@ struct Cancel {
   StreamId stream{};
   OwnerSecret owner{};
   std::uint64_t epoch = 0;
+
+  bool operator==(const Cancel&) const = default;
 };
 
+/// From a reader it is also the acknowledgement of everything below `index`.
 struct Attach {
   StreamId stream{};
+  OwnerSecret owner{};      ///< all zero: a reader, who can neither acknowledge nor cancel
   std::uint32_t choice = 0;
   std::uint32_t index = 0;  ///< next token wanted
   bool live = true;         ///< go on with what comes; else only what the log holds
+
+  bool operator==(const Attach&) const = default;
 };
 
 struct Ack {
@@ -143,18 +164,28 @@ struct Ack {
   std::uint32_t choice = 0;
   std::uint32_t index = 0;  ///< tokens held: everything below
   bool terminal = false;    ///< the terminal is held too
+
+  bool operator==(const Ack&) const = default;
 };
 
-struct StatsRequest {};
+struct StatsRequest {
+  bool operator==(const StatsRequest&) const = default;
+};
 /// Counters and gauges by dotted name, e.g. "engine.tokens".
 struct Stats {
   std::vector<std::pair<std::string, double>> values;  ///< sorted by name
+
+  bool operator==(const Stats&) const = default;
 };
 
-struct HealthRequest {};
+struct HealthRequest {
+  bool operator==(const HealthRequest&) const = default;
+};
 struct Health {
   bool ready = false;
   std::string why;  ///< empty when ready
+
+  bool operator==(const Health&) const = default;
 };
 
 using Message = std::variant<Hello, Welcome, Submit, Accepted, Chunk, Done, Failed, Cancel, Attach,
@@ -164,13 +195,21 @@ using Message = std::variant<Hello, Welcome, Submit, Accepted, Chunk, Done, Fail
 struct Limits {
   std::size_t frame_bytes_max = std::size_t{8} << 20;
   std::uint32_t depth_max = 8;
+  std::uint32_t map_keys_max = 64;         ///< of a message and of the maps in it
   std::uint32_t tokens_max = 1U << 20;
   std::uint32_t text_bytes_max = 4U << 20;
   std::uint32_t chat_messages_max = 4096;
   std::uint32_t stops_max = 16;
   std::uint32_t stop_bytes_max = 256;
+  std::uint32_t stop_tokens_max = 1024;
   std::uint32_t logit_bias_max = 1024;
+  std::uint32_t choices_max = 16;
+  std::uint32_t logprobs_max = 20;
+  std::uint32_t jurisdictions_max = 64;
+  std::uint32_t models_max = 1024;         ///< of a welcome
+  std::uint32_t values_max = 65536;        ///< of a stats answer
   std::uint32_t name_bytes_max = 256;
+  std::uint32_t explanation_bytes_max = 4096;  ///< an error's message, a health's why
 };
 
 /// One msgpack frame.
@@ -180,8 +219,18 @@ std::string encode(const Message& message);
 /// `unsupported` (unknown type). Unknown keys are ignored; trailing bytes are not.
 Result<Message> decode(std::string_view frame, const Limits& limits);
 
-/// The stream a frame seems to be about, as far as it can be told from a frame that did not decode.
-std::optional<StreamId> stream_of(std::string_view frame, const Limits& limits);
+/// What a frame seems to be about, as far as it can be told from one that did not decode.
+struct Subject {
+  std::optional<StreamId> stream;
+  std::uint64_t epoch = 0;
+};
+Subject subject_of(std::string_view frame, const Limits& limits);
+
+/// The reason's name on the wire, e.g. "stop".
+std::string_view to_string(engine::FinishReason reason);
+
+/// Whether `text` is well-formed UTF-8: no overlong forms, surrogates or values above U+10FFFF.
+bool valid_utf8(std::string_view text);
 
 std::string to_hex(std::span<const std::uint8_t> bytes);
 std::optional<StreamId> stream_from_hex(std::string_view hex);
