@@ -16,6 +16,7 @@ struct ClientEvent {
   std::vector<Token> tokens;
   std::string text;
   std::vector<std::vector<engine::TokenLogprob>> logprobs;
+  engine::ChainHash chain{};  ///< with tokens: the link after the last of them, verified
   std::optional<Accepted> accepted;
   std::optional<Done> done;
   std::optional<Failed> failed;
