@@ -33,14 +33,19 @@ struct GgufTensor {
   kernels::HostTensor matrix() const;
 };
 
-/// Read-only, mapped; views into it live as long as it does. Any thread.
+/// Read-only, mapped; views into it live as long as it does. Any thread. Everything in it was
+/// checked against the file's size: a tensor's `data` is exactly its shape's bytes, aligned to at
+/// least 8 within the file, apart from every other's; `shape` has 1 to 4 dimensions, none zero,
+/// whole blocks in a row, rows and columns below 2^32. Keys and names are unique and not empty.
+/// A mapped file that somebody truncates later raises SIGBUS where it is read: replace a model
+/// file by renaming, never by writing into it.
 class GgufFile {
  public:
   /// `io` when the file cannot be opened or mapped; `bad_file` names what is truncated, oversized,
   /// overlapping, misaligned or inconsistent; `unsupported` names a version, byte order or format.
   static Result<std::shared_ptr<const GgufFile>> open(const std::string& path);
 
-  /// Parses bytes that somebody else keeps alive: what the fuzzer calls.
+  /// Parses bytes that somebody else keeps alive: what tests and the fuzzer call.
   static Result<std::shared_ptr<const GgufFile>> parse(std::span<const std::byte> bytes,
                                                        std::string name);
 
@@ -58,7 +63,8 @@ class GgufFile {
   const GgufValue* find(std::string_view key) const;
   const GgufTensor* find_tensor(std::string_view name) const;
 
-  /// Typed look-ups: absent is `bad_file` naming the key; the wrong type too.
+  /// Typed look-ups: absent is `bad_file` naming the key; the wrong type too. A signed integer that
+  /// is not negative passes as unsigned.
   Result<std::uint64_t> unsigned_value(std::string_view key) const;
   Result<double> float_value(std::string_view key) const;
   Result<std::string_view> string_value(std::string_view key) const;
@@ -67,8 +73,13 @@ class GgufFile {
   GgufFile(const GgufFile&) = delete;
   GgufFile& operator=(const GgufFile&) = delete;
 
- private:
   struct State;
+
+ private:
+  static Result<std::shared_ptr<const GgufFile>> parse(std::unique_ptr<State> state);
+  Result<const GgufValue*> need(std::string_view key, std::string_view expected) const;
+  tl::unexpected<Error> wrong_type(std::string_view key, const GgufValue& value,
+                                   std::string_view expected) const;
   explicit GgufFile(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;
 };
