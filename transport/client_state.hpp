@@ -24,10 +24,13 @@ struct ClientEvent {
 
 class ClientStream {
  public:
-  /// For the stream's owner: follows what it submitted.
-  explicit ClientStream(const Submit& submit);
-  /// For a reader: follows from token `from` on, without the right to acknowledge.
-  ClientStream(StreamId stream, std::uint32_t from);
+  /// For the stream's owner: follows what it submitted. `window_tokens` is the welcome's: acks go
+  /// out well before the sender would pause.
+  explicit ClientStream(const Submit& submit, std::uint32_t window_tokens = 1024);
+  /// For a reader: follows from token `from` on, without the right to acknowledge. `subscribed`:
+  /// live chunks come from the publisher, so that only what is missing is asked for.
+  ClientStream(StreamId stream, std::uint32_t from, bool subscribed = false,
+               std::uint32_t window_tokens = 1024);
   ~ClientStream();
 
   /// Takes a message about this stream; appends what to send (acks, attaches) and what to hand on.
@@ -35,10 +38,10 @@ class ClientStream {
   void on_message(const Message& message, std::uint64_t now_ns, std::vector<Message>& send,
                   std::vector<ClientEvent>& events);
 
-  /// The connection came back: asks for what is missing.
+  /// The connection is there, for the first time or again: submits, or asks for what is missing.
   void on_connected(std::uint64_t now_ns, std::vector<Message>& send);
 
-  /// Nothing came for a while: asks again.
+  /// To be called every second or so. When nothing came for a while, asks again.
   void tick(std::uint64_t now_ns, std::vector<Message>& send);
 
   bool ended() const;

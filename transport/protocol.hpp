@@ -125,9 +125,9 @@ struct Done {
   StreamId stream{};
   std::uint64_t epoch = 0;
   std::vector<engine::FinishReason> finish;  ///< per choice: stop, length or cancelled
-  std::vector<std::uint32_t> tokens;      ///< per choice, so that a gap at the end shows
-  std::vector<std::uint64_t> text_bytes;  ///< per choice: length of the whole text, likewise
+  std::vector<std::uint32_t> tokens;         ///< per choice, so that a gap at the end shows
   Receipt receipt;
+  std::vector<std::uint64_t> text_bytes{};  ///< per choice: length of the whole text, likewise
 
   bool operator==(const Done&) const = default;
 };
@@ -147,10 +147,9 @@ struct Cancel {
   bool operator==(const Cancel&) const = default;
 };
 
-/// From a reader it is also the acknowledgement of everything below `index`.
 struct Attach {
   StreamId stream{};
-  OwnerSecret owner{};      ///< all zero: a reader, who can neither acknowledge nor cancel
+  OwnerSecret owner{};      ///< all zero: a reader
   std::uint32_t choice = 0;
   std::uint32_t index = 0;  ///< next token wanted
   bool live = true;         ///< go on with what comes; else only what the log holds
@@ -158,12 +157,13 @@ struct Attach {
   bool operator==(const Attach&) const = default;
 };
 
+/// Opens the flow window of the connection that sends it; the owner's ends the retention too.
 struct Ack {
   StreamId stream{};
-  OwnerSecret owner{};
+  OwnerSecret owner{};      ///< all zero: a reader
   std::uint32_t choice = 0;
   std::uint32_t index = 0;  ///< tokens held: everything below
-  bool terminal = false;    ///< the terminal is held too
+  bool terminal = false;    ///< the terminal is held too; only the owner's counts
 
   bool operator==(const Ack&) const = default;
 };

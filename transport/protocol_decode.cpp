@@ -234,7 +234,7 @@ void read(Reader& in, Attach& m) {
 
 void read(Reader& in, Ack& m) {
   in.name16("stream", m.stream);
-  in.name16("owner", m.owner);
+  in.bytes16("owner", m.owner);
   in.integer("choice", m.choice);
   in.integer("index", m.index, Need::required);
   in.boolean("terminal", m.terminal);

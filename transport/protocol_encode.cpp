@@ -284,7 +284,7 @@ void write(Map& map, Sink&, const Ack& m) {
   static const Ack none;
   map.put("type", "ack");
   map.put("stream", m.stream);
-  map.put("owner", m.owner);
+  map.option("owner", m.owner, none.owner);
   map.option("choice", m.choice, none.choice);
   map.put("index", m.index);
   map.option("terminal", m.terminal, none.terminal);

@@ -1,5 +1,6 @@
 #pragma once
-// What a front knows of its clients: who greeted, who owns which stream, what was answered. Pure.
+// What a front knows of its streams: who owns which, and what was answered. Pure. Of connections it
+// knows nothing: they come and go, and whoever holds the owner's secret is the owner.
 
 #include <cstdint>
 #include <memory>
@@ -18,7 +19,8 @@ using Peer = std::string;
 struct SessionConfig {
   Welcome welcome;                                  ///< what a hello is answered with
   std::uint32_t streams_max = 4096;                 ///< unfinished ones; beyond: `overloaded`
-  std::uint32_t tombstones_max = 65536;
+  std::uint32_t overloaded_retry_ms = 250;          ///< the hint given with it
+  std::uint32_t tombstones_max = 65536;             ///< finished ones still answered for
   std::uint64_t tombstone_ns = 24ULL * 3600 * 1'000'000'000;
 };
 
@@ -33,12 +35,13 @@ struct Start {
   Peer peer;
   Submit submit;
 };
-/// Its owner said so.
+/// Its owner said so, or resubmitted it under a higher epoch.
 struct Stop {
   StreamId stream{};
   std::uint64_t epoch = 0;
 };
-/// For the stream's keeper: replay, follow or acknowledge.
+/// For the stream's keeper: replay, follow or acknowledge. When the keeper has dropped the stream,
+/// an attach is answered `gone` and an ack is not answered.
 struct Follow {
   Peer peer;
   std::variant<Attach, Ack> message;
@@ -62,7 +65,8 @@ class Session {
   std::vector<SessionAction> on_message(const Peer& peer, Message message, std::uint64_t now_ns);
 
   /// The engine took the stream. Its keeper tells the owner (so that `accepted` precedes the first
-  /// chunk); the session answers whoever submits the same again, also while it was undecided.
+  /// chunk); the session answers whoever submits the same again, also while it was undecided, and
+  /// hands on who wanted to attach meanwhile.
   std::vector<SessionAction> on_accepted(const Accepted& accepted, std::uint64_t now_ns);
 
   /// The engine or tokenizer refused: the stream id is free again.
@@ -70,7 +74,7 @@ class Session {
                                         std::uint64_t now_ns);
 
   /// The stream's terminal went out; from here on it is a tombstone.
-  void on_finished(const StreamId& stream, std::uint64_t now_ns);
+  void on_finished(const StreamId& stream, std::uint64_t epoch, std::uint64_t now_ns);
 
   /// Node stops taking work: new submits get `unavailable`.
   void drain();

@@ -19,6 +19,8 @@ struct StreamConfig {
   std::uint64_t resend_ns = 500'000'000;       ///< a terminal is repeated until acknowledged
   std::uint64_t retention_ns = 60'000'000'000; ///< log and terminal are kept so long after the end
   std::uint64_t grace_ns = 10'000'000'000;     ///< an unfinished stream outlives its last follower
+  std::uint64_t probe_ns = 2'000'000'000;      ///< a follower not sent to for so long is probed
+  std::uint32_t followers_max = 1024;          ///< beyond: `overloaded`
 };
 
 /// One frame to send: to a peer, or, without one, to the stream's subscribers.
@@ -42,11 +44,16 @@ class StreamState {
               std::vector<std::vector<engine::TokenLogprob>> logprobs, std::uint64_t now_ns,
               std::vector<Delivery>& out);
 
-  /// The one terminal: Done or Failed. Follows the last chunk.
+  /// The one terminal: Done or Failed. Follows the last chunk. Fills in a Done's counts of tokens
+  /// and text bytes from the log.
   void finish(Message terminal, std::uint64_t now_ns, std::vector<Delivery>& out);
 
+  /// Replays from the index asked for, as far as the window allows; with `live`, the peer follows
+  /// from then on. When there is nothing to replay the answer is an empty chunk. An index not
+  /// reached yet waits if live, else it is a `bad_request`.
   void on_attach(const Peer& peer, const Attach& attach, bool owner, std::uint64_t now_ns,
                  std::vector<Delivery>& out);
+  /// Opens the window of the peer that sent it; the owner's `terminal` ends the retention.
   void on_ack(const Peer& peer, const Ack& ack, bool owner, std::uint64_t now_ns,
               std::vector<Delivery>& out);
   void on_lost(const Peer& peer, std::uint64_t now_ns);
@@ -56,7 +63,8 @@ class StreamState {
     bool expired = false;    ///< finished, and retention is over or the owner has everything
     std::optional<std::uint64_t> next_tick_ns;  ///< when `tick` has something to do
   };
-  /// Repeats an unacknowledged terminal, judges grace and retention.
+  /// Repeats an unacknowledged terminal, probes who heard nothing (so that a peer that is gone is
+  /// found out, and an ack that was lost is given again), judges grace and retention.
   Verdict tick(std::uint64_t now_ns, std::vector<Delivery>& out);
 
   std::size_t memory_bytes() const;

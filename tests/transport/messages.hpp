@@ -84,7 +84,7 @@ inline std::map<std::string, Message> golden_messages() {
           {"submit_tokens", tokens},
           {"accepted", Accepted{id, 3, "0a0b", 31, chain}},
           {"chunk", chunk},
-          {"done", Done{id, 3, {stop, length}, {17, 300}, {60, std::uint64_t{1} << 33U}, receipt}},
+          {"done", Done{id, 3, {stop, length}, {17, 300}, receipt, {60, std::uint64_t{1} << 33U}}},
           {"error", Failed{id, 3, {ErrorCode::overloaded, "the queue is full; try again", 250}}},
           {"error_without_stream",
            Failed{{}, 0, {ErrorCode::bad_request, "the frame is not a msgpack map", 0}}},

@@ -363,7 +363,7 @@ BOOST_AUTO_TEST_CASE(required_keys_and_absent_ones) {
       {"error", {"type", "code"}},
       {"cancel", {"type", "stream", "owner"}},
       {"attach", {"type", "stream", "index"}},
-      {"ack", {"type", "stream", "owner", "index"}},
+      {"ack", {"type", "stream", "index"}},
       {"stats", {"type", "values"}},
       {"health", {"type", "ready"}}};
   for (const auto& [name, keys] : required) {

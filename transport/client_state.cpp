@@ -1,0 +1,315 @@
+#include "transport/client_state.hpp"
+
+#include <algorithm>
+#include <map>
+#include <utility>
+
+namespace sluice::transport {
+namespace {
+
+/// Silence after which to ask again: longer than a node leaves a follower without a probe, and
+/// doubled each time up to the longest, because a long prompt's submit is dear to repeat.
+constexpr std::uint64_t silence_ns_first = 3'000'000'000;
+constexpr std::uint64_t silence_ns_last = 24'000'000'000;
+
+/// Chunks kept that came ahead of a hole; the log has those beyond.
+constexpr std::size_t early_chunks_max = 64;
+
+/// Attaches for one index before silence is awaited: a node that answers and never helps is broken.
+constexpr std::uint32_t times_asked_max = 16;
+
+/// Choices a reader believes in before a terminal told how many there are.
+constexpr std::uint32_t choices_max = 16;
+
+struct Choice {
+  std::uint32_t next = 0;                  // first token not held
+  std::optional<engine::ChainHash> chain;  // before `next`; a reader learns it from its first chunk
+  std::optional<std::uint64_t> text_next;  // text bytes held; likewise
+  std::uint32_t acked = 0;                 // the last index said to the node
+  std::optional<std::uint32_t> asked;      // an attach for this index is under way
+  std::uint32_t times_asked = 0;           // for one index, since the last silence
+  std::map<std::uint32_t, engine::StreamPart> early;
+};
+
+/// Failures that answer a request, and not the stream's own end.
+bool answers_a_request(ErrorCode code) {
+  return code == ErrorCode::gone || code == ErrorCode::not_found || code == ErrorCode::conflict ||
+         code == ErrorCode::unauthorized;
+}
+
+}  // namespace
+
+struct ClientStream::State {
+  StreamId stream{};
+  std::optional<Submit> submit;  // of the owner
+  bool subscribed = false;
+  std::uint32_t window_tokens = 1024;
+  std::uint64_t epoch = 0;
+  std::uint32_t submissions = 0;
+  std::optional<Accepted> accepted;
+  std::vector<Choice> choices;
+  std::optional<Done> done;  // came before everything it counts
+  bool ended = false;
+  bool ack_end = false;  // the end is the stream's own, so that it is acknowledged
+  std::uint64_t heard_ns = 0;
+  std::uint64_t silence_ns = silence_ns_first;
+
+  using Sends = std::vector<Message>;
+  using Events = std::vector<ClientEvent>;
+
+  OwnerSecret owner() const { return submit ? submit->owner : OwnerSecret{}; }
+
+  void attach(std::uint32_t index_of_choice, Sends& send) {
+    Choice& choice = choices[index_of_choice];
+    choice.asked = choice.next;
+    choice.acked = choice.next;
+    ++choice.times_asked;
+    send.push_back(Attach{stream, owner(), index_of_choice, choice.next, !subscribed});
+  }
+
+  /// Asks for the rest behind a hole, unless the answer is still to come.
+  void attach_once(std::uint32_t index_of_choice, Sends& send) {
+    const Choice& choice = choices[index_of_choice];
+    if (choice.asked != choice.next && choice.times_asked < times_asked_max)
+      attach(index_of_choice, send);
+  }
+
+  void ask(Sends& send) {
+    if (submit && !accepted) {
+      ++submissions;
+      send.push_back(*submit);
+      return;
+    }
+    for (std::uint32_t i = 0; i < choices.size(); ++i) {
+      choices[i].times_asked = 0;
+      attach(i, send);
+    }
+  }
+
+  void end_with(Error error, Events& events) {
+    ended = true;
+    ClientEvent event;
+    event.failed = Failed{stream, epoch, std::move(error)};
+    events.push_back(std::move(event));
+  }
+
+  void ack_terminal(Sends& send) const {
+    if (!submit || !ack_end) return;
+    for (std::uint32_t i = 0; i < choices.size(); ++i)
+      send.push_back(Ack{stream, submit->owner, i, choices[i].next, true});
+  }
+
+  /// Whether a message of this epoch counts; a reader goes along with a higher one.
+  bool current(std::uint64_t of) {
+    if (of > epoch && !submit) {
+      epoch = of;
+      done.reset();
+      for (Choice& choice : choices) choice.early.clear();
+    }
+    return of == epoch;
+  }
+
+  void take(const Accepted& m, Sends& send, Events& events) {
+    if (!submit || !current(m.epoch) || ended) return;
+    if (accepted && accepted->chain != m.chain)
+      return end_with({ErrorCode::internal, "the node accepted the stream twice, differently", 0},
+                      events);
+    if (!accepted) {
+      accepted = m;
+      for (std::size_t i = 0; i < choices.size(); ++i) {
+        engine::ChainHash chain = m.chain;
+        if (i < submit->resume_tokens.size())
+          for (const Token token : submit->resume_tokens[i])
+            chain = engine::chain_next(chain, token);
+        choices[i].chain = chain;
+      }
+      ClientEvent event;
+      event.accepted = m;
+      events.push_back(std::move(event));
+    }
+    // The node sends to the connection that submitted first, which may be gone.
+    if (submissions > 1)
+      for (std::uint32_t i = 0; i < choices.size(); ++i) attach(i, send);
+  }
+
+  void take(const Chunk& m, Sends& send, Events& events) {
+    if (ended || !current(m.epoch) || (submit && !accepted) || m.choice >= choices_max) return;
+    if (m.choice >= choices.size()) {
+      if (submit) return;  // it knows how many it asked for
+      choices.resize(m.choice + 1);
+    }
+    Choice& choice = choices[m.choice];
+    if (m.part.tokens.empty() && m.part.text.empty()) {
+      // Either all that an attach could get, or a probe: that wants to hear where we are.
+      if (choice.asked == choice.next)
+        choice.asked.reset();
+      else
+        confirm(m.choice, send);
+    }
+    place(m.choice, m.part, send, events);
+    while (!ended && !choice.early.empty() && choice.early.begin()->first <= choice.next) {
+      const auto part = choice.early.extract(choice.early.begin());
+      place(m.choice, part.mapped(), send, events);
+    }
+    if (ended) return;
+    if (!choice.early.empty()) attach_once(m.choice, send);
+    // Half the window leaves the sender a round trip of tokens before it would pause. A replay
+    // without a live follower ends at the whole window.
+    const std::uint32_t due = subscribed ? window_tokens : std::max(window_tokens / 2, 1U);
+    if (choice.next - choice.acked >= due) confirm(m.choice, send);
+    complete(send, events);
+  }
+
+  /// Says what is held; for the publisher's subscribers, who are not followed, by attaching there.
+  void confirm(std::uint32_t index_of_choice, Sends& send) {
+    Choice& choice = choices[index_of_choice];
+    if (subscribed) return attach(index_of_choice, send);
+    choice.acked = choice.next;
+    send.push_back(Ack{stream, owner(), index_of_choice, choice.next, false});
+  }
+
+  /// Takes from a part what is new, if it joins what is held.
+  void place(std::uint32_t index_of_choice, const engine::StreamPart& part, Sends& send,
+             Events& events) {
+    Choice& choice = choices[index_of_choice];
+    const auto count = static_cast<std::uint32_t>(part.tokens.size());
+    const std::uint32_t end = part.first_index + count;
+    const std::uint64_t text_end = part.text_offset + part.text.size();
+    const bool text_missing = choice.text_next && part.text_offset > *choice.text_next;
+    // Without a chain yet, only an exact cut shows where the text before it ended.
+    const bool no_cut = !choice.chain && part.first_index < choice.next && end > choice.next;
+    if (part.first_index > choice.next || (end >= choice.next && (text_missing || no_cut))) {
+      if (choice.early.size() < early_chunks_max && part.first_index > choice.next)
+        choice.early.emplace(part.first_index, part);
+      return attach_once(index_of_choice, send);
+    }
+    if (end < choice.next || (!choice.chain && part.first_index != choice.next)) return;  // held
+
+    const std::uint32_t held = choice.next - part.first_index;
+    if (choice.chain) {
+      engine::ChainHash chain = *choice.chain;
+      for (std::uint32_t i = held; i < count; ++i)
+        chain = engine::chain_next(chain, part.tokens[i]);
+      if (chain != part.chain)
+        return end_with({ErrorCode::internal,
+                         fmt::format("the chain is broken between tokens {} and {}: the stream is "
+                                     "not what was sampled",
+                                     choice.next, end),
+                         0},
+                        events);
+    }
+    const std::uint64_t text_held = choice.text_next.value_or(part.text_offset);
+    ClientEvent event;
+    event.choice = index_of_choice;
+    event.tokens.assign(part.tokens.begin() + held, part.tokens.end());
+    if (text_end > text_held) event.text = part.text.substr(text_held - part.text_offset);
+    if (!part.logprobs.empty())
+      event.logprobs.assign(part.logprobs.begin() + held, part.logprobs.end());
+    event.chain = part.chain;
+    if (end > choice.next) choice.times_asked = 0;
+    choice.next = end;
+    choice.chain = part.chain;
+    choice.text_next = std::max(text_held, text_end);
+    if (!event.tokens.empty() || !event.text.empty()) events.push_back(std::move(event));
+  }
+
+  /// Ends, if all that the terminal counts is held; else asks for the rest.
+  void complete(Sends& send, Events& events) {
+    if (!done) return;
+    bool whole = true;
+    for (std::uint32_t i = 0; i < choices.size(); ++i) {
+      const Choice& choice = choices[i];
+      const bool text_missing = choice.text_next && *choice.text_next < done->text_bytes[i];
+      if (choice.next >= done->tokens[i] && !text_missing) continue;
+      whole = false;
+      attach_once(i, send);
+    }
+    if (!whole) return;
+    ended = true;
+    ack_end = true;
+    ClientEvent event;
+    event.done = std::exchange(done, std::nullopt);
+    events.push_back(std::move(event));
+    ack_terminal(send);
+  }
+
+  void take(const Done& m, Sends& send, Events& events) {
+    if (!current(m.epoch)) return;
+    if (ended) return ack_terminal(send);  // it comes again because the ack was lost
+    if (m.tokens.empty() || m.tokens.size() > choices_max || m.text_bytes.size() != m.tokens.size())
+      return;
+    if (submit && m.tokens.size() != choices.size())
+      return end_with({ErrorCode::internal, "the node ended another number of choices", 0}, events);
+    choices.resize(m.tokens.size());
+    done = m;
+    complete(send, events);
+  }
+
+  void take(const Failed& m, Sends& send, Events& events) {
+    // Epoch 0 is also what a node says that could not read the message it answers.
+    if (m.epoch != 0 && !current(m.epoch)) return;
+    const bool answer = answers_a_request(m.error.code);
+    if (ended) return answer ? void() : ack_terminal(send);
+    ack_end = accepted.has_value() && !answer;
+    end_with(m.error, events);
+    ack_terminal(send);
+  }
+
+  template <class Other>
+  void take(const Other&, Sends&, Events&) {}
+};
+
+ClientStream::ClientStream(const Submit& submit, std::uint32_t window_tokens)
+    : state_(std::make_unique<State>()) {
+  state_->stream = submit.stream;
+  state_->submit = submit;
+  state_->epoch = submit.epoch;
+  state_->window_tokens = window_tokens;
+  state_->choices.resize(submit.n);
+  for (std::size_t i = 0; i < state_->choices.size(); ++i) {
+    Choice& choice = state_->choices[i];
+    if (i < submit.resume_tokens.size())
+      choice.next = static_cast<std::uint32_t>(submit.resume_tokens[i].size());
+    choice.text_next = i < submit.resume_text_bytes.size() ? submit.resume_text_bytes[i] : 0;
+    choice.acked = choice.next;
+  }
+}
+
+ClientStream::ClientStream(StreamId stream, std::uint32_t from, bool subscribed,
+                           std::uint32_t window_tokens)
+    : state_(std::make_unique<State>()) {
+  state_->stream = stream;
+  state_->subscribed = subscribed;
+  state_->window_tokens = window_tokens;
+  Choice& choice = state_->choices.emplace_back();
+  choice.next = from;
+  choice.acked = from;
+  if (from == 0) choice.text_next = 0;
+}
+
+ClientStream::~ClientStream() = default;
+
+void ClientStream::on_message(const Message& message, std::uint64_t now_ns,
+                              std::vector<Message>& send, std::vector<ClientEvent>& events) {
+  state_->heard_ns = now_ns;
+  state_->silence_ns = silence_ns_first;
+  std::visit([&](const auto& m) { state_->take(m, send, events); }, message);
+}
+
+void ClientStream::on_connected(std::uint64_t now_ns, std::vector<Message>& send) {
+  state_->heard_ns = now_ns;
+  if (state_->ended) return state_->ack_terminal(send);
+  state_->ask(send);
+}
+
+void ClientStream::tick(std::uint64_t now_ns, std::vector<Message>& send) {
+  State& state = *state_;
+  if (state.ended || now_ns - state.heard_ns < state.silence_ns) return;
+  state.heard_ns = now_ns;
+  state.silence_ns = std::min(state.silence_ns * 2, silence_ns_last);
+  state.ask(send);
+}
+
+bool ClientStream::ended() const { return state_->ended; }
+
+}  // namespace sluice::transport
