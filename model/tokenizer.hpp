@@ -15,6 +15,12 @@ namespace sluice::model {
 
 class GgufFile;
 
+/// A stretch of text; in trusted ones the spellings of special tokens are those tokens.
+struct TextPart {
+  std::string_view text;
+  bool trusted = false;
+};
+
 /// Immutable after loading; every method may be called from any thread at once.
 class Tokenizer {
  public:
@@ -24,6 +30,10 @@ class Tokenizer {
   /// is encoded without, templates with. No begin-of-text token is added. Bytes that are no UTF-8
   /// are encoded as the reference implementations do.
   virtual std::vector<Token> encode(std::string_view text, bool parse_special) const = 0;
+
+  /// Ids of the parts as one text: a token may span a border between parts, a special token lies in
+  /// trusted ones alone.
+  virtual std::vector<Token> encode_parts(std::span<const TextPart> parts) const;
 
   /// The bytes this token adds to a text: may be part of a UTF-8 character. Control tokens give "".
   /// `id` must be below `size()`.
@@ -41,13 +51,13 @@ class Tokenizer {
   virtual std::optional<Token> begin_of_text() const = 0;
   virtual bool adds_begin_of_text() const = 0;
 
-  /// Ids that end a generation: end-of-text, end-of-turn.
+  /// Ids that end a generation: end-of-text, end-of-turn. The first is the one the file names.
   virtual std::span<const Token> end_tokens() const = 0;
 
   /// The id with exactly this spelling, control tokens included.
   virtual std::optional<Token> find(std::string_view spelling) const = 0;
 
-  /// SHA-256 over everything that decides ids; part of the numerics id.
+  /// SHA-256 over everything that decides ids, as hex; part of the numerics id.
   virtual std::string_view fingerprint() const = 0;
 };
 
