@@ -1,0 +1,45 @@
+#pragma once
+// Attention over paged keys and values, exact softmax. For each query, in this order:
+//   score[p] = scale * q . k[p], one chain of multiply-adds over the head's elements
+//   weight[p] = exp(score[p] - highest score), summed in sixteen lanes, p in lane p mod 16
+//   out = sum of weight[p] * v[p], one chain per element in position order, times 1 / sum
+// Tiles of sixteen positions start at multiples of sixteen, so a row's result does not depend on
+// how the sequence was cut into segments.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/matmul.hpp"
+#include "kernels/cpu/state.hpp"
+
+namespace sluice::kernels::cpu {
+
+struct AttentionWork {
+  RowView qkv;
+  HeadShape shape;
+  std::uint32_t layer = 0;
+  float scale = 0.0F;
+  std::uint32_t window = 0;
+  RowView out;
+};
+
+/// Consecutive rows of one sequence and consecutive heads that share a key head.
+struct QueryGroup {
+  const Slot* slot = nullptr;
+  std::uint32_t row = 0;       ///< first row of the batch
+  std::uint32_t position = 0;  ///< its position
+  std::uint32_t rows = 0;
+  std::uint32_t head = 0;      ///< first head
+  std::uint32_t heads = 0;
+};
+
+/// Largest group: sixteen queries share a tile of widened keys, which then costs little of the whole.
+inline constexpr std::uint32_t group_rows = 4;
+inline constexpr std::uint32_t group_heads = 4;
+
+/// Scratch of attend(), in floats.
+std::size_t attention_floats(const HeadShape& shape, std::uint32_t context_tokens);
+
+void attend(const AttentionWork& work, const KvPool& pool, const QueryGroup& group, float* scratch);
+
+}  // namespace sluice::kernels::cpu

@@ -1,0 +1,268 @@
+#include "kernels/cpu/targets.hpp"
+// The targets must be chosen before Highway's headers.
+#include <hwy/targets.h>
+#include <sched.h>
+
+#include <bit>
+#include <chrono>
+#include <condition_variable>
+#include <deque>
+#include <fstream>
+#include <mutex>
+#include <system_error>
+#include <thread>
+
+#include "kernels/cpu/backend.hpp"
+#include "kernels/cpu/program.hpp"
+#include "kernels/cpu/runner.hpp"
+#include "kernels/cpu/state.hpp"
+#include "kernels/cpu/thread_pool.hpp"
+
+namespace sluice::kernels {
+namespace {
+
+using cpu::CpuWeight;
+using cpu::Program;
+
+constexpr std::uint32_t threads_max = 1024;
+
+std::uint32_t usable_cores() {
+  cpu_set_t set;
+  if (::sched_getaffinity(0, sizeof set, &set) == 0) {
+    return static_cast<std::uint32_t>(std::max(1, CPU_COUNT(&set)));
+  }
+  return std::max(1U, std::thread::hardware_concurrency());
+}
+
+std::string processor_name() {
+  std::ifstream cpuinfo("/proc/cpuinfo");
+  for (std::string line; std::getline(cpuinfo, line);) {
+    const std::size_t colon = line.find(": ");
+    if (line.starts_with("model name") && colon != std::string::npos) return line.substr(colon + 2);
+  }
+  return "CPU";
+}
+
+std::string target_name() {
+  const std::int64_t targets = hwy::SupportedTargets() & HWY_TARGETS;
+  return hwy::TargetName(targets & -targets);  // the lowest bit is the best
+}
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(std::uint32_t threads, Completion completion)
+      : completion_(std::move(completion)), pool_(threads), runner_(pool_, kv_, slots_) {
+    info_.backend = "cpu";
+    info_.device = fmt::format("{}, {}, {} thread{}", processor_name(), target_name(), threads,
+                               threads == 1 ? "" : "s");
+    info_.arithmetic = "f32-16-lanes-fma/1";
+    info_.paths_equal = true;
+    info_.threads = threads;
+    info_.memory_free_bytes = cpu::available_memory_bytes();
+    driver_ = std::thread([this] { drive(); });
+  }
+
+  ~CpuBackend() override {
+    {
+      const std::lock_guard lock(mutex_);
+      stop_ = true;
+    }
+    wake_.notify_one();
+    driver_.join();
+  }
+
+  const DeviceInfo& device() const override { return info_; }
+
+  Result<Weight> load(const HostTensor& tensor) override {
+    const FormatInfo& format = info(tensor.format);
+    if (tensor.rows == 0 || tensor.cols == 0 || tensor.cols % format.block_elements != 0) {
+      return fail(ErrorCode::bad_request, "a weight of {} x {} is not whole {} blocks of {}",
+                  tensor.rows, tensor.cols, format.name, format.block_elements);
+    }
+    const std::size_t bytes = row_bytes(tensor.format, tensor.cols);
+    if (tensor.data.size() != tensor.rows * bytes) {
+      return fail(ErrorCode::bad_request, "a {} weight of {} x {} has {} bytes, not {}",
+                  format.name, tensor.rows, tensor.cols, tensor.data.size(), tensor.rows * bytes);
+    }
+    weights_.push_back({tensor.format, tensor.rows, tensor.cols, bytes, tensor.data.data()});
+    return Weight{static_cast<std::uint32_t>(weights_.size() - 1)};
+  }
+
+  Result<void> allocate(const PoolShape& shape) override {
+    if (allocated_) return fail(ErrorCode::bad_request, "the KV pool is allocated already");
+    if (shape.layers == 0 || shape.kv_heads == 0 || shape.head_dim == 0 || shape.blocks == 0 ||
+        shape.slots == 0 || shape.context_tokens == 0 || shape.rows_max == 0 ||
+        !std::has_single_bit(shape.block_tokens)) {
+      return fail(ErrorCode::bad_request,
+                  "a pool needs layers, heads, blocks, slots, a context, rows, and a power of two "
+                  "of tokens a block");
+    }
+    if (auto made = kv_.allocate(shape); !made) return made;
+    if (auto made = slots_.allocate(shape); !made) return made;
+    allocated_ = true;
+    shape_ = shape;
+    return {};
+  }
+
+  Result<ProgramId> record(const StepProgram& steps) override {
+    if (!allocated_) return fail(ErrorCode::bad_request, "record before allocate");
+    auto program = Program::compile(steps, weights_, shape_);
+    if (!program) return tl::unexpected(program.error());
+    std::unique_lock lock(mutex_);
+    wait_idle(lock);
+    programs_.push_back(std::move(*program));
+    runner_.prepare(programs_.back(), shape_);
+    return ProgramId{static_cast<std::uint32_t>(programs_.size() - 1)};
+  }
+
+  void submit(ProgramId program, Ticket ticket, Batch batch) override {
+    SLUICE_ASSERT(program.index < programs_.size(), "a program never recorded");
+    SLUICE_ASSERT(ticket > last_ticket_ || last_ticket_ == 0, "tickets must increase");
+    last_ticket_ = ticket;
+    push({program.index, ticket, std::move(batch), {}, false});
+  }
+
+  void sample(Ticket ticket, std::vector<Mask> masks) override {
+    push({0, ticket, {}, std::move(masks), true});
+  }
+
+  Result<void> read(ProgramId program, Buffer buffer, std::span<float> out) override {
+    std::unique_lock lock(mutex_);
+    wait_idle(lock);
+    if (program.index >= programs_.size() ||
+        buffer.index >= programs_[program.index].shapes().size()) {
+      return fail(ErrorCode::bad_request, "no such program or buffer");
+    }
+    const Program& source = programs_[program.index];
+    const BufferShape& shape = source.shapes()[buffer.index];
+    const cpu::RowView view = source.view(buffer);
+    const std::size_t held = std::size_t{cpu::rows_max(shape_, shape.rows)} * shape.width;
+    if (out.size() > held) {
+      return fail(ErrorCode::bad_request, "{} floats asked of a buffer of {}", out.size(), held);
+    }
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      out[i] = view.row(i / shape.width)[i % shape.width];
+    }
+    return {};
+  }
+
+ private:
+  /// A step, or with `masks_came` the second half of one.
+  struct Item {
+    std::uint32_t program = 0;
+    Ticket ticket = 0;
+    Batch batch;
+    std::vector<Mask> masks;
+    bool masks_came = false;
+  };
+
+  /// A step whose completion is still owed.
+  struct Pending {
+    StepResult result;
+    bool done = false;
+  };
+
+  void push(Item item) {
+    {
+      const std::lock_guard lock(mutex_);
+      queue_.push_back(std::move(item));
+    }
+    wake_.notify_one();
+  }
+
+  void wait_idle(std::unique_lock<std::mutex>& lock) {
+    idle_.wait(lock, [this] { return queue_.empty() && !busy_; });
+  }
+
+  void drive() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      wake_.wait(lock, [this] { return !queue_.empty() || stop_; });
+      if (queue_.empty()) break;
+      const Item item = std::move(queue_.front());
+      queue_.pop_front();
+      busy_ = true;
+      lock.unlock();
+      run(item);
+      complete_done();
+      lock.lock();
+      busy_ = false;
+      if (queue_.empty()) idle_.notify_all();
+    }
+    lock.unlock();
+    for (Pending& pending : pending_) {
+      if (pending.done) continue;
+      pending.done = true;
+      pending.result.failed = true;
+      pending.result.error = {ErrorCode::unavailable, "the backend closed before the step's masks came", 0};
+    }
+    complete_done();
+  }
+
+  void run(const Item& item) {
+    const auto start = std::chrono::steady_clock::now();
+    Pending* pending = nullptr;
+    if (item.masks_came) {
+      for (Pending& owed : pending_) {
+        if (owed.result.ticket == item.ticket && !owed.done) pending = &owed;
+      }
+      SLUICE_ASSERT(pending != nullptr, "masks for a step that was not held back");
+      runner_.sample(item.masks, pending->result.slots);
+    } else {
+      pending = &pending_.emplace_back();
+      pending->result.ticket = item.ticket;
+      runner_.run(programs_[item.program], item.batch, pending->result.slots);
+    }
+    pending->done = item.masks_came || item.batch.sample_now;
+    const auto time = std::chrono::steady_clock::now() - start;
+    pending->result.device_ns += static_cast<std::uint64_t>(
+        std::chrono::duration_cast<std::chrono::nanoseconds>(time).count());
+  }
+
+  /// Tickets are answered in order: one that waits for its masks holds back those behind it.
+  void complete_done() {
+    while (!pending_.empty() && pending_.front().done) {
+      StepResult result = std::move(pending_.front().result);
+      pending_.pop_front();
+      completion_(std::move(result));
+    }
+  }
+
+  DeviceInfo info_;
+  Completion completion_;
+  PoolShape shape_;
+  bool allocated_ = false;
+  Ticket last_ticket_ = 0;
+  std::vector<CpuWeight> weights_;
+  std::deque<Program> programs_;  ///< never moves one that a step may be running
+  cpu::KvPool kv_;
+  cpu::SlotTable slots_;
+  cpu::ThreadPool pool_;
+  cpu::StepRunner runner_;
+  std::deque<Pending> pending_;  ///< the driver's own
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::condition_variable idle_;
+  std::deque<Item> queue_;
+  bool busy_ = false;
+  bool stop_ = false;
+  std::thread driver_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Backend>> make_cpu_backend(CpuConfig config, Completion completion) {
+  const std::uint32_t threads = config.threads == 0 ? usable_cores() : config.threads;
+  if (threads > threads_max) {
+    return fail(ErrorCode::bad_request, "{} threads: ask for at most {}", threads, threads_max);
+  }
+  try {
+    return std::make_unique<CpuBackend>(threads, std::move(completion));
+  } catch (const std::system_error& error) {
+    return fail(ErrorCode::unavailable, "cannot start {} threads: {}; ask for fewer", threads,
+                error.what());
+  }
+}
+
+}  // namespace sluice::kernels

@@ -1,0 +1,20 @@
+#pragma once
+// The CPU backend: every operation in float32 with one reduction order (matmul.hpp, attention.hpp),
+// so that a row's bits depend on nothing but its sequence. Steps run on a driver thread and a pool.
+
+#include <cstdint>
+#include <memory>
+
+#include "kernels/backend.hpp"
+
+namespace sluice::kernels {
+
+struct CpuConfig {
+  std::uint32_t threads = 0;  ///< 0: one for each core this process may use
+};
+
+/// `completion` is called on the backend's driver thread. `bad_request` for a senseless number of
+/// threads, `unavailable` when the system refuses to start them.
+Result<std::unique_ptr<Backend>> make_cpu_backend(CpuConfig config, Completion completion);
+
+}  // namespace sluice::kernels

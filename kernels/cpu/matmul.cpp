@@ -1,0 +1,229 @@
+#include "kernels/cpu/targets.hpp"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/matmul.cpp"
+#include <hwy/foreach_target.h>  // IWYU pragma: keep
+// After foreach_target, as Highway asks.
+#include <hwy/highway.h>
+
+#include <algorithm>
+
+#include "kernels/cpu/matmul.hpp"
+#include "kernels/cpu/unpack-inl.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace sluice::kernels::HWY_NAMESPACE {
+
+using cpu::CpuWeight;
+using cpu::padded;
+using cpu::Product;
+using cpu::row_quantum;
+
+// Register tile: weight rows x activation rows, as many accumulators as leave room for the loads.
+#if HWY_CAP_GE512
+constexpr std::size_t tile_m = 4, tile_n = 6;  // 24 of 32 registers
+#elif HWY_CAP_GE256
+constexpr std::size_t tile_m = 2, tile_n = 3;  // 12 of 16
+#else
+constexpr std::size_t tile_m = 2, tile_n = 3;  // 24 of 32 (NEON)
+#endif
+
+HWY_INLINE Bytes row_of(const CpuWeight& weight, std::size_t row) {
+  return reinterpret_cast<Bytes>(weight.data) + row * weight.row_bytes;
+}
+
+/// Walks a row in groups of 32 elements: visit(m-th row's block, group within it, column).
+template <class Unpack, class Visit>
+HWY_INLINE void each_group(std::size_t cols, Visit visit) {
+  constexpr std::size_t groups = Unpack::elements / 32;
+  std::size_t column = 0;
+  for (std::size_t at = 0; column + Unpack::elements <= cols; at += Unpack::bytes) {
+    for (std::size_t g = 0; g < groups; ++g, column += 32) visit(at, g, column);
+  }
+}
+
+/// The part of a row of plain floats after its last whole group, zeros behind it.
+template <class Unpack>
+struct Tail {
+  std::size_t column;
+  std::uint8_t bytes[Unpack::bytes] = {};
+
+  HWY_INLINE Tail(const CpuWeight& weight, Bytes row) : column(weight.cols / 32 * 32) {
+    const std::size_t at = column / 32 * Unpack::bytes;
+    std::memcpy(bytes, row + at, weight.row_bytes - at);
+  }
+};
+
+template <class Unpack>
+HWY_INLINE bool has_tail(const CpuWeight& weight) {
+  return Unpack::elements == 32 && weight.cols % 32 != 0;
+}
+
+/// The dot products of M weight rows with one activation row, weights unpacked into registers.
+template <class Unpack, std::size_t M>
+HWY_INLINE void dot_rows(const CpuWeight& weight, std::size_t first, const float* x, float* sums) {
+  Lanes acc[M];
+  Bytes row[M];
+  for (std::size_t m = 0; m < M; ++m) {
+    acc[m] = set(0.0F);
+    row[m] = row_of(weight, first + m);
+  }
+  each_group<Unpack>(weight.cols, [&](std::size_t at, std::size_t g, std::size_t k) HWY_ATTR {
+    const Lanes x0 = load(x + k);
+    const Lanes x1 = load(x + k + 16);
+    for (std::size_t m = 0; m < M; ++m) {
+      Lanes w[2];
+      Unpack::group(row[m] + at, g, w);
+      acc[m] = fma(w[0], x0, acc[m]);
+      acc[m] = fma(w[1], x1, acc[m]);
+    }
+  });
+  if (has_tail<Unpack>(weight)) {
+    for (std::size_t m = 0; m < M; ++m) {
+      const Tail<Unpack> tail(weight, row[m]);
+      Lanes w[2];
+      Unpack::group(tail.bytes, 0, w);
+      acc[m] = fma(w[0], load(x + tail.column), acc[m]);
+      acc[m] = fma(w[1], load(x + tail.column + 16), acc[m]);
+    }
+  }
+  for (std::size_t m = 0; m < M; ++m) sums[m] = sum(acc[m]);
+}
+
+HWY_INLINE void finish(const Product& p, std::size_t r, std::size_t o, float value) {
+  float* out = p.out.row(r) + o;
+  if (p.bias != nullptr) value += p.bias[o];
+  *out = p.accumulate ? *out + value : value;
+}
+
+/// One activation row: every weight is used once, so it never leaves the registers.
+template <class Unpack>
+HWY_NOINLINE void multiply_row(const Product& p, std::size_t first, std::size_t last) {
+  constexpr std::size_t m = 4;  // enough chains to hide the latency of multiply-add
+  const float* x = p.in.row(0);
+  float sums[m];
+  for (; first + m <= last; first += m) {
+    dot_rows<Unpack, m>(p.weight, first, x, sums);
+    for (std::size_t i = 0; i < m; ++i) finish(p, 0, first + i, sums[i]);
+  }
+  for (; first < last; ++first) {
+    dot_rows<Unpack, 1>(p.weight, first, x, sums);
+    finish(p, 0, first, sums[0]);
+  }
+}
+
+template <class Unpack>
+HWY_NOINLINE void unpack_whole(const CpuWeight& weight, std::size_t row, float* out) {
+  Bytes from = row_of(weight, row);
+  each_group<Unpack>(weight.cols, [&](std::size_t at, std::size_t g, std::size_t k) HWY_ATTR {
+    Lanes w[2];
+    Unpack::group(from + at, g, w);
+    store(w[0], out + k);
+    store(w[1], out + k + 16);
+  });
+  if (has_tail<Unpack>(weight)) {
+    const Tail<Unpack> tail(weight, from);
+    Lanes w[2];
+    Unpack::group(tail.bytes, 0, w);
+    store(w[0], out + tail.column);
+    store(w[1], out + tail.column + 16);
+  }
+}
+
+/// A register tile: M unpacked weight rows against N activation rows.
+template <std::size_t M, std::size_t N>
+HWY_NOINLINE void multiply_tile(const Product& p, const float* w, std::size_t o, std::size_t r) {
+  const std::size_t k_end = padded(p.weight.cols);
+  const float* x = p.in.row(r);
+  const std::size_t stride = p.in.stride;
+  Lanes acc[M][N];
+  for (std::size_t m = 0; m < M; ++m) {
+    for (std::size_t n = 0; n < N; ++n) acc[m][n] = set(0.0F);
+  }
+  for (std::size_t k = 0; k < k_end; k += 16) {
+    Lanes weights[M];
+    for (std::size_t m = 0; m < M; ++m) weights[m] = load(w + m * k_end + k);
+    for (std::size_t n = 0; n < N; ++n) {
+      const Lanes activation = load(x + n * stride + k);
+      for (std::size_t m = 0; m < M; ++m) acc[m][n] = fma(weights[m], activation, acc[m][n]);
+    }
+  }
+  for (std::size_t n = 0; n < N; ++n) {
+    for (std::size_t m = 0; m < M; ++m) finish(p, r + n, o + m, sum(acc[m][n]));
+  }
+}
+
+template <std::size_t N>
+void multiply_columns(const Product& p, const float* tile, std::size_t first, std::size_t last,
+                      std::size_t r) {
+  const std::size_t k_end = padded(p.weight.cols);
+  std::size_t o = first;
+  for (; o + tile_m <= last; o += tile_m) {
+    multiply_tile<tile_m, N>(p, tile + (o - first) * k_end, o, r);
+  }
+  for (; o < last; ++o) multiply_tile<1, N>(p, tile + (o - first) * k_end, o, r);
+}
+
+/// Calls multiply_columns for the last N < tile_n rows.
+template <std::size_t N>
+void multiply_rest(const Product& p, const float* tile, std::size_t first, std::size_t last,
+                   std::size_t r, std::size_t rest) {
+  if constexpr (N > 0) {
+    if (rest == N) return multiply_columns<N>(p, tile, first, last, r);
+    multiply_rest<N - 1>(p, tile, first, last, r, rest);
+  }
+}
+
+void multiply(const Product& p, std::uint32_t rows, std::uint32_t first, std::uint32_t last,
+              float* scratch) {
+  if (rows == 1) {
+    return with_unpacker(p.weight.format, [&](auto unpack) HWY_ATTR {
+      multiply_row<decltype(unpack)>(p, first, last);
+    });
+  }
+  with_unpacker(p.weight.format, [&](auto unpack) HWY_ATTR {
+    for (std::uint32_t o = first; o < last; ++o) {
+      unpack_whole<decltype(unpack)>(p.weight, o, scratch + (o - first) * padded(p.weight.cols));
+    }
+  });
+  std::size_t r = 0;
+  for (; r + tile_n <= rows; r += tile_n) multiply_columns<tile_n>(p, scratch, first, last, r);
+  multiply_rest<tile_n - 1>(p, scratch, first, last, r, rows - r);
+}
+
+void unpack_row(const CpuWeight& weight, std::uint32_t row, float* out) {
+  with_unpacker(weight.format, [&](auto unpack) HWY_ATTR {
+    unpack_whole<decltype(unpack)>(weight, row, out);
+  });
+}
+
+}  // namespace sluice::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace sluice::kernels {
+HWY_EXPORT(multiply);
+HWY_EXPORT(unpack_row);
+
+namespace cpu {
+
+std::uint32_t tile_rows(std::uint32_t cols) {
+  constexpr std::size_t cache_floats = std::size_t{256} * 1024 / sizeof(float);
+  const std::size_t rows = cache_floats / padded(cols) / 4 * 4;
+  return static_cast<std::uint32_t>(std::clamp<std::size_t>(rows, 4, 32));
+}
+
+std::size_t tile_floats(std::uint32_t cols) { return tile_rows(cols) * padded(cols); }
+
+void multiply(const Product& product, std::uint32_t rows, std::uint32_t first, std::uint32_t last,
+              float* scratch) {
+  HWY_DYNAMIC_DISPATCH(kernels::multiply)(product, rows, first, last, scratch);
+}
+
+void unpack_row(const CpuWeight& weight, std::uint32_t row, float* out) {
+  HWY_DYNAMIC_DISPATCH(kernels::unpack_row)(weight, row, out);
+}
+
+}  // namespace cpu
+}  // namespace sluice::kernels
+#endif

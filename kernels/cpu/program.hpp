@@ -1,0 +1,106 @@
+#pragma once
+// A recorded program, checked and resolved to addresses: a list of stages. A stage is a set of
+// tasks that any thread may take in any order; a barrier lies between two stages.
+
+#include <cstdint>
+#include <deque>
+#include <span>
+#include <variant>
+#include <vector>
+
+#include "kernels/backend.hpp"
+#include "kernels/cpu/attention.hpp"
+#include "kernels/cpu/matmul.hpp"
+#include "kernels/cpu/state.hpp"
+
+namespace sluice::kernels::cpu {
+
+struct EmbedStage {
+  CpuWeight table;
+  float scale = 1.0F;
+  RowView out;
+};
+
+struct NormStage {
+  RowSpace space = RowSpace::batch;
+  RowView in;
+  const float* gain = nullptr;  ///< padded with zeros
+  std::uint32_t width = 0;
+  float epsilon = 0.0F;
+  RowView out;
+};
+
+/// Products that run side by side, such as q, k and v of one input.
+struct LinearStage {
+  RowSpace space = RowSpace::batch;
+  std::vector<Product> products;
+};
+
+/// Cosines and sines of the rows' positions: once a step, for all layers.
+struct AnglesStage {
+  const float* inverse_frequencies = nullptr;
+  std::uint32_t pairs = 0;
+  float magnitude = 1.0F;
+  RowView out;
+};
+
+struct RopeStage {
+  RowView qkv;
+  HeadShape shape;
+  std::uint32_t layer = 0;
+  RowView angles;
+  std::uint32_t pairs = 0;
+  RopePairs order = RopePairs::adjacent;
+};
+
+struct AttentionStage {
+  AttentionWork work;
+};
+
+struct GateStage {
+  RowSpace space = RowSpace::batch;
+  RowView in;
+  Activation activation = Activation::silu;
+  std::uint32_t width = 0;
+  RowView out;
+};
+
+struct SelectStage {
+  RowView in;
+  std::uint32_t width = 0;
+  RowView out;
+};
+
+struct SampleStage {
+  RowView logits;
+};
+
+using Stage = std::variant<EmbedStage, NormStage, LinearStage, AnglesStage, RopeStage,
+                           AttentionStage, GateStage, SelectStage, SampleStage>;
+
+class Program {
+ public:
+  /// `bad_request` names the operation that does not fit.
+  static Result<Program> compile(const StepProgram& steps, std::span<const CpuWeight> weights,
+                                 const PoolShape& pool);
+
+  std::span<const Stage> stages() const { return stages_; }
+  std::span<const BufferShape> shapes() const { return shapes_; }
+  RowView view(Buffer buffer) const { return views_[buffer.index]; }
+  std::size_t scratch_floats() const { return scratch_floats_; }
+
+ private:
+  friend class Compiler;
+
+  std::vector<Stage> stages_;
+  std::vector<BufferShape> shapes_;
+  std::vector<RowView> views_;
+  ZeroPages arena_;
+  std::deque<std::vector<float>> vectors_;  ///< gains, biases and frequencies as padded float32
+  std::size_t scratch_floats_ = 0;          ///< of a thread
+};
+
+/// Rows that a batch, or its sampled segments, can have.
+std::uint32_t rows_max(const PoolShape& pool, RowSpace space);
+
+}  // namespace sluice::kernels::cpu

@@ -1,0 +1,303 @@
+#include "kernels/cpu/runner.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+
+#include "kernels/cpu/layer_ops.hpp"
+
+namespace sluice::kernels::cpu {
+namespace {
+
+// Columns of a gate that one task takes: some 2,000 cycles, ten times what fetching a task costs.
+constexpr std::uint32_t gate_columns = 1024;
+
+// Bounds of the weight rows that one task takes for a single activation row: enough to be worth
+// fetching a task, few enough that the threads end together.
+constexpr std::uint32_t product_rows_min = 8;
+constexpr std::uint32_t product_rows_max = 64;
+
+std::uint32_t divide_up(std::uint32_t a, std::uint32_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+StepRunner::StepRunner(ThreadPool& threads, const KvPool& kv, SlotTable& slots)
+    : threads_(threads), kv_(kv), slots_(slots) {}
+
+void StepRunner::prepare(const Program& program, const PoolShape& pool) {
+  vocabulary_ = pool.vocabulary;
+  rows_.reserve(pool.rows_max);
+  groups_.reserve(pool.rows_max);
+  sampled_.reserve(rows_max(pool, RowSpace::sampled));
+  if (sample_scratch_.empty()) sample_scratch_.assign(threads_.threads(), SampleScratch(vocabulary_));
+  if (program.scratch_floats() > scratch_floats_) {
+    scratch_floats_ = program.scratch_floats();
+    scratch_.clear();
+    for (std::uint32_t t = 0; t < threads_.threads(); ++t) {
+      auto pages = ZeroPages::make(scratch_floats_ * sizeof(float), "a thread's scratch");
+      SLUICE_ASSERT(pages.has_value(), "no address space for a thread's scratch");
+      scratch_.push_back(std::move(*pages));
+    }
+  }
+  if (program.stages().size() > counter_count_) {
+    counter_count_ = program.stages().size();
+    counters_ = std::make_unique<Counter[]>(counter_count_);
+  }
+}
+
+void StepRunner::place(const Batch& batch, std::vector<SlotTokens>& results) {
+  rows_.clear();
+  sampled_.clear();
+  groups_.clear();
+  const PoolShape& pool = kv_.shape();
+  for (const Segment& segment : batch.segments) {
+    Slot& slot = slots_.at(segment.slot);
+    const std::uint32_t end = segment.position + segment.rows;
+    SLUICE_ASSERT(segment.rows >= 1 && end <= pool.context_tokens, "a segment beyond the context");
+    SLUICE_ASSERT(rows_.size() + segment.rows <= pool.rows_max, "more rows than rows_max");
+    for (std::uint32_t block = segment.position / pool.block_tokens;
+         block <= (end - 1) / pool.block_tokens; ++block) {
+      SLUICE_ASSERT(slot.blocks[block] < pool.blocks, "a segment in a block never granted");
+    }
+    for (std::uint32_t i = 0; i < segment.rows; i += group_rows) {
+      groups_.push_back({static_cast<std::uint32_t>(rows_.size()) + i,
+                         std::min(group_rows, segment.rows - i)});
+    }
+    for (std::uint32_t i = 0; i < segment.rows; ++i) rows_.push_back({&slot, segment.position + i});
+    if (!segment.sample) continue;
+    sampled_.push_back(static_cast<std::uint32_t>(rows_.size()) - 1);
+    results.emplace_back().slot = segment.slot;
+  }
+}
+
+void StepRunner::run(const Program& program, const Batch& batch, std::vector<SlotTokens>& results) {
+  for (const SlotOpen& open : batch.opens) slots_.open(open);
+  for (const BlockGrant& grant : batch.grants) slots_.grant(grant);
+  results.reserve(batch.segments.size());
+  place(batch, results);
+  program_ = &program;
+  batch_ = &batch;
+  results_ = &results;
+  if (!rows_.empty()) {
+    for (std::size_t i = 0; i < program.stages().size(); ++i) {
+      counters_[i].next.store(0, std::memory_order_relaxed);
+    }
+    threads_.run([this](std::uint32_t thread) { run_stages(thread); });
+  }
+  for (const SlotRef& ref : batch.closes) slots_.close(ref);
+}
+
+void StepRunner::sample(std::span<const Mask> masks, std::vector<SlotTokens>& results) {
+  for (const Mask& mask : masks) {
+    Slot* slot = slots_.find(mask.slot);
+    if (slot == nullptr || !slot->held) continue;
+    slot->held = false;
+    SlotTokens drawn = draw(*slot, {slot->held_logits, vocabulary_}, mask.allowed,
+                            sample_scratch_.front());
+    const auto entry = std::find_if(results.begin(), results.end(),
+                                    [&](const SlotTokens& r) { return r.slot == mask.slot; });
+    if (entry != results.end()) {
+      *entry = std::move(drawn);
+    } else {
+      results.push_back(std::move(drawn));
+    }
+  }
+}
+
+template <class Run>
+void StepRunner::share(Counter& counter, std::uint32_t task_count, Run run) {
+  for (;;) {
+    const std::uint32_t index = counter.next.fetch_add(1, std::memory_order_relaxed);
+    if (index >= task_count) return;
+    run(index);
+  }
+}
+
+void StepRunner::run_stages(std::uint32_t thread) {
+  const std::span<const Stage> stages = program_->stages();
+  for (std::size_t i = 0; i < stages.size(); ++i) {
+    std::visit(
+        [&](const auto& stage) {
+          const std::uint32_t count = tasks(stage);
+          if (count == 0) return;
+          share(counters_[i], count, [&](std::uint32_t index) { task(stage, index, thread); });
+          if (i + 1 < stages.size()) threads_.barrier();
+        },
+        stages[i]);
+  }
+}
+
+std::uint32_t StepRunner::row_count(RowSpace space) const {
+  return static_cast<std::uint32_t>(space == RowSpace::batch ? rows_.size() : sampled_.size());
+}
+
+/// Rows that one task of a cheap row-wise stage takes.
+std::uint32_t StepRunner::row_chunk(std::uint32_t rows) const {
+  return std::clamp(rows / (4 * threads_.threads()), 1U, 8U);
+}
+
+std::uint32_t StepRunner::product_chunk(const LinearStage& stage, const Product& product) const {
+  if (row_count(stage.space) > 1) return tile_rows(product.weight.cols);
+  const std::uint32_t share = product.weight.rows / (4 * threads_.threads()) / 4 * 4;
+  return std::clamp(share, product_rows_min, product_rows_max);
+}
+
+/// Heads that attend together: those of one key head for prompts; single ones when there are few
+/// tasks, so that every thread has some.
+std::uint32_t StepRunner::heads_per_task(const HeadShape& shape) const {
+  const auto groups = static_cast<std::uint32_t>(groups_.size());
+  if (groups * shape.kv_heads < 4 * threads_.threads()) return 1;
+  return std::min(group_heads, shape.heads / shape.kv_heads);
+}
+
+std::uint32_t StepRunner::tasks(const EmbedStage&) const {
+  const std::uint32_t rows = row_count(RowSpace::batch);
+  return divide_up(rows, row_chunk(rows));
+}
+
+void StepRunner::task(const EmbedStage& stage, std::uint32_t index, std::uint32_t) {
+  const std::uint32_t rows = row_count(RowSpace::batch);
+  const std::uint32_t chunk = row_chunk(rows);
+  for (std::uint32_t r = index * chunk; r < std::min(rows, (index + 1) * chunk); ++r) {
+    embed_row(stage.table, rows_[r].slot->input(rows_[r].position), stage.scale, stage.out.row(r));
+  }
+}
+
+std::uint32_t StepRunner::tasks(const NormStage& stage) const {
+  const std::uint32_t rows = row_count(stage.space);
+  return divide_up(rows, row_chunk(rows));
+}
+
+void StepRunner::task(const NormStage& stage, std::uint32_t index, std::uint32_t) {
+  const std::uint32_t rows = row_count(stage.space);
+  const std::uint32_t chunk = row_chunk(rows);
+  for (std::uint32_t r = index * chunk; r < std::min(rows, (index + 1) * chunk); ++r) {
+    norm_row(stage.in.row(r), stage.gain, stage.width, stage.epsilon, stage.out.row(r));
+  }
+}
+
+std::uint32_t StepRunner::tasks(const LinearStage& stage) const {
+  if (row_count(stage.space) == 0) return 0;
+  std::uint32_t count = 0;
+  for (const Product& product : stage.products) {
+    count += divide_up(product.weight.rows, product_chunk(stage, product));
+  }
+  return count;
+}
+
+void StepRunner::task(const LinearStage& stage, std::uint32_t index, std::uint32_t thread) {
+  for (const Product& product : stage.products) {
+    const std::uint32_t chunk = product_chunk(stage, product);
+    const std::uint32_t count = divide_up(product.weight.rows, chunk);
+    if (index < count) {
+      const std::uint32_t first = index * chunk;
+      const std::uint32_t last = std::min(product.weight.rows, first + chunk);
+      return multiply(product, row_count(stage.space), first, last, scratch_[thread].as<float>());
+    }
+    index -= count;
+  }
+}
+
+std::uint32_t StepRunner::tasks(const AnglesStage&) const {
+  const std::uint32_t rows = row_count(RowSpace::batch);
+  return divide_up(rows, row_chunk(rows));
+}
+
+void StepRunner::task(const AnglesStage& stage, std::uint32_t index, std::uint32_t) {
+  const std::uint32_t rows = row_count(RowSpace::batch);
+  const std::uint32_t chunk = row_chunk(rows);
+  for (std::uint32_t r = index * chunk; r < std::min(rows, (index + 1) * chunk); ++r) {
+    angles_row(rows_[r].position, stage.inverse_frequencies, stage.pairs, stage.magnitude,
+               stage.out.row(r));
+  }
+}
+
+std::uint32_t StepRunner::tasks(const RopeStage& stage) const {
+  return row_count(RowSpace::batch) * stage.shape.kv_heads;
+}
+
+void StepRunner::task(const RopeStage& stage, std::uint32_t index, std::uint32_t) {
+  const std::uint32_t r = index / stage.shape.kv_heads;
+  const std::uint32_t kv_head = index % stage.shape.kv_heads;
+  const std::uint32_t head_dim = stage.shape.head_dim;
+  const std::uint32_t shared = stage.shape.heads / stage.shape.kv_heads;
+  float* row = stage.qkv.row(r);
+  const float* angles = stage.angles.row(r);
+  for (std::uint32_t h = kv_head * shared; h < (kv_head + 1) * shared; ++h) {
+    rotate_head(row + h * head_dim, angles, stage.pairs, stage.order);
+  }
+  const std::uint32_t block_tokens = kv_.shape().block_tokens;
+  const std::uint32_t position = rows_[r].position;
+  const std::uint32_t block = rows_[r].slot->blocks[position / block_tokens];
+  const std::uint32_t token = position % block_tokens;
+  KvPlace place;
+  place.keys = kv_.keys(stage.layer, block, kv_head) + token;
+  place.key_stride = block_tokens;
+  place.values = kv_.values(stage.layer, block, kv_head) + std::size_t{token} * head_dim;
+  const float* key = row + (stage.shape.heads + kv_head) * head_dim;
+  const float* value = key + stage.shape.kv_heads * head_dim;
+  store_head(key, value, head_dim, angles, stage.pairs, stage.order, place);
+}
+
+std::uint32_t StepRunner::tasks(const AttentionStage& stage) const {
+  const HeadShape& shape = stage.work.shape;
+  const std::uint32_t shared = shape.heads / shape.kv_heads;
+  return static_cast<std::uint32_t>(groups_.size()) * shape.kv_heads *
+         divide_up(shared, heads_per_task(shape));
+}
+
+void StepRunner::task(const AttentionStage& stage, std::uint32_t index, std::uint32_t thread) {
+  const HeadShape& shape = stage.work.shape;
+  const std::uint32_t shared = shape.heads / shape.kv_heads;
+  const std::uint32_t heads = heads_per_task(shape);
+  const std::uint32_t splits = divide_up(shared, heads);
+  const std::uint32_t per_group = shape.kv_heads * splits;
+  // Later rows see more keys: the longest tasks go first.
+  const RowGroup& rows = groups_[groups_.size() - 1 - index / per_group];
+  const std::uint32_t kv_head = index % per_group / splits;
+  const std::uint32_t first = index % splits * heads;
+  QueryGroup group;
+  group.slot = rows_[rows.row].slot;
+  group.row = rows.row;
+  group.position = rows_[rows.row].position;
+  group.rows = rows.rows;
+  group.head = kv_head * shared + first;
+  group.heads = std::min(heads, shared - first);
+  attend(stage.work, kv_, group, scratch_[thread].as<float>());
+}
+
+std::uint32_t StepRunner::tasks(const GateStage& stage) const {
+  return row_count(stage.space) * divide_up(stage.width, gate_columns);
+}
+
+void StepRunner::task(const GateStage& stage, std::uint32_t index, std::uint32_t) {
+  const std::uint32_t per_row = divide_up(stage.width, gate_columns);
+  const std::uint32_t r = index / per_row;
+  const std::uint32_t first = index % per_row * gate_columns;
+  gate_row(stage.in.row(r), stage.activation, stage.width, first,
+           std::min(stage.width, first + gate_columns), stage.out.row(r));
+}
+
+std::uint32_t StepRunner::tasks(const SelectStage&) const { return row_count(RowSpace::sampled); }
+
+void StepRunner::task(const SelectStage& stage, std::uint32_t index, std::uint32_t) {
+  std::memcpy(stage.out.row(index), stage.in.row(sampled_[index]), stage.width * sizeof(float));
+}
+
+std::uint32_t StepRunner::tasks(const SampleStage&) const { return row_count(RowSpace::sampled); }
+
+void StepRunner::task(const SampleStage& stage, std::uint32_t index, std::uint32_t thread) {
+  const Row& row = rows_[sampled_[index]];
+  Slot& slot = *row.slot;
+  SLUICE_ASSERT(slot.error || row.position + 1 == slot.token_count,
+                "only a sequence's last token can be followed by a drawn one");
+  const float* logits = stage.logits.row(index);
+  if (batch_->sample_now) {
+    (*results_)[index] = draw(slot, {logits, vocabulary_}, {}, sample_scratch_[thread]);
+  } else {
+    std::memcpy(slot.held_logits, logits, vocabulary_ * sizeof(float));
+    slot.held = true;
+  }
+}
+
+}  // namespace sluice::kernels::cpu

@@ -1,0 +1,98 @@
+#pragma once
+// Runs one step: opens slots, gives every thread its share of each stage, closes slots.
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "kernels/cpu/program.hpp"
+#include "kernels/cpu/sample.hpp"
+#include "kernels/cpu/state.hpp"
+#include "kernels/cpu/thread_pool.hpp"
+
+namespace sluice::kernels::cpu {
+
+class StepRunner {
+ public:
+  StepRunner(ThreadPool& threads, const KvPool& kv, SlotTable& slots);
+
+  /// Makes room for a program, so that its steps allocate nothing.
+  void prepare(const Program& program, const PoolShape& pool);
+
+  /// Runs a batch. Afterwards `results` has an entry for each sampled segment, with its token if
+  /// the batch samples now.
+  void run(const Program& program, const Batch& batch, std::vector<SlotTokens>& results);
+
+  /// Draws for the masks' slots; fills their entries in `results`, or appends them.
+  void sample(std::span<const Mask> masks, std::vector<SlotTokens>& results);
+
+ private:
+  struct Row {
+    Slot* slot = nullptr;
+    std::uint32_t position = 0;
+  };
+
+  /// Rows of one segment that attend together.
+  struct RowGroup {
+    std::uint32_t row = 0;
+    std::uint32_t rows = 0;
+  };
+
+  /// A task counter on a cache line of its own.
+  struct alignas(64) Counter {
+    std::atomic<std::uint32_t> next{0};
+  };
+
+  void place(const Batch& batch, std::vector<SlotTokens>& results);
+  void run_stages(std::uint32_t thread);
+  template <class Run>
+  void share(Counter& counter, std::uint32_t tasks, Run run);
+
+  std::uint32_t row_count(RowSpace space) const;
+  std::uint32_t row_chunk(std::uint32_t rows) const;
+  std::uint32_t product_chunk(const LinearStage& stage, const Product& product) const;
+  std::uint32_t heads_per_task(const HeadShape& shape) const;
+
+  std::uint32_t tasks(const EmbedStage& stage) const;
+  std::uint32_t tasks(const NormStage& stage) const;
+  std::uint32_t tasks(const LinearStage& stage) const;
+  std::uint32_t tasks(const AnglesStage& stage) const;
+  std::uint32_t tasks(const RopeStage& stage) const;
+  std::uint32_t tasks(const AttentionStage& stage) const;
+  std::uint32_t tasks(const GateStage& stage) const;
+  std::uint32_t tasks(const SelectStage& stage) const;
+  std::uint32_t tasks(const SampleStage& stage) const;
+
+  void task(const EmbedStage& stage, std::uint32_t index, std::uint32_t thread);
+  void task(const NormStage& stage, std::uint32_t index, std::uint32_t thread);
+  void task(const LinearStage& stage, std::uint32_t index, std::uint32_t thread);
+  void task(const AnglesStage& stage, std::uint32_t index, std::uint32_t thread);
+  void task(const RopeStage& stage, std::uint32_t index, std::uint32_t thread);
+  void task(const AttentionStage& stage, std::uint32_t index, std::uint32_t thread);
+  void task(const GateStage& stage, std::uint32_t index, std::uint32_t thread);
+  void task(const SelectStage& stage, std::uint32_t index, std::uint32_t thread);
+  void task(const SampleStage& stage, std::uint32_t index, std::uint32_t thread);
+
+  ThreadPool& threads_;
+  const KvPool& kv_;
+  SlotTable& slots_;
+  std::uint32_t vocabulary_ = 0;
+
+  std::vector<ZeroPages> scratch_;  ///< one a thread
+  std::size_t scratch_floats_ = 0;
+  std::vector<SampleScratch> sample_scratch_;  ///< one a thread
+  std::unique_ptr<Counter[]> counters_;        ///< one a stage
+  std::size_t counter_count_ = 0;
+
+  // The step that is running.
+  const Program* program_ = nullptr;
+  const Batch* batch_ = nullptr;
+  std::vector<SlotTokens>* results_ = nullptr;
+  std::vector<Row> rows_;
+  std::vector<std::uint32_t> sampled_;  ///< rows
+  std::vector<RowGroup> groups_;
+};
+
+}  // namespace sluice::kernels::cpu

@@ -1,0 +1,107 @@
+#pragma once
+// What a CPU backend keeps between steps: the KV pool and the slots.
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/backend.hpp"
+
+namespace sluice::kernels::cpu {
+
+/// Zeroed memory that takes no room until it is touched. Moves, does not copy.
+class ZeroPages {
+ public:
+  ZeroPages() = default;
+  ~ZeroPages();
+  ZeroPages(ZeroPages&& other) noexcept;
+  ZeroPages& operator=(ZeroPages&& other) noexcept;
+
+  /// `out_of_memory` names `what` and the size.
+  static Result<ZeroPages> make(std::size_t bytes, std::string_view what);
+
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  void* data_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+/// Bytes of memory the machine could still give, as MemAvailable says.
+std::size_t available_memory_bytes();
+
+/// Keys and values, f16: [layer][block][kv_head][keys | values]. Keys lie as [head_dim, block_tokens],
+/// so that one vector holds one element of sixteen positions; values as [block_tokens, head_dim].
+class KvPool {
+ public:
+  Result<void> allocate(const PoolShape& shape);
+
+  const PoolShape& shape() const { return shape_; }
+
+  std::uint16_t* keys(std::uint32_t layer, std::uint32_t block, std::uint32_t kv_head) const {
+    const std::size_t head = (std::size_t{layer} * shape_.blocks + block) * shape_.kv_heads + kv_head;
+    return pages_.as<std::uint16_t>() + head * 2 * half_;
+  }
+  std::uint16_t* values(std::uint32_t layer, std::uint32_t block, std::uint32_t kv_head) const {
+    return keys(layer, block, kv_head) + half_;
+  }
+
+ private:
+  PoolShape shape_;
+  std::size_t half_ = 0;  ///< elements of one head's keys in a block
+  ZeroPages pages_;
+};
+
+/// One sequence's state, where the next step's rows find their tokens.
+struct Slot {
+  SlotRef ref;
+  bool open = false;
+  bool held = false;  ///< `held_logits` wait for a mask
+  std::span<Token> tokens;  ///< room for context_tokens + 1
+  std::uint32_t token_count = 0;
+  std::uint32_t prompt_tokens = 0;
+  SamplingParams sampling;
+  std::vector<std::uint32_t> blocks;
+  std::span<std::uint32_t> uses;  ///< per vocabulary entry, only with penalties; see `in_prompt`
+  std::vector<Token> used;        ///< tokens whose entry in `uses` is not 0
+  float* held_logits = nullptr;
+  std::optional<Error> error;     ///< the slot yields nothing more
+
+  static constexpr std::uint32_t in_prompt = 0x80000000U;  ///< flag above the output count
+
+  bool penalized() const {
+    return sampling.repetition_penalty != 1.0F || sampling.presence_penalty != 0.0F ||
+           sampling.frequency_penalty != 0.0F;
+  }
+
+  /// The token a row at this position reads; 0 where the slot failed before drawing it.
+  Token input(std::uint32_t position) const;
+
+  void append(Token token);
+  void count(Token token, bool prompt);
+};
+
+class SlotTable {
+ public:
+  Result<void> allocate(const PoolShape& shape);
+
+  void open(const SlotOpen& open);
+  void grant(const BlockGrant& grant);
+  void close(SlotRef ref);
+
+  /// Asserts that the reference is of the current tenant.
+  Slot& at(SlotRef ref);
+
+  /// Null when the slot has another tenant or none.
+  Slot* find(SlotRef ref);
+
+ private:
+  PoolShape shape_;
+  std::vector<Slot> slots_;
+  ZeroPages tokens_, uses_, logits_;
+};
+
+}  // namespace sluice::kernels::cpu

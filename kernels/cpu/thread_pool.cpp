@@ -1,0 +1,81 @@
+#include "kernels/cpu/thread_pool.hpp"
+
+#include "kernels/core.hpp"
+
+namespace sluice::kernels::cpu {
+namespace {
+
+// A pause is some 40 cycles: about 10 us of spinning, longer than a balanced stage's skew and
+// shorter than a time slice. After that the core may be needed by the very thread waited for.
+constexpr int spins_before_yield = 800;
+
+// Between steps a worker stays awake for about 20 us: the time a batcher needs to send the next
+// plan when it could not plan ahead. Then it sleeps.
+constexpr int spins_before_sleep = 1600;
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(std::uint32_t threads) {
+  SLUICE_ASSERT(threads >= 1, "a pool has at least the calling thread");
+  for (std::uint32_t i = 1; i < threads; ++i) {
+    workers_.emplace_back([this, i] { work(i); });
+  }
+}
+
+ThreadPool::~ThreadPool() {
+  stop_.store(true, std::memory_order_relaxed);
+  started_.fetch_add(1, std::memory_order_release);
+  started_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void ThreadPool::run(const std::function<void(std::uint32_t)>& body) {
+  body_ = &body;
+  started_.fetch_add(1, std::memory_order_release);
+  started_.notify_all();
+  body(0);
+  barrier();
+}
+
+void ThreadPool::barrier() {
+  const auto all = static_cast<std::uint32_t>(workers_.size()) + 1;
+  if (all == 1) return;
+  const std::uint32_t phase = phase_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == all) {
+    arrived_.store(0, std::memory_order_relaxed);
+    phase_.store(phase + 1, std::memory_order_release);
+    return;
+  }
+  for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
+    if (spins < spins_before_yield) {
+      pause();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
+
+void ThreadPool::work(std::uint32_t thread) {
+  for (std::uint32_t seen = 0;; ++seen) {
+    for (int spins = 0; started_.load(std::memory_order_acquire) == seen; ++spins) {
+      if (spins < spins_before_sleep) {
+        pause();
+      } else {
+        started_.wait(seen, std::memory_order_acquire);
+      }
+    }
+    if (stop_.load(std::memory_order_relaxed)) return;
+    (*body_)(thread);
+    barrier();
+  }
+}
+
+}  // namespace sluice::kernels::cpu

@@ -1,0 +1,39 @@
+#pragma once
+// A fixed set of threads that run one function together: one wake a step, spinning barriers inside.
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <thread>
+#include <vector>
+
+namespace sluice::kernels::cpu {
+
+class ThreadPool {
+ public:
+  /// `threads` in all; the thread that calls run() is one of them. At least 1.
+  explicit ThreadPool(std::uint32_t threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  std::uint32_t threads() const { return static_cast<std::uint32_t>(workers_.size()) + 1; }
+
+  /// Calls body(thread) on every thread, 0 being the caller's; returns when all have returned.
+  void run(const std::function<void(std::uint32_t)>& body);
+
+  /// Inside a body: waits until every thread is here; what was written before is seen after.
+  void barrier();
+
+ private:
+  void work(std::uint32_t thread);
+
+  alignas(64) std::atomic<std::uint32_t> started_{0};  ///< runs begun; workers sleep on it
+  alignas(64) std::atomic<std::uint32_t> arrived_{0};
+  alignas(64) std::atomic<std::uint32_t> phase_{0};    ///< barriers passed
+  const std::function<void(std::uint32_t)>* body_ = nullptr;
+  std::atomic<bool> stop_{false};
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace sluice::kernels::cpu

@@ -1,0 +1,165 @@
+// Shows that a backend computes what its operations say: random ragged batches (several slots, prompt
+// chunks and decode rows side by side, shuffled blocks, slots used again) run on the backend and on
+// a reference in double (reference.hpp), and every buffer must agree. A buffer's elements may differ by
+// 2e-3 of its largest: half-precision keys and values can round to neighbours, 2^-11 apart.
+// Run against every backend this machine has.
+
+#include <boost/test/unit_test.hpp>
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include "kernels/cpu/backend.hpp"
+#include "tests/kernels/harness.hpp"
+#include "tests/kernels/reference.hpp"
+
+namespace sluice::kernels::test {
+namespace {
+
+constexpr double tolerance = 2e-3;
+
+std::vector<Factory> backends() {
+  return {[](Completion done) {
+    return require(make_cpu_backend({.threads = 3}, std::move(done)));
+  }};
+}
+
+class Conformance {
+ public:
+  Conformance(const Factory& factory, const Traits& traits, std::uint32_t seed)
+      : random_(seed),
+        model_(tiny_model(traits, seed)),
+        device_(factory, model_),
+        reference_(model_),
+        blocks_(model_, random_) {}
+
+  void run(int steps) {
+    for (int i = 0; i < steps; ++i) step();
+  }
+
+ private:
+  /// Each slot is idle, in its prompt or decoding; chance decides what it does.
+  void step() {
+    Batch batch;
+    std::uint32_t rows_left = model_.pool().rows_max;
+    for (SlotIndex i = 0; i < model_.pool().slots; ++i) {
+      Sequence& s = sequences_[i];
+      if (s.tokens.empty()) start(s, i);
+      const auto waiting = static_cast<std::uint32_t>(s.tokens.size()) - s.computed;
+      if (random_() % 4 == 0 || waiting == 0) continue;
+      const std::uint32_t rows = std::min(rows_left, 1 + static_cast<std::uint32_t>(random_()) % waiting);
+      if (rows == 0) continue;
+      rows_left -= rows;
+      s.plan(batch, rows, rows == waiting, blocks_, model_.traits.block_tokens);
+      if (s.tokens.size() + 1 >= model_.pool().context_tokens || random_() % 9 == 0) {
+        batch.closes.push_back(s.slot);
+      }
+    }
+    const StepResult result = device_.run(batch);
+    reference_.run(batch);
+    compare(batch);
+    take_tokens(result);
+    for (const SlotRef& ref : batch.closes) {
+      blocks_.give(sequences_[ref.slot].blocks);
+      sequences_[ref.slot] = {};
+    }
+  }
+
+  void start(Sequence& s, SlotIndex slot) {
+    s.slot = {slot, ++generation_};
+    s.tokens = random_tokens(random_, model_, 1 + random_() % 40);
+    s.prompt_tokens = static_cast<std::uint32_t>(s.tokens.size());
+    s.sampling.seed = random_();
+  }
+
+  void compare(const Batch& batch) {
+    for (std::uint32_t b = 0; b < model_.program.buffers.size(); ++b) {
+      const auto& expected = reference_.buffers[b];
+      const std::vector<float> got = device_.read({b}, expected.size());
+      double largest = 0, off = 0;
+      std::size_t i = 0;
+      for (const auto& row : expected) {
+        for (const double x : row) {
+          largest = std::max(largest, std::abs(x));
+          off = std::max(off, std::abs(x - static_cast<double>(got[i++])));
+        }
+      }
+      BOOST_TEST(off <= tolerance * largest, "buffer " << b << " of " << batch.segments.size()
+                                                       << " segments: off by " << off << " of "
+                                                       << largest);
+    }
+  }
+
+  void take_tokens(const StepResult& result) {
+    for (const SlotTokens& slot : result.slots) {
+      if (!model_.traits.sample) break;
+      BOOST_REQUIRE_EQUAL(slot.tokens.size(), 1U);
+      BOOST_REQUIRE(sequences_[slot.slot.slot].slot == slot.slot);
+      sequences_[slot.slot.slot].tokens.push_back(slot.tokens[0]);
+      reference_.tokens[slot.slot.slot].push_back(slot.tokens[0]);
+    }
+  }
+
+  std::mt19937 random_;
+  TinyModel model_;
+  Device device_;
+  Reference reference_;
+  Blocks blocks_;
+  std::uint32_t generation_ = 0;
+  Sequence sequences_[6];
+};
+
+void check(const Traits& traits, int steps = 12) {
+  for (const Factory& factory : backends()) Conformance(factory, traits, 7).run(steps);
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(conformance)
+
+BOOST_AUTO_TEST_CASE(every_weight_format) {
+  for (std::size_t f = 0; f < format_count; ++f) {
+    BOOST_TEST_CONTEXT(info(static_cast<Format>(f)).name) {
+      check({.format = static_cast<Format>(f)}, 6);
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_long_run_with_slots_used_again) { check({}, 60); }
+
+BOOST_AUTO_TEST_CASE(rope_in_halves_partial_and_scaled) {
+  check({.pairs = 20, .order = RopePairs::halves, .magnitude = 1.25F});
+}
+
+BOOST_AUTO_TEST_CASE(windows_shorter_and_longer_than_a_tile) {
+  check({.window = 5});
+  check({.window = 37});
+}
+
+BOOST_AUTO_TEST_CASE(biases_and_gelu) {
+  check({.activation = Activation::gelu_tanh, .bias = true});
+}
+
+BOOST_AUTO_TEST_CASE(widths_that_fill_no_vector) {
+  check({.format = Format::f32,
+         .hidden = 40,
+         .heads = {6, 2, 10},
+         .feed_forward = 27,
+         .vocabulary = 61,
+         .pairs = 5});
+  check({.format = Format::f16, .hidden = 24, .heads = {3, 3, 8}, .feed_forward = 9, .pairs = 4});
+}
+
+BOOST_AUTO_TEST_CASE(many_heads_share_one_key_head) {
+  check({.format = Format::f32, .heads = {7, 1, 16}, .pairs = 8});
+}
+
+BOOST_AUTO_TEST_CASE(blocks_of_any_power_of_two) {
+  for (const std::uint32_t tokens : {1U, 4U, 8U, 32U}) {
+    BOOST_TEST_CONTEXT(tokens << " tokens a block") { check({.block_tokens = tokens}); }
+  }
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace sluice::kernels::test

@@ -1,0 +1,342 @@
+#pragma once
+// A plain model of a backend, in double, one row and one element at a time: it interprets a program
+// over a batch and keeps every buffer, so that tests can compare all of them. Its KV cache rounds to
+// half as every backend's does. Also a tiny random model that uses every operation.
+
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <random>
+#include <span>
+#include <vector>
+
+#include "kernels/backend.hpp"
+#include "kernels/quant.hpp"
+
+namespace sluice::kernels::test {
+
+struct Tensor {
+  HostTensor host;
+  std::vector<std::byte> bytes;
+  std::vector<double> values;  ///< [rows, cols]
+};
+
+/// Random values about as large as 1 / sqrt(cols), in any format.
+inline Tensor random_tensor(std::mt19937& random, Format format, std::uint32_t rows,
+                            std::uint32_t cols, float size, float mean = 0.0F) {
+  Tensor t;
+  const std::size_t row = row_bytes(format, cols);
+  t.bytes.resize(rows * row);
+  std::uniform_real_distribution<float> value(mean - size, mean + size);
+  if (format == Format::f32) {
+    for (std::size_t i = 0; i < t.bytes.size(); i += 4) {
+      const float x = value(random);
+      std::memcpy(&t.bytes[i], &x, 4);
+    }
+  } else if (format == Format::f16 || format == Format::bf16) {
+    for (std::size_t i = 0; i < t.bytes.size(); i += 2) {
+      const float x = value(random);
+      const auto half = format == Format::f16
+                            ? f32_to_f16(x)
+                            : static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(x) >> 16);
+      std::memcpy(&t.bytes[i], &half, 2);
+    }
+  } else {
+    for (std::byte& b : t.bytes) b = static_cast<std::byte>(random() & 255U);
+    const FormatInfo& f = info(format);
+    // What one quant step is worth, so that whole values have the wanted size.
+    const bool k = f.block_elements == 256;
+    const float step = size / (format == Format::q8_0 ? 128.0F : k ? 500.0F : 16.0F);
+    for (std::size_t at = 0; at < t.bytes.size(); at += f.block_bytes) {
+      const std::uint16_t d = f32_to_f16(step * (random() % 2 == 0 ? 1.0F : -0.5F));
+      const std::uint16_t m = f32_to_f16(step * (k ? 8.0F : -7.5F));
+      const bool at_end = format == Format::q6_k;
+      std::memcpy(&t.bytes[at + (at_end ? 208 : 0)], &d, 2);
+      const bool has_min = format == Format::q4_1 || format == Format::q5_1 ||
+                           format == Format::q4_k || format == Format::q5_k;
+      if (has_min) std::memcpy(&t.bytes[at + 2], &m, 2);
+    }
+  }
+  t.host = {format, rows, cols, t.bytes};
+  std::vector<float> values(cols);
+  for (std::uint32_t r = 0; r < rows; ++r) {
+    dequantize(format, std::span(t.bytes).subspan(r * row, row), values);
+    t.values.insert(t.values.end(), values.begin(), values.end());
+  }
+  return t;
+}
+
+struct Traits {
+  Format format = Format::q4_1;
+  std::uint32_t hidden = 256;
+  HeadShape heads{4, 2, 64};
+  std::uint32_t feed_forward = 256;
+  std::uint32_t vocabulary = 300;
+  std::uint32_t layers = 2;
+  std::uint32_t pairs = 32;
+  std::uint32_t window = 0;
+  RopePairs order = RopePairs::adjacent;
+  Activation activation = Activation::silu;
+  float magnitude = 1.0F;
+  bool bias = false;
+  std::uint32_t block_tokens = 16;
+  bool sample = true;
+};
+
+/// A tiny decoder: tensors and a program; Weight{i} is tensors[i] when loaded in order.
+struct TinyModel {
+  Traits traits;
+  std::vector<Tensor> tensors;
+  StepProgram program;
+  Buffer logits;
+
+  PoolShape pool() const {
+    PoolShape p;
+    p.layers = traits.layers;
+    p.kv_heads = traits.heads.kv_heads;
+    p.head_dim = traits.heads.head_dim;
+    p.block_tokens = traits.block_tokens;
+    p.context_tokens = 96;
+    p.blocks = 8 * 96 / traits.block_tokens;
+    p.slots = 6;
+    p.rows_max = 96;
+    p.vocabulary = traits.vocabulary;
+    return p;
+  }
+};
+
+class TinyModelMaker {
+ public:
+  TinyModelMaker(const Traits& traits, std::uint32_t seed) : random_(seed) { model_.traits = traits; }
+
+  TinyModel make() {
+    const Traits& t = model_.traits;
+    const HeadShape& h = t.heads;
+    const std::uint32_t q = h.heads * h.head_dim;
+    const std::uint32_t kv = h.kv_heads * h.head_dim;
+    const Weight table = matrix(t.vocabulary, t.hidden, 1.0F);
+    const Weight frequencies = tensor(Format::f32, 1, t.pairs, 0.4F, 0.5F);
+    const Buffer hidden = buffer(t.hidden), normed = buffer(t.hidden), qkv = buffer(q + 2 * kv);
+    const Buffer attended = buffer(q), gate = buffer(2 * t.feed_forward);
+    const Buffer gated = buffer(t.feed_forward);
+    op(Embed{table, hidden, 1.5F});
+    for (std::uint32_t layer = 0; layer < t.layers; ++layer) {
+      op(Norm{hidden, vector(t.hidden), 1e-5F, normed});
+      linear(normed, q, t.hidden, qkv, 0);
+      linear(normed, kv, t.hidden, qkv, q);
+      linear(normed, kv, t.hidden, qkv, q + kv);
+      op(RopeStore{qkv, h, layer, frequencies, t.order, t.magnitude});
+      const float scale = 1.0F / std::sqrt(static_cast<float>(h.head_dim));
+      op(Attention{qkv, h, layer, scale, t.window, attended});
+      linear(attended, t.hidden, q, hidden, 0, true);
+      op(Norm{hidden, vector(t.hidden), 1e-5F, normed});
+      linear(normed, t.feed_forward, t.hidden, gate, 0);
+      linear(normed, t.feed_forward, t.hidden, gate, t.feed_forward);
+      op(Gate{gate, t.activation, gated});
+      linear(gated, t.hidden, t.feed_forward, hidden, 0, true);
+    }
+    const Buffer last = buffer(t.hidden, RowSpace::sampled);
+    const Buffer last_normed = buffer(t.hidden, RowSpace::sampled);
+    model_.logits = buffer(t.vocabulary, RowSpace::sampled);
+    op(Select{hidden, last});
+    op(Norm{last, vector(t.hidden), 1e-5F, last_normed});
+    op(Linear{last_normed, matrix(t.vocabulary, t.hidden, 3.0F), {}, model_.logits});
+    if (t.sample) op(Sample{model_.logits});
+    return std::move(model_);
+  }
+
+ private:
+  void op(Op made) { model_.program.ops.push_back(made); }
+
+  Buffer buffer(std::uint32_t width, RowSpace rows = RowSpace::batch) {
+    model_.program.buffers.push_back({rows, width});
+    return {static_cast<std::uint32_t>(model_.program.buffers.size() - 1)};
+  }
+
+  Weight tensor(Format format, std::uint32_t rows, std::uint32_t cols, float size, float mean) {
+    model_.tensors.push_back(random_tensor(random_, format, rows, cols, size, mean));
+    return {static_cast<std::uint32_t>(model_.tensors.size() - 1)};
+  }
+  Weight matrix(std::uint32_t rows, std::uint32_t cols, float size) {
+    const float each = size / std::sqrt(static_cast<float>(cols));
+    return tensor(model_.traits.format, rows, cols, each, 0.0F);
+  }
+  Weight vector(std::uint32_t cols) { return tensor(Format::f32, 1, cols, 0.5F, 1.0F); }
+
+  void linear(Buffer in, std::uint32_t rows, std::uint32_t cols, Buffer out, std::uint32_t column,
+              bool accumulate = false) {
+    std::optional<Weight> bias;
+    if (model_.traits.bias) bias = tensor(Format::f32, 1, rows, 0.3F, 0.0F);
+    op(Linear{in, matrix(rows, cols, 1.7F), bias, out, column, accumulate});
+  }
+
+  std::mt19937 random_;
+  TinyModel model_;
+};
+
+inline TinyModel tiny_model(const Traits& traits, std::uint32_t seed = 1) {
+  return TinyModelMaker(traits, seed).make();
+}
+
+class Reference {
+ public:
+  explicit Reference(const TinyModel& model) : model_(model) {}
+
+  /// Buffers after the batch ran: [rows][width]
+  std::vector<std::vector<std::vector<double>>> buffers;
+
+  void run(const Batch& batch) {
+    for (const SlotOpen& open : batch.opens) {
+      tokens[open.slot.slot] = open.tokens;
+      cache_.erase(open.slot.slot);
+    }
+    rows_.clear();
+    sampled_.clear();
+    for (const Segment& s : batch.segments) {
+      for (std::uint32_t i = 0; i < s.rows; ++i) rows_.push_back({s.slot.slot, s.position + i});
+      if (s.sample) sampled_.push_back(rows_.size() - 1);
+    }
+    buffers.clear();
+    for (const BufferShape& shape : model_.program.buffers) {
+      const std::size_t rows = shape.rows == RowSpace::batch ? rows_.size() : sampled_.size();
+      buffers.emplace_back(rows, std::vector<double>(shape.width, 0.0));
+    }
+    for (const Op& op : model_.program.ops) {
+      std::visit([this](const auto& o) { apply(o); }, op);
+    }
+  }
+
+  std::map<SlotIndex, std::vector<Token>> tokens;
+
+ private:
+  struct Row {
+    SlotIndex slot;
+    std::uint32_t position;
+  };
+
+  const Tensor& tensor(Weight w) const { return model_.tensors[w.index]; }
+
+  void apply(const Embed& op) {
+    const Tensor& table = tensor(op.table);
+    for (std::size_t r = 0; r < rows_.size(); ++r) {
+      const Token token = tokens[rows_[r].slot].at(rows_[r].position);
+      for (std::size_t i = 0; i < table.host.cols; ++i) {
+        buffers[op.out.index][r][i] = table.values[token * table.host.cols + i] * op.scale;
+      }
+    }
+  }
+
+  void apply(const Norm& op) {
+    for (std::size_t r = 0; r < buffers[op.in.index].size(); ++r) {
+      const std::vector<double>& in = buffers[op.in.index][r];
+      double squares = 0;
+      for (const double x : in) squares += x * x;
+      const double scale = 1 / std::sqrt(squares / static_cast<double>(in.size()) + op.epsilon);
+      for (std::size_t i = 0; i < in.size(); ++i) {
+        buffers[op.out.index][r][i] = in[i] * scale * tensor(op.gain).values[i];
+      }
+    }
+  }
+
+  void apply(const Linear& op) {
+    const Tensor& w = tensor(op.weight);
+    for (std::size_t r = 0; r < buffers[op.in.index].size(); ++r) {
+      for (std::size_t o = 0; o < w.host.rows; ++o) {
+        double sum = op.bias ? tensor(*op.bias).values[o] : 0.0;
+        for (std::size_t i = 0; i < w.host.cols; ++i) {
+          sum += w.values[o * w.host.cols + i] * buffers[op.in.index][r][i];
+        }
+        double& out = buffers[op.out.index][r][op.out_column + o];
+        out = op.accumulate ? out + sum : sum;
+      }
+    }
+  }
+
+  void rotate(double* head, const RopeStore& op, std::uint32_t position) const {
+    const Tensor& frequencies = tensor(op.inverse_frequencies);
+    const std::size_t pairs = frequencies.host.cols;
+    for (std::size_t i = 0; i < pairs; ++i) {
+      const auto frequency = static_cast<float>(frequencies.values[i]);
+      const double angle = static_cast<float>(position) * frequency;
+      const double c = std::cos(angle) * op.magnitude, s = std::sin(angle) * op.magnitude;
+      const bool adjacent = op.pairs == RopePairs::adjacent;
+      double& x = head[adjacent ? 2 * i : i];
+      double& y = head[adjacent ? 2 * i + 1 : i + pairs];
+      const double turned = x * c - y * s;
+      y = x * s + y * c;
+      x = turned;
+    }
+  }
+
+  static double half(double x) { return f16_to_f32(f32_to_f16(static_cast<float>(x))); }
+
+  void apply(const RopeStore& op) {
+    const HeadShape& h = op.shape;
+    for (std::size_t r = 0; r < rows_.size(); ++r) {
+      std::vector<double>& row = buffers[op.qkv.index][r];
+      for (std::uint32_t i = 0; i < h.heads; ++i) rotate(&row[i * h.head_dim], op, rows_[r].position);
+      std::vector<double> kv(row.begin() + h.heads * h.head_dim, row.end());
+      for (std::uint32_t i = 0; i < h.kv_heads; ++i) rotate(&kv[i * h.head_dim], op, rows_[r].position);
+      for (double& x : kv) x = half(x);
+      cache_[rows_[r].slot][op.layer][rows_[r].position] = kv;
+    }
+  }
+
+  void apply(const Attention& op) {
+    const HeadShape& h = op.shape;
+    for (std::size_t r = 0; r < rows_.size(); ++r) {
+      auto& cache = cache_[rows_[r].slot][op.layer];
+      const std::uint32_t end = rows_[r].position + 1;
+      const std::uint32_t begin = op.window != 0 && end > op.window ? end - op.window : 0;
+      for (std::uint32_t head = 0; head < h.heads; ++head) {
+        const std::uint32_t kv = head / (h.heads / h.kv_heads);
+        std::vector<double> weights;
+        double top = -INFINITY, total = 0;
+        for (std::uint32_t p = begin; p < end; ++p) {
+          double dot = 0;
+          for (std::uint32_t d = 0; d < h.head_dim; ++d) {
+            dot += buffers[op.qkv.index][r][head * h.head_dim + d] * cache.at(p)[kv * h.head_dim + d];
+          }
+          weights.push_back(dot * op.scale);
+          top = std::max(top, weights.back());
+        }
+        for (double& w : weights) total += w = std::exp(w - top);
+        for (std::uint32_t d = 0; d < h.head_dim; ++d) {
+          double sum = 0;
+          for (std::uint32_t p = begin; p < end; ++p) {
+            sum += weights[p - begin] * cache.at(p)[(h.kv_heads + kv) * h.head_dim + d];
+          }
+          buffers[op.out.index][r][head * h.head_dim + d] = sum / total;
+        }
+      }
+    }
+  }
+
+  void apply(const Gate& op) {
+    for (std::size_t r = 0; r < buffers[op.in.index].size(); ++r) {
+      std::vector<double>& out = buffers[op.out.index][r];
+      for (std::size_t i = 0; i < out.size(); ++i) {
+        const double x = buffers[op.in.index][r][i];
+        const double inner = std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x);
+        const double active = op.activation == Activation::silu ? x / (1 + std::exp(-x))
+                                                                 : 0.5 * x * (1 + std::tanh(inner));
+        out[i] = active * buffers[op.in.index][r][out.size() + i];
+      }
+    }
+  }
+
+  void apply(const Select& op) {
+    for (std::size_t i = 0; i < sampled_.size(); ++i) {
+      buffers[op.out.index][i] = buffers[op.in.index][sampled_[i]];
+    }
+  }
+
+  void apply(const Sample&) {}
+
+  const TinyModel& model_;
+  std::vector<Row> rows_;
+  std::vector<std::size_t> sampled_;
+  std::map<SlotIndex, std::map<std::uint32_t, std::map<std::uint32_t, std::vector<double>>>> cache_;
+};
+
+}  // namespace sluice::kernels::test
