@@ -18,6 +18,7 @@ struct StreamConfig {
   std::uint32_t chunk_tokens_max = 512;        ///< of a replayed chunk
   std::uint64_t resend_ns = 500'000'000;       ///< a terminal is repeated until acknowledged
   std::uint64_t retention_ns = 60'000'000'000; ///< log and terminal are kept so long after the end
+  std::uint64_t linger_ns = 5'000'000'000;     ///< by which the log outlives the ack if others read
   std::uint64_t grace_ns = 10'000'000'000;     ///< an unfinished stream outlives its last follower
   std::uint64_t probe_ns = 2'000'000'000;      ///< a follower not sent to for so long is probed
   std::uint32_t followers_max = 1024;          ///< beyond: `overloaded`

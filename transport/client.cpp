@@ -1,0 +1,371 @@
+#include "transport/client.hpp"
+
+#include <sodium.h>
+
+#include <algorithm>
+#include <array>
+#include <deque>
+#include <map>
+#include <utility>
+#include <zmq.hpp>
+
+namespace sluice::transport {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using std::chrono::milliseconds;
+
+/// A node silent for three of these is taken for lost, and connected to again.
+constexpr int heartbeat_ms = 2000;
+
+/// How long a closed client still tries to get rid of its last acks.
+constexpr milliseconds linger{500};
+
+constexpr milliseconds tick_interval{500};
+
+/// Ended streams whose terminal may still come again and is acknowledged then.
+constexpr std::size_t ended_streams_max = 1024;
+
+std::uint64_t now_ns() {
+  return static_cast<std::uint64_t>(Clock::now().time_since_epoch() / std::chrono::nanoseconds(1));
+}
+
+std::string_view bytes_of(const zmq::message_t& message) {
+  return {static_cast<const char*>(message.data()), message.size()};
+}
+
+/// A node that listens on every address names none; it is reached where its requests were sent.
+std::string reachable(const std::string& publish, const std::string& connected) {
+  constexpr std::string_view tcp = "tcp://";
+  if (!publish.starts_with(tcp) || !connected.starts_with(tcp)) return publish;
+  const auto host = [tcp](const std::string& address) {
+    return address.substr(tcp.size(), address.rfind(':') - tcp.size());
+  };
+  const std::string said = host(publish);
+  if (said != "*" && said != "0.0.0.0" && said != "[::]" && said != "::") return publish;
+  return std::string(tcp) + host(connected) + publish.substr(publish.rfind(':'));
+}
+
+std::optional<StreamId> stream_named(const Message& message) {
+  return std::visit(
+      []<class M>(const M& m) -> std::optional<StreamId> {
+        if constexpr (requires { m.stream; })
+          return m.stream;
+        else
+          return std::nullopt;
+      },
+      message);
+}
+
+}  // namespace
+
+struct Client::State {
+  struct Stream {
+    std::unique_ptr<ClientStream> state;
+    OwnerSecret owner{};
+    std::uint64_t epoch = 0;
+    bool subscribed = false;
+  };
+
+  ClientConfig config;
+  std::unique_ptr<zmq::context_t> own_context;
+  zmq::context_t* context = nullptr;
+  zmq::socket_t dealer;
+  zmq::socket_t subscriber;
+  zmq::socket_t monitor;
+  std::string subscribed_to;
+  Limits limits;
+  bool connected_before = false;
+
+  std::optional<Welcome> welcome;
+  std::optional<Stats> stats;
+  std::optional<Health> health;
+  std::optional<Error> stray;  // an error that named no stream
+
+  std::map<StreamId, Stream> streams;
+  std::deque<StreamId> ended;  // oldest first
+  std::deque<Event> events;
+  Clock::time_point ticked = Clock::now();
+
+  Result<void> open(zmq::context_t* given) {
+    if (given == nullptr) own_context = std::make_unique<zmq::context_t>(1);
+    context = given != nullptr ? given : own_context.get();
+    try {
+      dealer = zmq::socket_t(*context, zmq::socket_type::dealer);
+      subscriber = zmq::socket_t(*context, zmq::socket_type::sub);
+      for (zmq::socket_t* socket : {&dealer, &subscriber}) {
+        socket->set(zmq::sockopt::linger, 0);
+        socket->set(zmq::sockopt::heartbeat_ivl, heartbeat_ms);
+        socket->set(zmq::sockopt::heartbeat_timeout, 3 * heartbeat_ms);
+        socket->set(zmq::sockopt::ipv6, config.connect.find('[') != std::string::npos ? 1 : 0);
+      }
+      watch();
+      dealer.connect(config.connect);
+    } catch (const zmq::error_t& error) {
+      return fail(ErrorCode::bad_request,
+                  "cannot connect to {}: {}; write tcp://HOST:PORT, ipc://PATH or inproc://NAME",
+                  config.connect, error.what());
+    }
+    return {};
+  }
+
+  /// Has libzmq tell when a connection was made, so that a new one after a loss is noticed: the
+  /// node then knows this client by another name.
+  void watch() {
+    std::array<std::uint8_t, 8> name;
+    randombytes_buf(name.data(), name.size());
+    const std::string address = "inproc://sluice-client-" + to_hex(name);
+    if (zmq_socket_monitor(dealer.handle(), address.c_str(), ZMQ_EVENT_HANDSHAKE_SUCCEEDED) != 0)
+      throw zmq::error_t();
+    monitor = zmq::socket_t(*context, zmq::socket_type::pair);
+    monitor.set(zmq::sockopt::linger, 0);
+    monitor.connect(address);
+  }
+
+  /// Says hello until somebody answers.
+  Result<void> greet() {
+    const auto deadline = Clock::now() + config.connect_timeout;
+    send(Hello{protocol_version, protocol_version, config.name});
+    while (!welcome) {
+      const auto left = std::chrono::ceil<milliseconds>(deadline - Clock::now());
+      if (left.count() <= 0)
+        return fail(ErrorCode::unavailable,
+                    "no answer from {} within {} ms: is a node running there? "
+                    "`sluice node --listen {}` starts one",
+                    config.connect, config.connect_timeout.count(), config.connect);
+      pump(left);
+      if (!stray) continue;
+      const Error error = *std::exchange(stray, std::nullopt);
+      const milliseconds retry(error.retry_after_ms);
+      if (retry.count() == 0 || retry >= left) return tl::unexpected(error);
+      // Still loading: as it asks, later again.
+      const auto again = Clock::now() + retry;
+      while (!welcome && Clock::now() < again)
+        pump(std::chrono::ceil<milliseconds>(again - Clock::now()));
+      if (!welcome) send(Hello{protocol_version, protocol_version, config.name});
+    }
+    dealer.set(zmq::sockopt::linger, static_cast<int>(linger.count()));
+    return {};
+  }
+
+  bool send(const Message& message) { return send_frame(encode(message)); }
+  bool send_frame(const std::string& frame) {
+    // Full only when nothing was taken for long: what it said is asked for again later.
+    return dealer.send(zmq::buffer(frame), zmq::send_flags::dontwait).has_value();
+  }
+  void send_all(const std::vector<Message>& messages) {
+    for (const Message& message : messages) send(message);
+  }
+
+  /// Waits for something to come and takes it.
+  void pump(milliseconds wait) {
+    zmq::pollitem_t items[] = {{dealer.handle(), 0, ZMQ_POLLIN, 0},
+                               {subscriber.handle(), 0, ZMQ_POLLIN, 0},
+                               {monitor.handle(), 0, ZMQ_POLLIN, 0}};
+    try {
+      zmq::poll(items, 3, std::clamp(wait, milliseconds(0), tick_interval));
+    } catch (const zmq::error_t& error) {
+      if (error.num() != EINTR) throw;
+      return;  // a signal: the caller looks whether it was meant
+    }
+    if (items[2].revents != 0) take_connections();
+    if (items[0].revents != 0) take_frames(dealer);
+    if (items[1].revents != 0) take_frames(subscriber);
+    if (Clock::now() - ticked < tick_interval) return;
+    ticked = Clock::now();
+    std::vector<Message> sends;
+    for (auto& [id, stream] : streams) stream.state->tick(now_ns(), sends);
+    send_all(sends);
+  }
+
+  void take_connections() {
+    bool again = false;
+    zmq::message_t part;
+    while (monitor.recv(part, zmq::recv_flags::dontwait)) {
+      const bool first = part.more();  // the event; its address follows
+      if (first) again = std::exchange(connected_before, true);
+    }
+    if (!again) return;
+    send(Hello{protocol_version, protocol_version, config.name});  // it may publish elsewhere now
+    std::vector<Message> sends;
+    for (auto& [id, stream] : streams) stream.state->on_connected(now_ns(), sends);
+    send_all(sends);
+  }
+
+  void take_frames(zmq::socket_t& socket) {
+    zmq::message_t part;
+    for (int i = 0; i < 64 && socket.recv(part, zmq::recv_flags::dontwait); ++i) {
+      while (part.more())
+        if (!socket.recv(part, zmq::recv_flags::dontwait)) break;
+      // What a later version says and this one cannot read is passed over.
+      if (const auto message = decode(bytes_of(part), limits)) take(*message);
+    }
+  }
+
+  void take(const Message& message) {
+    if (const auto* answer = std::get_if<Welcome>(&message)) {
+      welcome = *answer;
+      if (!subscribed_to.empty()) follow_publisher();
+    } else if (const auto* values = std::get_if<Stats>(&message)) {
+      stats = *values;
+    } else if (const auto* state = std::get_if<Health>(&message)) {
+      health = *state;
+    } else if (const auto id = stream_named(message)) {
+      const auto found = streams.find(*id);
+      if (found != streams.end()) take(*id, found->second, message);
+    } else if (const auto* failed = std::get_if<Failed>(&message)) {
+      stray = failed->error;
+    }
+  }
+
+  void take(const StreamId& id, Stream& stream, const Message& message) {
+    std::vector<Message> sends;
+    std::vector<ClientEvent> news;
+    const bool was_over = stream.state->ended();
+    stream.state->on_message(message, now_ns(), sends, news);
+    send_all(sends);
+    for (ClientEvent& event : news) events.push_back({id, std::move(event)});
+    if (was_over || !stream.state->ended()) return;
+    if (stream.subscribed)
+      zmq_setsockopt(subscriber.handle(), ZMQ_UNSUBSCRIBE, id.data(), id.size());
+    ended.push_back(id);
+    if (ended.size() > ended_streams_max) {
+      streams.erase(ended.front());
+      ended.pop_front();
+    }
+  }
+
+  void add(const StreamId& id, Stream stream) {
+    std::vector<Message> sends;
+    stream.state->on_connected(now_ns(), sends);
+    std::erase(ended, id);  // it may come again under a higher epoch
+    streams.insert_or_assign(id, std::move(stream));
+    send_all(sends);
+  }
+
+  void follow_publisher() {
+    const std::string address = reachable(welcome->publish, config.connect);
+    if (address == subscribed_to) return;
+    if (!subscribed_to.empty()) subscriber.disconnect(subscribed_to);
+    subscribed_to.clear();
+    subscriber.connect(address);
+    subscribed_to = address;
+  }
+
+  /// Waits until `answer` is filled.
+  template <class Answer>
+  Result<Answer> ask(const Message& question, std::optional<Answer>& answer, milliseconds timeout) {
+    const auto deadline = Clock::now() + timeout;
+    answer.reset();
+    stray.reset();
+    send(question);
+    while (!answer) {
+      const auto left = std::chrono::ceil<milliseconds>(deadline - Clock::now());
+      if (left.count() <= 0)
+        return fail(ErrorCode::unavailable, "{} did not answer within {} ms", config.connect,
+                    timeout.count());
+      pump(left);
+      if (!answer && stray) return tl::unexpected(*std::exchange(stray, std::nullopt));
+    }
+    return *std::move(answer);
+  }
+};
+
+Client::Client(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Client::~Client() = default;
+
+Result<std::unique_ptr<Client>> Client::connect(ClientConfig config, zmq::context_t* context) {
+  if (sodium_init() < 0) return fail(ErrorCode::internal, "libsodium cannot be used here");
+  auto state = std::make_unique<State>();
+  state->config = std::move(config);
+  if (auto opened = state->open(context); !opened) return tl::unexpected(opened.error());
+  if (auto greeted = state->greet(); !greeted) return tl::unexpected(greeted.error());
+  return std::unique_ptr<Client>(new Client(std::move(state)));
+}
+
+const Welcome& Client::welcome() const { return *state_->welcome; }
+
+Result<StreamId> Client::submit(Submit submit) {
+  if (submit.stream == StreamId{}) submit.stream = random_stream_id();
+  if (submit.owner == OwnerSecret{}) submit.owner = random_stream_id();
+  if (submit.sampling.seed == 0) submit.sampling.seed = random_seed();
+  const auto found = state_->streams.find(submit.stream);
+  if (found != state_->streams.end() && !found->second.state->ended())
+    return fail(ErrorCode::conflict, "stream {} is followed already", to_hex(submit.stream));
+  const std::size_t bytes = encode(submit).size();
+  if (bytes > state_->welcome->frame_bytes_max && state_->welcome->frame_bytes_max != 0)
+    return fail(ErrorCode::too_large, "the request has {} bytes; the node takes {}", bytes,
+                state_->welcome->frame_bytes_max);
+  State::Stream stream;
+  stream.state = std::make_unique<ClientStream>(submit, state_->welcome->window_tokens);
+  stream.owner = submit.owner;
+  stream.epoch = submit.epoch;
+  state_->add(submit.stream, std::move(stream));
+  return submit.stream;
+}
+
+Result<void> Client::subscribe(const StreamId& id, std::uint32_t from) {
+  const auto found = state_->streams.find(id);
+  if (found != state_->streams.end() && !found->second.state->ended())
+    return fail(ErrorCode::conflict, "stream {} is followed already", to_hex(id));
+  try {
+    state_->follow_publisher();
+    state_->subscriber.set(zmq::sockopt::subscribe,
+                           std::string_view(reinterpret_cast<const char*>(id.data()), id.size()));
+  } catch (const zmq::error_t& error) {
+    return fail(ErrorCode::io, "cannot subscribe at {}: {}", state_->welcome->publish,
+                error.what());
+  }
+  State::Stream stream;
+  stream.state = std::make_unique<ClientStream>(id, from, true, state_->welcome->window_tokens);
+  stream.subscribed = true;
+  state_->add(id, std::move(stream));
+  return {};
+}
+
+void Client::cancel(const StreamId& id) {
+  const auto found = state_->streams.find(id);
+  if (found == state_->streams.end() || found->second.subscribed) return;
+  state_->send(Cancel{id, found->second.owner, found->second.epoch});
+}
+
+std::optional<Client::Event> Client::next(milliseconds timeout) {
+  const auto deadline = Clock::now() + timeout;
+  for (;;) {
+    if (!state_->events.empty()) {
+      Event event = std::move(state_->events.front());
+      state_->events.pop_front();
+      return event;
+    }
+    const auto left = std::chrono::ceil<milliseconds>(deadline - Clock::now());
+    state_->pump(left);
+    if (state_->stray) {  // belongs to no stream: the caller may know what it meant
+      ClientEvent event;
+      event.failed = Failed{std::nullopt, 0, *std::exchange(state_->stray, std::nullopt)};
+      return Event{StreamId{}, std::move(event)};
+    }
+    if (state_->events.empty() && Clock::now() >= deadline) return std::nullopt;
+  }
+}
+
+Result<Stats> Client::stats(milliseconds timeout) {
+  return state_->ask(StatsRequest{}, state_->stats, timeout);
+}
+
+Result<Health> Client::health(milliseconds timeout) {
+  return state_->ask(HealthRequest{}, state_->health, timeout);
+}
+
+StreamId Client::random_stream_id() {
+  StreamId id;
+  randombytes_buf(id.data(), id.size());
+  return id;
+}
+
+std::uint64_t Client::random_seed() {
+  std::uint64_t seed = 0;
+  while (seed == 0) randombytes_buf(&seed, sizeof seed);
+  return seed;
+}
+
+}  // namespace sluice::transport

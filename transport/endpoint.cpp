@@ -1,0 +1,411 @@
+#include "transport/endpoint.hpp"
+
+#include <pthread.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <variant>
+#include <vector>
+#include <zmq.hpp>
+
+namespace sluice::transport {
+namespace {
+
+using Frame = std::shared_ptr<const std::string>;
+
+/// Frames taken from a socket before the other work gets its turn.
+constexpr int batch = 64;
+
+/// A subscription is a byte and a topic; the publisher reads nothing longer.
+constexpr std::int64_t subscription_bytes_max = 256;
+
+struct Outgoing {
+  std::variant<Peer, StreamId> to;
+  Frame frame;
+};
+
+std::string_view bytes_of(const zmq::message_t& message) {
+  return {static_cast<const char*>(message.data()), message.size()};
+}
+
+tl::unexpected<Error> bind_failure(const std::string& address, int code) {
+  const bool bad = code == EINVAL || code == EPROTONOSUPPORT || code == ENOCOMPATPROTO;
+  const char* const remedy =
+      bad                               ? "write tcp://HOST:PORT, ipc://PATH or inproc://NAME"
+      : code == EADDRINUSE              ? "choose another, or stop what uses it"
+      : code == EACCES || code == EPERM ? "choose one that this user may bind"
+      : code == ENODEV || code == EADDRNOTAVAIL ? "the host must be an address of this machine"
+                                                : "choose another";
+  return fail(bad ? ErrorCode::bad_request : ErrorCode::io, "cannot listen on {}: {}; {}", address,
+              bad ? "no such kind of endpoint" : zmq_strerror(code), remedy);
+}
+
+/// libzmq unlinks whatever lies at an ipc path before it binds, be it a file or another node's
+/// socket: look first.
+int ipc_obstacle(const std::string& path) {
+  if (path.empty() || path[0] == '@' || path[0] == '*') return 0;
+  struct stat found {};
+  if (lstat(path.c_str(), &found) != 0) return 0;
+  if (!S_ISSOCK(found.st_mode)) return EEXIST;
+  sockaddr_un address{};
+  if (path.size() >= sizeof address.sun_path) return ENAMETOOLONG;
+  address.sun_family = AF_UNIX;
+  std::memcpy(address.sun_path, path.c_str(), path.size());
+  const int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (probe < 0) return errno;
+  const int rc = connect(probe, reinterpret_cast<const sockaddr*>(&address), sizeof address);
+  close(probe);
+  return rc == 0 ? EADDRINUSE : 0;  // refused: left behind by a node that died
+}
+
+Result<std::string> bind_to(zmq::socket_t& socket, const std::string& address) {
+  constexpr std::string_view ipc = "ipc://";
+  const bool known =
+      address.starts_with("tcp://") || address.starts_with(ipc) || address.starts_with("inproc://");
+  if (!known) return bind_failure(address, EPROTONOSUPPORT);
+  if (address.starts_with(ipc))
+    if (const int obstacle = ipc_obstacle(address.substr(ipc.size())); obstacle != 0)
+      return bind_failure(address, obstacle);
+  try {
+    socket.set(zmq::sockopt::ipv6, address.find('[') != std::string::npos ? 1 : 0);
+    socket.bind(address);
+    return socket.get(zmq::sockopt::last_endpoint);
+  } catch (const zmq::error_t& error) {
+    return bind_failure(address, error.num());
+  }
+}
+
+/// Where the publisher listens when nothing is said: beside the requests.
+std::string publisher_beside(const std::string& listen) {
+  if (!listen.starts_with("tcp://")) return listen + ".pub";
+  return listen.substr(0, listen.rfind(':')) + ":*";
+}
+
+}  // namespace
+
+struct Endpoint::State {
+  State(zmq::context_t& in, EndpointConfig with, Handler to)
+      : context(in), config(std::move(with)), handler(std::move(to)) {}
+
+  zmq::context_t& context;
+  EndpointConfig config;
+  Handler handler;
+  std::string listen_address;
+  std::string publish_address;
+
+  // Of the I/O thread once it runs.
+  zmq::socket_t router;
+  zmq::socket_t publisher;
+  std::vector<Outgoing> leaving;
+  /// Who subscribed to what, by descriptor, -1 where there is none: a connection that subscribes
+  /// twice counts once. The end of a connection comes without its descriptor, as one cancellation
+  /// for each of its topics; which entry of a topic it removes does not matter.
+  std::map<StreamId, std::vector<int>> subscribers;
+  std::size_t subscriptions = 0;
+
+  // Shared with the producers.
+  std::mutex mutex;
+  std::vector<Outgoing> queue;
+  std::atomic<bool> sleeping = false;
+  std::atomic<bool> stopping = false;
+  std::atomic<int> linger_ms = 0;
+  int wake_fd = -1;
+  std::thread thread;
+
+  struct Counters {
+    std::atomic<std::uint64_t> frames_in = 0;
+    std::atomic<std::uint64_t> frames_out = 0;
+    std::atomic<std::uint64_t> frames_malformed = 0;
+    std::atomic<std::uint64_t> frames_dropped = 0;
+    std::atomic<std::uint64_t> peers_lost = 0;
+    std::atomic<std::uint64_t> subscriptions = 0;
+  } counters;
+
+  Result<void> open() {
+    try {
+      router = zmq::socket_t(context, zmq::socket_type::router);
+      publisher = zmq::socket_t(context, zmq::socket_type::xpub);
+      const int high_water = static_cast<int>(config.send_queue_messages);
+      for (zmq::socket_t* socket : {&router, &publisher}) {
+        socket->set(zmq::sockopt::sndhwm, high_water);
+        socket->set(zmq::sockopt::rcvhwm, high_water);
+        socket->set(zmq::sockopt::linger, 0);
+        socket->set(zmq::sockopt::backlog, 1024);
+        socket->set(zmq::sockopt::heartbeat_ivl, static_cast<int>(config.heartbeat_ms));
+        socket->set(zmq::sockopt::heartbeat_timeout, static_cast<int>(config.heartbeat_ms * 3));
+        socket->set(zmq::sockopt::heartbeat_ttl, static_cast<int>(config.heartbeat_ms * 3));
+      }
+      router.set(zmq::sockopt::router_mandatory, 1);
+      // Twice the limit: up to there the sender gets a typed answer, beyond it is disconnected.
+      router.set(zmq::sockopt::maxmsgsize,
+                 static_cast<std::int64_t>(config.limits.frame_bytes_max * 2));
+      publisher.set(zmq::sockopt::maxmsgsize, subscription_bytes_max);
+      publisher.set(zmq::sockopt::xpub_manual, 1);
+      publisher.set(zmq::sockopt::xpub_nodrop, 1);
+    } catch (const zmq::error_t& error) {
+      return fail(ErrorCode::io, "cannot make a socket: {}; raise the limits of open files",
+                  error.what());
+    }
+    auto bound = bind_to(router, config.listen);
+    if (!bound) return tl::unexpected(bound.error());
+    listen_address = *bound;
+    bound = bind_to(publisher,
+                    config.publish.empty() ? publisher_beside(config.listen) : config.publish);
+    if (!bound) return tl::unexpected(bound.error());
+    publish_address = *bound;
+    wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (wake_fd < 0) return fail(ErrorCode::io, "cannot make an eventfd: {}", std::strerror(errno));
+    return {};
+  }
+
+  void shut() {
+    router.close();
+    publisher.close();
+    if (wake_fd >= 0) close(std::exchange(wake_fd, -1));
+  }
+
+  // Any thread.
+
+  void post(Outgoing outgoing) {
+    {
+      const std::lock_guard lock(mutex);
+      queue.push_back(std::move(outgoing));
+    }
+    wake();
+  }
+
+  /// Writes only when the thread sleeps, or is about to: it looks at the queue once more after it
+  /// said so.
+  void wake() {
+    if (!sleeping.exchange(false)) return;
+    const std::uint64_t one = 1;
+    [[maybe_unused]] const auto written = write(wake_fd, &one, sizeof one);
+  }
+
+  // The I/O thread.
+
+  void run() {
+    pthread_setname_np(pthread_self(), "sluice-io");
+    sigset_t all;  // signals are the other threads' business: nothing here is ever interrupted
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, nullptr);
+    zmq::pollitem_t items[] = {{router.handle(), 0, ZMQ_POLLIN, 0},
+                               {publisher.handle(), 0, ZMQ_POLLIN, 0},
+                               {nullptr, wake_fd, ZMQ_POLLIN, 0}};
+    while (!stopping) {
+      bool worked = false;
+      for (int i = 0; i < batch && receive(); ++i) worked = true;
+      for (int i = 0; i < batch && subscribe(); ++i) worked = true;
+      worked |= drain();
+      if (!worked) sleep(items);
+    }
+    drain();
+    router.set(zmq::sockopt::linger, linger_ms.load());
+    publisher.set(zmq::sockopt::linger, linger_ms.load());
+    router.close();
+    publisher.close();
+  }
+
+  void sleep(std::span<zmq::pollitem_t> items) {
+    sleeping = true;
+    bool idle = !stopping;
+    if (idle) {
+      const std::lock_guard lock(mutex);
+      idle = queue.empty();
+    }
+    if (idle) zmq::poll(items.data(), items.size(), std::chrono::milliseconds(-1));
+    sleeping = false;
+    std::uint64_t count = 0;
+    [[maybe_unused]] const auto taken = read(wake_fd, &count, sizeof count);
+  }
+
+  /// Takes one frame from a client, if there is one.
+  bool receive() {
+    zmq::message_t peer;
+    if (!router.recv(peer, zmq::recv_flags::dontwait)) return false;
+    counters.frames_in += 1;
+    zmq::message_t frame;
+    int parts = 0;
+    bool more = peer.more();
+    while (more) {
+      zmq::message_t part;
+      if (!router.recv(part, zmq::recv_flags::dontwait)) break;
+      more = part.more();
+      if (parts++ == 0) frame = std::move(part);
+    }
+    Peer name(bytes_of(peer));
+    if (parts != 1) {
+      refuse(
+          name, {},
+          {ErrorCode::bad_request, fmt::format("the message has {} frames; send one", parts), 0});
+      return true;
+    }
+    auto message = decode(bytes_of(frame), config.limits);
+    if (message)
+      handler.message(std::move(name), std::move(*message));
+    else
+      refuse(name, subject_of(bytes_of(frame), config.limits), std::move(message.error()));
+    return true;
+  }
+
+  void refuse(const Peer& peer, const Subject& subject, Error error) {
+    counters.frames_malformed += 1;
+    send(peer, encode(Failed{subject.stream, subject.epoch, std::move(error)}));
+  }
+
+  /// Takes one subscription or cancellation, if there is one. Only whole stream ids are granted.
+  bool subscribe() {
+    zmq::message_t message;
+    if (!publisher.recv(message, zmq::recv_flags::dontwait)) return false;
+    const std::string_view bytes = bytes_of(message);
+    StreamId topic;
+    if (bytes.size() != 1 + topic.size() || (bytes[0] != 0 && bytes[0] != 1)) {
+      counters.frames_malformed += 1;
+      return true;
+    }
+    std::copy_n(bytes.data() + 1, topic.size(), reinterpret_cast<char*>(topic.data()));
+    const int fd = zmq_msg_get(message.handle(), ZMQ_SRCFD);
+    if (bytes[0] == 1)
+      grant(topic, fd);
+    else
+      revoke(topic, fd);
+    counters.subscriptions = subscriptions;
+    return true;
+  }
+
+  void grant(const StreamId& topic, int fd) {
+    const auto found = subscribers.find(topic);
+    const bool again =
+        fd >= 0 && found != subscribers.end() &&
+        std::find(found->second.begin(), found->second.end(), fd) != found->second.end();
+    if (!again) {
+      if (subscriptions >= config.subscriptions_max) return;
+      ++subscriptions;
+      subscribers[topic].push_back(fd);
+    }
+    zmq_setsockopt(publisher.handle(), ZMQ_SUBSCRIBE, topic.data(), topic.size());
+  }
+
+  void revoke(const StreamId& topic, int fd) {
+    zmq_setsockopt(publisher.handle(), ZMQ_UNSUBSCRIBE, topic.data(), topic.size());
+    const auto found = subscribers.find(topic);
+    if (found == subscribers.end()) return;  // was never granted
+    auto& fds = found->second;
+    auto one = std::find(fds.begin(), fds.end(), fd);
+    if (one == fds.end()) one = std::prev(fds.end());
+    fds.erase(one);
+    --subscriptions;
+    if (fds.empty()) subscribers.erase(found);
+  }
+
+  /// Sends what was posted.
+  bool drain() {
+    {
+      const std::lock_guard lock(mutex);
+      leaving.swap(queue);
+    }
+    for (const Outgoing& outgoing : leaving) {
+      if (const Peer* peer = std::get_if<Peer>(&outgoing.to))
+        send(*peer, *outgoing.frame);
+      else
+        publish(std::get<StreamId>(outgoing.to), *outgoing.frame);
+    }
+    const bool any = !leaving.empty();
+    leaving.clear();
+    return any;
+  }
+
+  void send(const Peer& peer, const std::string& frame) {
+    try {
+      if (router.send(zmq::buffer(peer), zmq::send_flags::sndmore | zmq::send_flags::dontwait)) {
+        router.send(zmq::buffer(frame), zmq::send_flags::dontwait);
+        counters.frames_out += 1;
+        return;
+      }
+    } catch (const zmq::error_t& error) {
+      SLUICE_ASSERT(error.num() == EHOSTUNREACH, error.what());
+    }
+    // Gone, or too slow to empty its queue: either way its followers' place is forgotten.
+    counters.frames_dropped += 1;
+    counters.peers_lost += 1;
+    handler.lost(Peer(peer));
+  }
+
+  /// With NODROP one full subscriber of a topic refuses the frame for all of that topic. The same
+  /// frame sent without NODROP reaches everyone but the full ones, which libzmq then leaves out
+  /// until they have emptied half of their queue: the cut-off subscriber sees a gap by the index.
+  void publish(const StreamId& stream, const std::string& frame) {
+    const auto both = [&] {
+      return publisher.send(zmq::buffer(stream),
+                            zmq::send_flags::sndmore | zmq::send_flags::dontwait) &&
+             publisher.send(zmq::buffer(frame), zmq::send_flags::dontwait);
+    };
+    if (!both()) {
+      counters.frames_dropped += 1;
+      publisher.set(zmq::sockopt::xpub_nodrop, 0);
+      const bool sent = both();
+      publisher.set(zmq::sockopt::xpub_nodrop, 1);
+      SLUICE_ASSERT(sent, "a publisher that may drop always sends");
+    }
+    counters.frames_out += 1;
+  }
+};
+
+Endpoint::Endpoint(zmq::context_t& context, EndpointConfig config, Handler handler)
+    : state_(std::make_unique<State>(context, std::move(config), std::move(handler))) {}
+
+Endpoint::~Endpoint() {
+  stop();
+  state_->shut();
+}
+
+Result<void> Endpoint::start() {
+  SLUICE_ASSERT(!state_->thread.joinable(), "an endpoint starts once");
+  auto opened = state_->open();
+  if (!opened) {
+    state_->shut();
+    return opened;
+  }
+  state_->thread = std::thread([state = state_.get()] { state->run(); });
+  return {};
+}
+
+void Endpoint::stop(int linger_ms) {
+  if (!state_->thread.joinable()) return;
+  state_->linger_ms = linger_ms;
+  state_->stopping = true;
+  state_->wake();
+  state_->thread.join();
+}
+
+void Endpoint::send(const Peer& peer, std::shared_ptr<const std::string> frame) {
+  state_->post({peer, std::move(frame)});
+}
+
+void Endpoint::publish(const StreamId& stream, std::shared_ptr<const std::string> frame) {
+  state_->post({stream, std::move(frame)});
+}
+
+const std::string& Endpoint::listen_address() const { return state_->listen_address; }
+const std::string& Endpoint::publish_address() const { return state_->publish_address; }
+
+EndpointStats Endpoint::stats() const {
+  const auto& counters = state_->counters;
+  return {counters.frames_in,      counters.frames_out, counters.frames_malformed,
+          counters.frames_dropped, counters.peers_lost, counters.subscriptions};
+}
+
+}  // namespace sluice::transport
