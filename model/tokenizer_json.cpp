@@ -148,6 +148,12 @@ Result<JsonVocabulary> read_vocabulary(const Json& root, const Json& model, Kind
   return read;
 }
 
+/// Some files name their end-of-text token as the unknown one too: that stays what ends a text.
+bool names_unknown(std::string_view spelling) {
+  return spelling.find("unk") != std::string_view::npos ||
+         spelling.find("UNK") != std::string_view::npos;
+}
+
 Result<std::shared_ptr<Vocabulary>> build_vocabulary(const JsonVocabulary& read,
                                                      const JsonDecoder& decoder, bool byte_fallback,
                                                      std::optional<std::string_view> unknown) {
@@ -161,11 +167,12 @@ Result<std::shared_ptr<Vocabulary>> build_vocabulary(const JsonVocabulary& read,
       }
       continue;
     }
+    const bool is_unknown = unknown && token.spelling == *unknown;
     TokenKind kind = TokenKind::normal;
-    if (token.is_added) {
-      kind = token.added.special ? TokenKind::control : TokenKind::user_defined;
-    } else if (unknown && token.spelling == *unknown) {
+    if (is_unknown && (!token.is_added || names_unknown(token.spelling))) {
       kind = TokenKind::unknown;
+    } else if (token.is_added) {
+      kind = token.added.special ? TokenKind::control : TokenKind::user_defined;
     } else if (byte_fallback && byte_of_hex_spelling(token.spelling)) {
       kind = TokenKind::byte;
     }
@@ -242,6 +249,8 @@ Result<std::unique_ptr<Segmenter>> build_segmenter(const Json& model, Kind kind,
   std::optional<Token> unknown_id;
   if (unknown) unknown_id = vocabulary->find(*unknown);
   if (unknown && !unknown_id) return bad("unk_token is not in the vocabulary");
+  // No text may turn into a token that steers the model: what is unknown is left out then.
+  if (unknown_id && vocabulary->kind(*unknown_id) == TokenKind::control) unknown_id.reset();
   if (kind == Kind::unigram) {
     auto fallback = json_member_or<bool>(model, "byte_fallback", false);
     if (!fallback) return tl::unexpected(fallback.error());
