@@ -6,8 +6,11 @@
 #include "transport/protocol.hpp"
 
 #define MSGPACK_NO_BOOST
+#include <sodium.h>
+
 #include <boost/test/unit_test.hpp>
 #include <cmath>
+#include <fstream>
 #include <map>
 #include <msgpack.hpp>
 #include <random>
@@ -431,6 +434,45 @@ BOOST_AUTO_TEST_CASE(logit_bias_is_sorted) {
   BOOST_REQUIRE(decoded);
   const std::vector<std::pair<Token, float>> sorted = {{4, 2.0F}, {9, 1.0F}, {70000, 3.0F}};
   BOOST_CHECK(std::get<Submit>(*decoded).sampling.logit_bias == sorted);
+}
+
+// The example that docs/protocol.md works out is what this code says.
+BOOST_AUTO_TEST_CASE(worked_example_of_the_documentation) {
+  std::ifstream file(SLUICE_FIXTURES "/../../docs/protocol.md");
+  BOOST_REQUIRE(file);
+  std::vector<std::string> blocks;
+  bool inside = false;
+  for (std::string line; std::getline(file, line);) {
+    if (line == "```") {
+      inside = !inside;
+      if (inside) blocks.emplace_back();
+    } else if (inside) {
+      for (std::size_t i = 0; i < line.size(); i += 2)
+        blocks.back().push_back(static_cast<char>(std::stoi(line.substr(i, 2), nullptr, 16)));
+    }
+  }
+  BOOST_REQUIRE_EQUAL(blocks.size(), 5U);
+  Submit submit;
+  submit.stream = *stream_from_hex("5f1c0a3e77b24d19a0c4e8d2916b3f07");
+  submit.owner = *stream_from_hex("c2a91e5d0b7f4638915ea4d07c33f8b6");
+  submit.prompt = "Hi";
+  submit.sampling.temperature = 0;
+  submit.sampling.seed = 7;
+  submit.max_tokens = 2;
+  BOOST_CHECK(encode(submit) == blocks[0]);
+  auto sampling = submit.sampling;
+  sampling.stop_tokens = {2};
+  const Token prompt = 19556;
+  const auto start = engine::chain_start("00", std::span(&prompt, 1), sampling);
+  std::array<std::uint8_t, crypto_hash_sha256_BYTES> digest;
+  crypto_hash_sha256(digest.data(), reinterpret_cast<const std::uint8_t*>(blocks[1].data()),
+                     blocks[1].size());
+  BOOST_CHECK(std::equal(start.begin(), start.end(), digest.begin()));
+  BOOST_CHECK(encode(Accepted{submit.stream, 0, "00", 1, start}) == blocks[2]);
+  engine::StreamLog log(start);
+  const Token tokens[] = {28, 339};
+  BOOST_CHECK(encode(Chunk{submit.stream, 0, 0, log.append(tokens, ", I", {})}) == blocks[3]);
+  BOOST_CHECK(encode(Ack{submit.stream, submit.owner, 0, 2, true}) == blocks[4]);
 }
 
 BOOST_AUTO_TEST_SUITE_END()
