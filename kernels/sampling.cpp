@@ -41,7 +41,8 @@ std::uint64_t mass(float z) {
 
 std::uint64_t top_p_target(std::uint64_t total, float top_p) {
   const double target = static_cast<double>(total) * static_cast<double>(top_p);
-  return std::clamp<std::uint64_t>(static_cast<std::uint64_t>(target), 1, std::max<std::uint64_t>(total, 1));
+  return std::clamp<std::uint64_t>(static_cast<std::uint64_t>(target), 1,
+                                   std::max<std::uint64_t>(total, 1));
 }
 
 float inverse_temperature(float temperature) {

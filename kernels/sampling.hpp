@@ -53,7 +53,8 @@ struct Penalties {
   float presence = 0.0F;
   float frequency = 0.0F;
 };
-float penalized(float logit, const Penalties& penalties, bool in_prompt, std::uint32_t output_count);
+float penalized(float logit, const Penalties& penalties, bool in_prompt,
+                std::uint32_t output_count);
 
 /// NaN to -inf, +inf to the largest float.
 float tamed(float logit);

@@ -43,7 +43,8 @@ HWY_INLINE void load_keys(const KvPool& pool, const Slot& slot, std::uint32_t la
   if (block_tokens >= tile_tokens) {
     const std::uint16_t* from =
         pool.keys(layer, slot.blocks[tile / block_tokens], kv_head) + tile % block_tokens;
-    for (std::size_t d = 0; d < head_dim; ++d) store(load_half(from + d * block_tokens), to + d * 16);
+    for (std::size_t d = 0; d < head_dim; ++d)
+      store(load_half(from + d * block_tokens), to + d * 16);
     return;
   }
   for (std::uint32_t p = tile; p < std::min(end, tile + tile_tokens); ++p) {
@@ -75,12 +76,16 @@ template <std::size_t N>
 HWY_INLINE void score_tile(const float* const* queries, const float* keys, std::size_t head_dim,
                            float scale, float* to, std::size_t stride) {
   Lanes acc[N];
-  for (std::size_t n = 0; n < N; ++n) acc[n] = set(0.0F);
+  const float* query[N];
+  unroll<N>([&](auto n) SLUICE_INLINE {
+    acc[n] = set(0.0F);
+    query[n] = queries[n];
+  });
   for (std::size_t d = 0; d < head_dim; ++d) {
     const Lanes key = load(keys + d * 16);
-    for (std::size_t n = 0; n < N; ++n) acc[n] = fma(set(queries[n][d]), key, acc[n]);
+    unroll<N>([&](auto n) SLUICE_INLINE { acc[n] = fma(set(query[n][d]), key, acc[n]); });
   }
-  for (std::size_t n = 0; n < N; ++n) store(acc[n] * set(scale), to + n * stride);
+  unroll<N>([&](auto n) SLUICE_INLINE { store(acc[n] * set(scale), to + n * stride); });
 }
 
 /// Weights of one query from its scores [begin, end), in place; scores start at position `base`.
@@ -110,14 +115,14 @@ template <std::size_t N>
 HWY_INLINE void add_values(const float* weights, const float* values, std::size_t stride,
                            std::uint32_t begin, std::uint32_t end, float* sums) {
   Lanes acc[N];
-  for (std::size_t n = 0; n < N; ++n) acc[n] = load(sums + 16 * n);
+  unroll<N>([&](auto n) SLUICE_INLINE { acc[n] = load(sums + 16 * n); });
   for (std::uint32_t t = begin; t < end; ++t) {
     const Lanes weight = set(weights[t]);
-    for (std::size_t n = 0; n < N; ++n) {
+    unroll<N>([&](auto n) SLUICE_INLINE {
       acc[n] = fma(weight, load(values + t * stride + 16 * n), acc[n]);
-    }
+    });
   }
-  for (std::size_t n = 0; n < N; ++n) store(acc[n], sums + 16 * n);
+  unroll<N>([&](auto n) SLUICE_INLINE { store(acc[n], sums + 16 * n); });
 }
 
 HWY_INLINE void add_tile(const float* weights, const float* values, std::size_t width,
@@ -143,7 +148,8 @@ void attend(const AttentionWork& work, const KvPool& pool, const QueryGroup& gro
 
   const float* query[cpu::group_rows * cpu::group_heads];
   for (std::uint32_t q = 0; q < queries; ++q) {
-    query[q] = work.qkv.row(group.row + q / group.heads) + (group.head + q % group.heads) * head_dim;
+    query[q] =
+        work.qkv.row(group.row + q / group.heads) + (group.head + q % group.heads) * head_dim;
   }
   for (std::uint32_t tile = base; tile < end; tile += tile_tokens) {
     load_keys(pool, *group.slot, work.layer, kv_head, tile, end, keys);

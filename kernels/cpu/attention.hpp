@@ -33,7 +33,8 @@ struct QueryGroup {
   std::uint32_t heads = 0;
 };
 
-/// Largest group: sixteen queries share a tile of widened keys, which then costs little of the whole.
+/// Largest group: sixteen queries share a tile of widened keys, which then costs little of the
+/// whole.
 inline constexpr std::uint32_t group_rows = 4;
 inline constexpr std::uint32_t group_heads = 4;
 

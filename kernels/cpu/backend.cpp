@@ -194,7 +194,8 @@ class CpuBackend final : public Backend {
       if (pending.done) continue;
       pending.done = true;
       pending.result.failed = true;
-      pending.result.error = {ErrorCode::unavailable, "the backend closed before the step's masks came", 0};
+      pending.result.error = {ErrorCode::unavailable,
+                              "the backend closed before the step's masks came", 0};
     }
     complete_done();
   }

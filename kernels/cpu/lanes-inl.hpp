@@ -14,6 +14,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "kernels/elementary.hpp"
 #include "kernels/quant.hpp"
@@ -26,6 +27,22 @@ namespace hn = hwy::HWY_NAMESPACE;
 // Highway's portable targets: no fused multiply-add, and half conversions that flush or saturate.
 #undef SLUICE_PORTABLE
 #define SLUICE_PORTABLE (HWY_TARGET == HWY_EMU128 || HWY_TARGET == HWY_SCALAR)
+
+/// A lambda that always becomes part of its caller, with the caller's instruction set.
+#undef SLUICE_INLINE
+#define SLUICE_INLINE HWY_ATTR __attribute__((always_inline))
+
+template <class Body, std::size_t... i>
+HWY_INLINE void unroll_over(Body& body, std::index_sequence<i...>) {
+  (body(std::integral_constant<std::size_t, i>()), ...);
+}
+
+/// body(0), body(1), ... body(N - 1), the index a constant: only so does the compiler keep an array
+/// of vectors in registers.
+template <std::size_t N, class Body>
+HWY_INLINE void unroll(Body body) {
+  unroll_over(body, std::make_index_sequence<N>());
+}
 
 using F = hn::CappedTag<float, 16>;
 using I = hn::RebindToSigned<F>;
@@ -40,18 +57,18 @@ struct Lanes {
 
 HWY_INLINE Lanes load(const float* from) {
   Lanes v;
-  for (std::size_t i = 0; i < parts; ++i) v.part[i] = hn::LoadU(F(), from + i * part_lanes);
+  unroll<parts>([&](auto i) SLUICE_INLINE { v.part[i] = hn::LoadU(F(), from + i * part_lanes); });
   return v;
 }
 
 HWY_INLINE void store(const Lanes& v, float* to) {
-  for (std::size_t i = 0; i < parts; ++i) hn::StoreU(v.part[i], F(), to + i * part_lanes);
+  unroll<parts>([&](auto i) SLUICE_INLINE { hn::StoreU(v.part[i], F(), to + i * part_lanes); });
 }
 
 HWY_INLINE Lanes set(float value) {
   Lanes v;
   const Part all = hn::Set(F(), value);
-  for (std::size_t i = 0; i < parts; ++i) v.part[i] = all;
+  unroll<parts>([&](auto i) SLUICE_INLINE { v.part[i] = all; });
   return v;
 }
 
@@ -71,37 +88,38 @@ HWY_INLINE Part fma_part(Part a, Part b, Part c) {
 /// a * b + c, rounded once
 HWY_INLINE Lanes fma(const Lanes& a, const Lanes& b, const Lanes& c) {
   Lanes v;
-  for (std::size_t i = 0; i < parts; ++i) v.part[i] = fma_part(a.part[i], b.part[i], c.part[i]);
+  unroll<parts>([&](auto i)
+                    SLUICE_INLINE { v.part[i] = fma_part(a.part[i], b.part[i], c.part[i]); });
   return v;
 }
 
 HWY_INLINE Lanes operator*(const Lanes& a, const Lanes& b) {
   Lanes v;
-  for (std::size_t i = 0; i < parts; ++i) v.part[i] = hn::Mul(a.part[i], b.part[i]);
+  unroll<parts>([&](auto i) SLUICE_INLINE { v.part[i] = hn::Mul(a.part[i], b.part[i]); });
   return v;
 }
 
 HWY_INLINE Lanes operator+(const Lanes& a, const Lanes& b) {
   Lanes v;
-  for (std::size_t i = 0; i < parts; ++i) v.part[i] = hn::Add(a.part[i], b.part[i]);
+  unroll<parts>([&](auto i) SLUICE_INLINE { v.part[i] = hn::Add(a.part[i], b.part[i]); });
   return v;
 }
 
 HWY_INLINE Lanes operator-(const Lanes& a, const Lanes& b) {
   Lanes v;
-  for (std::size_t i = 0; i < parts; ++i) v.part[i] = hn::Sub(a.part[i], b.part[i]);
+  unroll<parts>([&](auto i) SLUICE_INLINE { v.part[i] = hn::Sub(a.part[i], b.part[i]); });
   return v;
 }
 
 HWY_INLINE Lanes operator/(const Lanes& a, const Lanes& b) {
   Lanes v;
-  for (std::size_t i = 0; i < parts; ++i) v.part[i] = hn::Div(a.part[i], b.part[i]);
+  unroll<parts>([&](auto i) SLUICE_INLINE { v.part[i] = hn::Div(a.part[i], b.part[i]); });
   return v;
 }
 
 HWY_INLINE Lanes max(const Lanes& a, const Lanes& b) {
   Lanes v;
-  for (std::size_t i = 0; i < parts; ++i) v.part[i] = hn::Max(a.part[i], b.part[i]);
+  unroll<parts>([&](auto i) SLUICE_INLINE { v.part[i] = hn::Max(a.part[i], b.part[i]); });
   return v;
 }
 
@@ -217,7 +235,7 @@ HWY_INLINE Lanes set_half(const std::uint8_t* from) {
   const hn::Rebind<hwy::float16_t, F> f16;
   const Part all = hn::PromoteTo(F(), hn::BitCast(f16, hn::Set(u16, half)));
   Lanes v;
-  for (std::size_t i = 0; i < parts; ++i) v.part[i] = all;
+  unroll<parts>([&](auto i) SLUICE_INLINE { v.part[i] = all; });
   return v;
 #endif
 }

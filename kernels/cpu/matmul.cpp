@@ -28,6 +28,11 @@ constexpr std::size_t tile_m = 2, tile_n = 3;  // 12 of 16
 constexpr std::size_t tile_m = 2, tile_n = 3;  // 24 of 32 (NEON)
 #endif
 
+// How far ahead of its use a weight is asked for. Rows lie one behind the other, but reading four
+// at a time hides that from the hardware: without this, SmolLM2 Q4_1 decodes 56 tokens/s on a core
+// of an EPYC 9004, with it 69. A little over 100 ns of work at 30 GB/s.
+constexpr std::size_t prefetch_bytes = 4096;
+
 HWY_INLINE Bytes row_of(const CpuWeight& weight, std::size_t row) {
   return reinterpret_cast<Bytes>(weight.data) + row * weight.row_bytes;
 }
@@ -64,30 +69,31 @@ template <class Unpack, std::size_t M>
 HWY_INLINE void dot_rows(const CpuWeight& weight, std::size_t first, const float* x, float* sums) {
   Lanes acc[M];
   Bytes row[M];
-  for (std::size_t m = 0; m < M; ++m) {
+  unroll<M>([&](auto m) SLUICE_INLINE {
     acc[m] = set(0.0F);
     row[m] = row_of(weight, first + m);
-  }
-  each_group<Unpack>(weight.cols, [&](std::size_t at, std::size_t g, std::size_t k) HWY_ATTR {
+  });
+  each_group<Unpack>(weight.cols, [&](std::size_t at, std::size_t g, std::size_t k) SLUICE_INLINE {
     const Lanes x0 = load(x + k);
     const Lanes x1 = load(x + k + 16);
-    for (std::size_t m = 0; m < M; ++m) {
+    unroll<M>([&](auto m) SLUICE_INLINE {
       Lanes w[2];
+      __builtin_prefetch(row[m] + at + prefetch_bytes);
       Unpack::group(row[m] + at, g, w);
       acc[m] = fma(w[0], x0, acc[m]);
       acc[m] = fma(w[1], x1, acc[m]);
-    }
+    });
   });
   if (has_tail<Unpack>(weight)) {
-    for (std::size_t m = 0; m < M; ++m) {
+    unroll<M>([&](auto m) SLUICE_INLINE {
       const Tail<Unpack> tail(weight, row[m]);
       Lanes w[2];
       Unpack::group(tail.bytes, 0, w);
       acc[m] = fma(w[0], load(x + tail.column), acc[m]);
       acc[m] = fma(w[1], load(x + tail.column + 16), acc[m]);
-    }
+    });
   }
-  for (std::size_t m = 0; m < M; ++m) sums[m] = sum(acc[m]);
+  unroll<M>([&](auto m) SLUICE_INLINE { sums[m] = sum(acc[m]); });
 }
 
 HWY_INLINE void finish(const Product& p, std::size_t r, std::size_t o, float value) {
@@ -115,7 +121,7 @@ HWY_NOINLINE void multiply_row(const Product& p, std::size_t first, std::size_t 
 template <class Unpack>
 HWY_NOINLINE void unpack_whole(const CpuWeight& weight, std::size_t row, float* out) {
   Bytes from = row_of(weight, row);
-  each_group<Unpack>(weight.cols, [&](std::size_t at, std::size_t g, std::size_t k) HWY_ATTR {
+  each_group<Unpack>(weight.cols, [&](std::size_t at, std::size_t g, std::size_t k) SLUICE_INLINE {
     Lanes w[2];
     Unpack::group(from + at, g, w);
     store(w[0], out + k);
@@ -136,21 +142,19 @@ HWY_NOINLINE void multiply_tile(const Product& p, const float* w, std::size_t o,
   const std::size_t k_end = padded(p.weight.cols);
   const float* x = p.in.row(r);
   const std::size_t stride = p.in.stride;
-  Lanes acc[M][N];
-  for (std::size_t m = 0; m < M; ++m) {
-    for (std::size_t n = 0; n < N; ++n) acc[m][n] = set(0.0F);
-  }
+  Lanes acc[M * N];
+  unroll<M * N>([&](auto i) SLUICE_INLINE { acc[i] = set(0.0F); });
   for (std::size_t k = 0; k < k_end; k += 16) {
     Lanes weights[M];
-    for (std::size_t m = 0; m < M; ++m) weights[m] = load(w + m * k_end + k);
-    for (std::size_t n = 0; n < N; ++n) {
+    unroll<M>([&](auto m) SLUICE_INLINE { weights[m] = load(w + m * k_end + k); });
+    unroll<N>([&](auto n) SLUICE_INLINE {
       const Lanes activation = load(x + n * stride + k);
-      for (std::size_t m = 0; m < M; ++m) acc[m][n] = fma(weights[m], activation, acc[m][n]);
-    }
+      unroll<M>([&](auto m) SLUICE_INLINE {
+        acc[m * N + n] = fma(weights[m], activation, acc[m * N + n]);
+      });
+    });
   }
-  for (std::size_t n = 0; n < N; ++n) {
-    for (std::size_t m = 0; m < M; ++m) finish(p, r + n, o + m, sum(acc[m][n]));
-  }
+  unroll<M * N>([&](auto i) SLUICE_INLINE { finish(p, r + i % N, o + i / N, sum(acc[i])); });
 }
 
 template <std::size_t N>
@@ -177,11 +181,11 @@ void multiply_rest(const Product& p, const float* tile, std::size_t first, std::
 void multiply(const Product& p, std::uint32_t rows, std::uint32_t first, std::uint32_t last,
               float* scratch) {
   if (rows == 1) {
-    return with_unpacker(p.weight.format, [&](auto unpack) HWY_ATTR {
+    return with_unpacker(p.weight.format, [&](auto unpack) SLUICE_INLINE {
       multiply_row<decltype(unpack)>(p, first, last);
     });
   }
-  with_unpacker(p.weight.format, [&](auto unpack) HWY_ATTR {
+  with_unpacker(p.weight.format, [&](auto unpack) SLUICE_INLINE {
     for (std::uint32_t o = first; o < last; ++o) {
       unpack_whole<decltype(unpack)>(p.weight, o, scratch + (o - first) * padded(p.weight.cols));
     }
@@ -192,7 +196,7 @@ void multiply(const Product& p, std::uint32_t rows, std::uint32_t first, std::ui
 }
 
 void unpack_row(const CpuWeight& weight, std::uint32_t row, float* out) {
-  with_unpacker(weight.format, [&](auto unpack) HWY_ATTR {
+  with_unpacker(weight.format, [&](auto unpack) SLUICE_INLINE {
     unpack_whole<decltype(unpack)>(weight, row, out);
   });
 }

@@ -1,7 +1,7 @@
 #pragma once
 // Matrix products with weights in their file format. Each result is one dot product in sixteen
-// lanes, lane l adding elements l, l + 16, l + 32 ... with fused multiply-adds, folded by the tree of
-// lanes-inl.hpp: the same whatever the number of rows, threads or the instruction set.
+// lanes, lane l adding elements l, l + 16, l + 32 ... with fused multiply-adds, folded by the tree
+// of lanes-inl.hpp: the same whatever the number of rows, threads or the instruction set.
 
 #include <cstddef>
 #include <cstdint>

@@ -58,8 +58,9 @@ class Compiler {
       program_.views_.push_back(
           {program_.arena_.as<float>() + offsets[i], padded(steps_.buffers[i].width)});
     }
-    angles_end_ = offsets.empty() ? 0 : offsets.back() + rows_max(pool_, steps_.buffers.back().rows) *
-                                                             padded(steps_.buffers.back().width);
+    angles_end_ = offsets.empty() ? 0
+                                  : offsets.back() + rows_max(pool_, steps_.buffers.back().rows) *
+                                                         padded(steps_.buffers.back().width);
     return {};
   }
 

@@ -15,7 +15,7 @@ constexpr std::uint32_t gate_columns = 1024;
 // Bounds of the weight rows that one task takes for a single activation row: enough to be worth
 // fetching a task, few enough that the threads end together.
 constexpr std::uint32_t product_rows_min = 8;
-constexpr std::uint32_t product_rows_max = 64;
+constexpr std::uint32_t product_rows_max = 256;
 
 std::uint32_t divide_up(std::uint32_t a, std::uint32_t b) { return (a + b - 1) / b; }
 
@@ -29,7 +29,8 @@ void StepRunner::prepare(const Program& program, const PoolShape& pool) {
   rows_.reserve(pool.rows_max);
   groups_.reserve(pool.rows_max);
   sampled_.reserve(rows_max(pool, RowSpace::sampled));
-  if (sample_scratch_.empty()) sample_scratch_.assign(threads_.threads(), SampleScratch(vocabulary_));
+  if (sample_scratch_.empty())
+    sample_scratch_.assign(threads_.threads(), SampleScratch(vocabulary_));
   if (program.scratch_floats() > scratch_floats_) {
     scratch_floats_ = program.scratch_floats();
     scratch_.clear();

@@ -180,14 +180,16 @@ Token race(std::span<const float> z, Token favourite, std::uint64_t seed, std::u
   Token winner = favourite;
   float best = z[favourite] + gumbel(noise_bits(seed, index, favourite));
   for (std::size_t block = 0; block < z.size(); block += 4) {
-    const float top = std::max(std::max(z[block], z[block + 1]), std::max(z[block + 2], z[block + 3]));
+    const float top =
+        std::max(std::max(z[block], z[block + 1]), std::max(z[block + 2], z[block + 3]));
     if (top + gumbel_highest < best) continue;
     const auto words = philox({static_cast<std::uint32_t>(block / 4), index, 0, 0}, seed);
     for (std::size_t i = 0; i < 4; ++i) {
       const float value = z[block + i];
       if (value + gumbel_highest < best) continue;
       const float needed = best - value;
-      if (needed >= 1.0F && words[i] < floor.least[static_cast<std::size_t>(std::min(needed, 23.0F))]) {
+      if (needed >= 1.0F &&
+          words[i] < floor.least[static_cast<std::size_t>(std::min(needed, 23.0F))]) {
         continue;
       }
       const float score = value + gumbel(words[i]);
@@ -256,10 +258,11 @@ SlotTokens draw(Slot& slot, std::span<const float> logits, std::span<const std::
   const float peak = adjust(slot, logits, allowed, scratch.logits);
   if (peak == banned) {
     const bool numbers = std::any_of(logits.begin(), logits.end(), [](float x) { return x == x; });
-    slot.error = Error{ErrorCode::internal,
-                       numbers ? "no token is allowed: the mask, bias or minimum length rule out all"
-                               : "every logit is NaN: the weights or the KV cache are damaged",
-                       0};
+    slot.error =
+        Error{ErrorCode::internal,
+              numbers ? "no token is allowed: the mask, bias or minimum length rule out all"
+                      : "every logit is NaN: the weights or the KV cache are damaged",
+              0};
     result.error = slot.error;
     return result;
   }

@@ -33,8 +33,9 @@ class ZeroPages {
 /// Bytes of memory the machine could still give, as MemAvailable says.
 std::size_t available_memory_bytes();
 
-/// Keys and values, f16: [layer][block][kv_head][keys | values]. Keys lie as [head_dim, block_tokens],
-/// so that one vector holds one element of sixteen positions; values as [block_tokens, head_dim].
+/// Keys and values, f16: [layer][block][kv_head][keys | values]. Keys lie as [head_dim,
+/// block_tokens], so that one vector holds one element of sixteen positions; values as
+/// [block_tokens, head_dim].
 class KvPool {
  public:
   Result<void> allocate(const PoolShape& shape);
@@ -42,7 +43,8 @@ class KvPool {
   const PoolShape& shape() const { return shape_; }
 
   std::uint16_t* keys(std::uint32_t layer, std::uint32_t block, std::uint32_t kv_head) const {
-    const std::size_t head = (std::size_t{layer} * shape_.blocks + block) * shape_.kv_heads + kv_head;
+    const std::size_t head =
+        (std::size_t{layer} * shape_.blocks + block) * shape_.kv_heads + kv_head;
     return pages_.as<std::uint16_t>() + head * 2 * half_;
   }
   std::uint16_t* values(std::uint32_t layer, std::uint32_t block, std::uint32_t kv_head) const {

@@ -1,8 +1,8 @@
-// Shows that a backend computes what its operations say: random ragged batches (several slots, prompt
-// chunks and decode rows side by side, shuffled blocks, slots used again) run on the backend and on
-// a reference in double (reference.hpp), and every buffer must agree. A buffer's elements may differ by
-// 2e-3 of its largest: half-precision keys and values can round to neighbours, 2^-11 apart.
-// Run against every backend this machine has.
+// Shows that a backend computes what its operations say: random ragged batches (several slots,
+// prompt chunks and decode rows side by side, shuffled blocks, slots used again) run on the backend
+// and on a reference in double (reference.hpp), and every buffer must agree. A buffer's elements
+// may differ by 2e-3 of its largest: half-precision keys and values can round to neighbours, 2^-11
+// apart. Run against every backend this machine has.
 
 #include <boost/test/unit_test.hpp>
 #include <cmath>
@@ -47,7 +47,8 @@ class Conformance {
       if (s.tokens.empty()) start(s, i);
       const auto waiting = static_cast<std::uint32_t>(s.tokens.size()) - s.computed;
       if (random_() % 4 == 0 || waiting == 0) continue;
-      const std::uint32_t rows = std::min(rows_left, 1 + static_cast<std::uint32_t>(random_()) % waiting);
+      const std::uint32_t rows =
+          std::min(rows_left, 1 + static_cast<std::uint32_t>(random_()) % waiting);
       if (rows == 0) continue;
       rows_left -= rows;
       s.plan(batch, rows, rows == waiting, blocks_, model_.traits.block_tokens);

@@ -128,7 +128,8 @@ struct Sequence {
   bool opened = false;
 
   /// Adds the next `rows` rows to a batch, and what they need.
-  void plan(Batch& batch, std::uint32_t rows, bool sample, Blocks& pool, std::uint32_t block_tokens) {
+  void plan(Batch& batch, std::uint32_t rows, bool sample, Blocks& pool,
+            std::uint32_t block_tokens) {
     if (!opened) batch.opens.push_back({slot, tokens, prompt_tokens, sampling});
     opened = true;
     BlockGrant grant{slot.slot, static_cast<std::uint32_t>(blocks.size()), {}};

@@ -1,7 +1,7 @@
 #pragma once
 // A plain model of a backend, in double, one row and one element at a time: it interprets a program
-// over a batch and keeps every buffer, so that tests can compare all of them. Its KV cache rounds to
-// half as every backend's does. Also a tiny random model that uses every operation.
+// over a batch and keeps every buffer, so that tests can compare all of them. Its KV cache rounds
+// to half as every backend's does. Also a tiny random model that uses every operation.
 
 #include <cmath>
 #include <cstring>
@@ -20,6 +20,27 @@ struct Tensor {
   std::vector<std::byte> bytes;
   std::vector<double> values;  ///< [rows, cols]
 };
+
+/// The largest value that random bits give with a scale of 1, and the minimum's scale that centres
+/// the values on 0.
+struct Steps {
+  float largest;
+  float minimum;
+};
+
+inline Steps steps_of(Format format) {
+  switch (format) {
+    case Format::q8_0: return {128, 0};
+    case Format::q4_0: return {8, 0};
+    case Format::q4_1: return {7.5F, -7.5F};
+    case Format::q5_0: return {16, 0};
+    case Format::q5_1: return {15.5F, -15.5F};
+    case Format::q4_k: return {63 * 7.5F, 7.5F};  // the 6-bit scales multiply both
+    case Format::q5_k: return {63 * 15.5F, 15.5F};
+    case Format::q6_k: return {128 * 32, 0};
+    default: return {1, 0};
+  }
+}
 
 /// Random values about as large as 1 / sqrt(cols), in any format.
 inline Tensor random_tensor(std::mt19937& random, Format format, std::uint32_t rows,
@@ -44,17 +65,12 @@ inline Tensor random_tensor(std::mt19937& random, Format format, std::uint32_t r
   } else {
     for (std::byte& b : t.bytes) b = static_cast<std::byte>(random() & 255U);
     const FormatInfo& f = info(format);
-    // What one quant step is worth, so that whole values have the wanted size.
-    const bool k = f.block_elements == 256;
-    const float step = size / (format == Format::q8_0 ? 128.0F : k ? 500.0F : 16.0F);
+    const Steps steps = steps_of(format);
     for (std::size_t at = 0; at < t.bytes.size(); at += f.block_bytes) {
-      const std::uint16_t d = f32_to_f16(step * (random() % 2 == 0 ? 1.0F : -0.5F));
-      const std::uint16_t m = f32_to_f16(step * (k ? 8.0F : -7.5F));
-      const bool at_end = format == Format::q6_k;
-      std::memcpy(&t.bytes[at + (at_end ? 208 : 0)], &d, 2);
-      const bool has_min = format == Format::q4_1 || format == Format::q5_1 ||
-                           format == Format::q4_k || format == Format::q5_k;
-      if (has_min) std::memcpy(&t.bytes[at + 2], &m, 2);
+      const std::uint16_t d = f32_to_f16(size / steps.largest);
+      const std::uint16_t m = f32_to_f16(size / steps.largest * steps.minimum);
+      std::memcpy(&t.bytes[at + (format == Format::q6_k ? 208 : 0)], &d, 2);
+      if (steps.minimum != 0) std::memcpy(&t.bytes[at + 2], &m, 2);
     }
   }
   t.host = {format, rows, cols, t.bytes};
@@ -107,7 +123,9 @@ struct TinyModel {
 
 class TinyModelMaker {
  public:
-  TinyModelMaker(const Traits& traits, std::uint32_t seed) : random_(seed) { model_.traits = traits; }
+  TinyModelMaker(const Traits& traits, std::uint32_t seed) : random_(seed) {
+    model_.traits = traits;
+  }
 
   TinyModel make() {
     const Traits& t = model_.traits;
@@ -274,9 +292,11 @@ class Reference {
     const HeadShape& h = op.shape;
     for (std::size_t r = 0; r < rows_.size(); ++r) {
       std::vector<double>& row = buffers[op.qkv.index][r];
-      for (std::uint32_t i = 0; i < h.heads; ++i) rotate(&row[i * h.head_dim], op, rows_[r].position);
+      for (std::uint32_t i = 0; i < h.heads; ++i)
+        rotate(&row[i * h.head_dim], op, rows_[r].position);
       std::vector<double> kv(row.begin() + h.heads * h.head_dim, row.end());
-      for (std::uint32_t i = 0; i < h.kv_heads; ++i) rotate(&kv[i * h.head_dim], op, rows_[r].position);
+      for (std::uint32_t i = 0; i < h.kv_heads; ++i)
+        rotate(&kv[i * h.head_dim], op, rows_[r].position);
       for (double& x : kv) x = half(x);
       cache_[rows_[r].slot][op.layer][rows_[r].position] = kv;
     }
@@ -295,7 +315,8 @@ class Reference {
         for (std::uint32_t p = begin; p < end; ++p) {
           double dot = 0;
           for (std::uint32_t d = 0; d < h.head_dim; ++d) {
-            dot += buffers[op.qkv.index][r][head * h.head_dim + d] * cache.at(p)[kv * h.head_dim + d];
+            dot +=
+                buffers[op.qkv.index][r][head * h.head_dim + d] * cache.at(p)[kv * h.head_dim + d];
           }
           weights.push_back(dot * op.scale);
           top = std::max(top, weights.back());
