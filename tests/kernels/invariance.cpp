@@ -1,0 +1,228 @@
+// Shows that a row's bits depend on its sequence alone: the same prompts are run alone, beside
+// others, in any chunks, with 1 to 3 threads, with steps planned ahead of their results, in other
+// pool blocks, and on every instruction set this machine has; logits must be equal to the bit, and
+// so must the tokens drawn.
+
+#include "kernels/cpu/targets.hpp"
+// The targets must be chosen before Highway's headers.
+#include <hwy/targets.h>
+
+#include <bit>
+#include <boost/test/unit_test.hpp>
+#include <random>
+#include <vector>
+
+#include "kernels/cpu/backend.hpp"
+#include "kernels/cpu/matmul.hpp"
+#include "tests/kernels/harness.hpp"
+
+namespace sluice::kernels::test {
+namespace {
+
+constexpr std::uint32_t prompt_rows = 45;
+constexpr int generated = 6;
+
+Factory on_cpu(std::uint32_t threads) {
+  return [threads](Completion done) {
+    return require(make_cpu_backend({.threads = threads}, std::move(done)));
+  };
+}
+
+/// Everything a run of a sequence shows.
+struct Trace {
+  std::vector<std::uint32_t> logit_bits;  ///< of every sampled row
+  std::vector<Token> tokens;
+
+  bool operator==(const Trace&) const = default;
+};
+
+Sequence sequence(const TinyModel& model, SlotIndex slot) {
+  std::mt19937 random(100 + slot);
+  Sequence s;
+  s.slot = {slot, 0};
+  s.tokens = random_tokens(random, model, prompt_rows);
+  s.prompt_tokens = prompt_rows;
+  s.sampling.temperature = 0.9F;
+  s.sampling.top_p = 0.9F;
+  s.sampling.repetition_penalty = 1.1F;
+  s.sampling.seed = slot;
+  return s;
+}
+
+/// Runs `count` sequences side by side, prompts in chunks of at most `chunk` rows, and traces the
+/// first. The others start `lag` steps after one another.
+Trace trace(const TinyModel& model, std::uint32_t threads, std::uint32_t chunk, SlotIndex count = 1,
+            std::uint32_t lag = 0, std::uint32_t shuffle = 0) {
+  std::mt19937 random(shuffle);
+  Device device(on_cpu(threads), model);
+  Blocks blocks(model, random);
+  std::vector<Sequence> sequences;
+  for (SlotIndex i = 0; i < count; ++i) sequences.push_back(sequence(model, i));
+  Trace out;
+  for (std::uint32_t step = 0; out.tokens.size() < generated; ++step) {
+    Batch batch;
+    std::uint32_t left = model.pool().rows_max;
+    for (SlotIndex i = 0; i < count; ++i) {
+      Sequence& s = sequences[i];
+      const auto waiting = static_cast<std::uint32_t>(s.tokens.size()) - s.computed;
+      const std::uint32_t rows = std::min({waiting, chunk, left});
+      if (step < i * lag || rows == 0) continue;
+      left -= rows;
+      s.plan(batch, rows, rows == waiting, blocks, model.traits.block_tokens);
+    }
+    const StepResult result = device.run(batch);
+    for (const SlotTokens& slot : result.slots) {
+      BOOST_REQUIRE_EQUAL(slot.tokens.size(), 1U);
+      sequences[slot.slot.slot].tokens.push_back(slot.tokens[0]);
+      if (slot.slot.slot != 0) continue;
+      for (const float x : device.read(model.logits, 1)) {
+        out.logit_bits.push_back(std::bit_cast<std::uint32_t>(x));
+      }
+      out.tokens.push_back(slot.tokens[0]);
+    }
+  }
+  return out;
+}
+
+TinyModel model_of(Format format) {
+  return tiny_model({.format = format, .window = 30, .bias = true});
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(invariance)
+
+BOOST_AUTO_TEST_CASE(chunks_do_not_matter) {
+  for (const Format format : {Format::q4_1, Format::q8_0, Format::q6_k, Format::f16}) {
+    const TinyModel model = model_of(format);
+    const Trace whole = trace(model, 2, prompt_rows);
+    for (const std::uint32_t chunk : {1U, 2U, 3U, 7U, 16U, 31U}) {
+      BOOST_TEST_CONTEXT(info(format).name << ", chunks of " << chunk) {
+        BOOST_CHECK(trace(model, 2, chunk) == whole);
+      }
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(neighbours_do_not_matter) {
+  for (std::size_t f = 0; f < format_count; ++f) {
+    const TinyModel model = model_of(static_cast<Format>(f));
+    const Trace alone = trace(model, 2, prompt_rows);
+    BOOST_TEST_CONTEXT(info(static_cast<Format>(f)).name) {
+      BOOST_CHECK(trace(model, 2, prompt_rows, 2) == alone);
+      BOOST_CHECK(trace(model, 2, 10, 6, 3) == alone);
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(threads_and_places_do_not_matter) {
+  const TinyModel model = model_of(Format::q4_k);
+  const Trace one = trace(model, 1, 20, 3, 1);
+  BOOST_CHECK(trace(model, 2, 20, 3, 1) == one);
+  BOOST_CHECK(trace(model, 3, 20, 3, 1) == one);
+  BOOST_CHECK(trace(model, 2, 20, 3, 1, 99) == one);
+}
+
+BOOST_AUTO_TEST_CASE(planning_ahead_does_not_matter) {
+  const TinyModel model = model_of(Format::q4_0);
+  const Trace waited = trace(model, 2, prompt_rows);
+  std::mt19937 random(5);
+  Device device(on_cpu(2), model);
+  Blocks blocks(model, random);
+  Sequence s = sequence(model, 0);
+  for (int step = 0; step < generated; ++step) {  // no result is looked at before all are queued
+    Batch batch;
+    s.plan(batch, step == 0 ? prompt_rows : 1, true, blocks, model.traits.block_tokens);
+    device.submit(batch);
+  }
+  std::vector<Token> tokens;
+  for (int step = 0; step < generated; ++step) {
+    const StepResult result = device.results.take();
+    BOOST_REQUIRE_EQUAL(result.ticket, static_cast<Ticket>(step + 1));
+    tokens.push_back(result.slots.at(0).tokens.at(0));
+  }
+  BOOST_CHECK(tokens == waited.tokens);
+}
+
+BOOST_AUTO_TEST_CASE(a_used_slot_is_as_good_as_a_new_one) {
+  const TinyModel model = model_of(Format::q5_1);
+  const Trace fresh = trace(model, 2, prompt_rows);
+  std::mt19937 random(6);
+  Device device(on_cpu(2), model);
+  std::vector<Token> tokens;
+  for (std::uint32_t generation = 0; generation < 3; ++generation) {
+    Blocks blocks(model, random);
+    Sequence s = sequence(model, 0);
+    s.slot.generation = generation;
+    if (generation < 2) s.tokens = random_tokens(random, model, prompt_rows);
+    tokens.clear();
+    for (int step = 0; step < generated; ++step) {
+      Batch batch;
+      s.plan(batch, step == 0 ? prompt_rows : 1, true, blocks, model.traits.block_tokens);
+      if (step + 1 == generated) batch.closes.push_back(s.slot);
+      const StepResult result = device.run(batch);
+      BOOST_CHECK(result.slots.at(0).slot == s.slot);
+      tokens.push_back(result.slots.at(0).tokens.at(0));
+      s.tokens.push_back(tokens.back());
+    }
+  }
+  BOOST_CHECK(tokens == fresh.tokens);
+}
+
+BOOST_AUTO_TEST_CASE(resuming_does_not_matter) {
+  const TinyModel model = model_of(Format::q4_1);
+  const Trace whole = trace(model, 2, prompt_rows);
+  std::mt19937 random(8);
+  Device device(on_cpu(2), model);
+  Blocks blocks(model, random);
+  Sequence s = sequence(model, 0);  // opened with its first three tokens already generated
+  s.tokens.insert(s.tokens.end(), whole.tokens.begin(), whole.tokens.begin() + 3);
+  Batch batch;
+  s.plan(batch, prompt_rows + 3, true, blocks, model.traits.block_tokens);
+  const StepResult result = device.run(batch);
+  BOOST_TEST(result.slots.at(0).tokens.at(0) == whole.tokens[3]);
+}
+
+BOOST_AUTO_TEST_CASE(instruction_sets_do_not_matter) {
+  const std::int64_t supported = hwy::SupportedTargets() & HWY_TARGETS;
+#if defined(__x86_64__)
+  BOOST_TEST(hwy::PopCount(static_cast<std::uint64_t>(supported)) >=
+             2U);  // else nothing is compared
+#endif
+  for (std::size_t f = 0; f < format_count; ++f) {
+    const TinyModel model = model_of(static_cast<Format>(f));
+    const Trace best = trace(model, 1, 20, 2);
+    for (std::int64_t rest = supported; rest != 0; rest &= rest - 1) {
+      const std::int64_t target = rest & -rest;
+      hwy::SetSupportedTargetsForTest(target);
+      hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+      const Trace same = trace(model, 1, 20, 2);
+      hwy::SetSupportedTargetsForTest(0);
+      hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+      BOOST_TEST_CONTEXT(info(static_cast<Format>(f)).name << " on " << hwy::TargetName(target)) {
+        BOOST_CHECK(same == best);
+      }
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(unpacked_weights_equal_the_scalar_definition) {
+  std::mt19937 random(9);
+  for (std::size_t f = 0; f < format_count; ++f) {
+    const Tensor tensor = random_tensor(random, static_cast<Format>(f), 5, 512, 1.0F);
+    const std::size_t bytes = row_bytes(tensor.host.format, 512);
+    const cpu::CpuWeight weight{tensor.host.format, 5, 512, bytes, tensor.bytes.data()};
+    for (std::uint32_t row = 0; row < 5; ++row) {
+      std::vector<float> scalar(512), vector(512);
+      dequantize(weight.format, std::span(tensor.bytes).subspan(row * bytes, bytes), scalar);
+      cpu::unpack_row(weight, row, vector.data());
+      BOOST_TEST_CONTEXT(info(weight.format).name) {
+        BOOST_CHECK(std::memcmp(scalar.data(), vector.data(), 512 * sizeof(float)) == 0);
+      }
+    }
+  }
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace sluice::kernels::test
