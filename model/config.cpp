@@ -1,0 +1,345 @@
+#include "model/config.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <numbers>
+#include <optional>
+
+#include "model/decoder.hpp"
+
+// Keys and their meanings: the GGUF specification, and llama.cpp's reading of it where that is
+// silent (rope scaling).
+
+namespace sluice::model {
+namespace {
+
+using kernels::Activation;
+using kernels::RopePairs;
+
+/// What sets one architecture apart; a new family is a new row.
+struct Family {
+  std::string_view architecture;
+  RopePairs pairs;
+  Activation activation;
+};
+
+// Llama 2/3, SmolLM2, TinyLlama and Mistral all call themselves "llama".
+constexpr std::array families = std::to_array<Family>({
+    {"llama", RopePairs::adjacent, Activation::silu},
+});
+
+/// A key that changes the arithmetic in a way no family here computes, unless it has this value.
+struct Foreign {
+  std::string_view key;
+  double harmless;
+  std::string_view feature;
+};
+
+constexpr std::array foreign_keys = std::to_array<Foreign>({
+    {"expert_count", 0, "a mixture of experts"},
+    {"use_parallel_residual", 0, "parallel residuals"},
+    {"logit_scale", 1, "scaled logits"},
+    {"residual_scale", 1, "scaled residuals"},
+    {"embedding_scale", 1, "scaled embeddings"},
+    {"attn_logit_softcapping", 0, "soft-capped attention"},
+    {"final_logit_softcapping", 0, "soft-capped logits"},
+    {"attention.scale", 0, "its own attention scale"},
+    {"attention.clamp_kqv", 0, "clamped attention inputs"},
+    {"attention.max_alibi_bias", 0, "ALiBi"},
+    {"attention.causal", 1, "attention that is not causal"},
+    {"attention.sliding_window_pattern", 0, "layers of different windows"},
+    {"attention.temperature_scale", 0, "attention temperature"},
+    {"attention.kv_lora_rank", 0, "latent attention"},
+    {"rope.dimension_sections", 0, "multi-axis rope"},
+    {"rope.scaling.alpha", 0, "rope scaling by alpha"},
+    {"rope.scaling.yarn_log_multiplier", 0, "YaRN with a log multiplier"},
+});
+
+// No model comes near these; a value beyond is damage that would only fail later and worse.
+constexpr std::uint64_t layers_max = 4096;
+constexpr std::uint64_t width_max = 1 << 24;
+constexpr std::uint64_t heads_max = 1 << 14;
+constexpr std::uint64_t head_dim_max = 1 << 12;
+constexpr std::uint64_t context_max = 1 << 28;
+
+std::optional<double> as_number(const GgufValue& value) {
+  if (const auto* number = std::get_if<std::uint64_t>(&value)) return static_cast<double>(*number);
+  if (const auto* number = std::get_if<std::int64_t>(&value)) return static_cast<double>(*number);
+  if (const auto* number = std::get_if<double>(&value)) return *number;
+  if (const auto* flag = std::get_if<bool>(&value)) return *flag ? 1.0 : 0.0;
+  return std::nullopt;
+}
+
+/// Reads one architecture's keys. The first error stays, and what is read after it is 0.
+class ConfigReader {
+ public:
+  ConfigReader(const GgufFile& file, std::string_view architecture)
+      : file_(file), prefix_(std::string(architecture) + ".") {}
+
+  bool has(std::string_view key) const { return file_.find(full(key)) != nullptr; }
+  std::string full(std::string_view key) const { return prefix_ + std::string(key); }
+  bool failed() const { return error_.has_value(); }
+  const std::optional<Error>& error() const { return error_; }
+
+  std::uint32_t count(std::string_view key, std::uint64_t max, std::uint64_t min = 1) {
+    if (const GgufValue* value = file_.find(full(key));
+        value != nullptr && std::holds_alternative<GgufArray>(*value)) {
+      refuse(ErrorCode::unsupported, "metadata key '{}' differs by layer; only models with one "
+             "value for all layers are supported", full(key));
+    }
+    if (failed()) return 0;
+    const auto value = file_.unsigned_value(full(key));
+    if (!value) {
+      error_ = value.error();
+      return 0;
+    }
+    if (*value < min || *value > max) {
+      refuse(ErrorCode::bad_file, "metadata key '{}' is {}, from {} to {} is possible: convert "
+             "the model again", full(key), *value, min, max);
+      return 0;
+    }
+    return static_cast<std::uint32_t>(*value);
+  }
+
+  std::uint32_t count_or(std::string_view key, std::uint32_t absent, std::uint64_t max,
+                         std::uint64_t min = 1) {
+    return has(key) ? count(key, max, min) : absent;
+  }
+
+  double number(std::string_view key, double min, double max) {
+    if (failed()) return 0;
+    const auto value = file_.float_value(full(key));
+    if (!value) {
+      error_ = value.error();
+      return 0;
+    }
+    if (!(*value >= min && *value <= max)) {  // also for a NaN
+      refuse(ErrorCode::bad_file, "metadata key '{}' is {}, from {} to {} is possible: convert "
+             "the model again", full(key), *value, min, max);
+      return 0;
+    }
+    return *value;
+  }
+
+  double number_or(std::string_view key, double absent, double min, double max) {
+    return has(key) ? number(key, min, max) : absent;
+  }
+
+  template <class... Args>
+  void refuse(ErrorCode code, fmt::format_string<Args...> text, Args&&... args) {
+    if (failed()) return;
+    error_ = Error{code, file_.name() + ": " + fmt::format(text, std::forward<Args>(args)...), 0};
+  }
+
+  const GgufFile& file() const { return file_; }
+
+ private:
+  const GgufFile& file_;
+  std::string prefix_;
+  std::optional<Error> error_;
+};
+
+void refuse_foreign(ConfigReader& in) {
+  for (const Foreign& foreign : foreign_keys) {
+    const GgufValue* value = in.file().find(in.full(foreign.key));
+    if (value == nullptr || as_number(*value) == foreign.harmless) continue;
+    in.refuse(ErrorCode::unsupported, "the model has {} (metadata key '{}'), which this decoder "
+              "does not compute; use a plain Llama-family model", foreign.feature,
+              in.full(foreign.key));
+  }
+  const GgufValue* parts = in.file().find("split.count");
+  if (parts != nullptr && as_number(*parts) > 1.0) {
+    in.refuse(ErrorCode::unsupported, "it is one part of a model split over {} files; merge them "
+              "first (gguf-split --merge)", as_number(*parts).value());
+  }
+}
+
+/// YaRN (Peng et al. 2023, arXiv:2309.00071): short wavelengths keep their frequency, long ones are
+/// interpolated, and those between go over linearly by the pair's index.
+struct Yarn {
+  double low = 0;   ///< pairs up to here keep their frequency
+  double high = 0;  ///< pairs from here on are interpolated
+  double extrapolation = 1;
+
+  double kept(std::uint32_t pair) const {
+    const double ramp = (pair - low) / std::max(0.001, high - low);
+    return (1 - std::clamp(ramp, 0.0, 1.0)) * extrapolation;
+  }
+};
+
+Yarn read_yarn(ConfigReader& in, const RopeConfig& rope, std::uint32_t context) {
+  const double original = in.count_or("rope.scaling.original_context_length", context,
+                                      context_max);
+  const double fast = in.number_or("rope.scaling.yarn_beta_fast", 32, 1e-3, 1e6);
+  const double slow = in.number_or("rope.scaling.yarn_beta_slow", 1, 1e-3, 1e6);
+  // The pair that turns `turns` times over the original context.
+  const auto pair = [&](double turns) {
+    return rope.dimensions * std::log(original / (turns * 2 * std::numbers::pi)) /
+           (2 * std::log(static_cast<double>(rope.theta)));
+  };
+  Yarn yarn;
+  yarn.low = std::max(0.0, std::floor(pair(fast)));
+  yarn.high = std::min(rope.dimensions - 1.0, std::ceil(pair(slow)));
+  yarn.extrapolation = in.number_or("rope.scaling.yarn_ext_factor", 1, 0, 1);
+  return yarn;
+}
+
+/// Llama 3's scaling by wavelength comes as a tensor of divisors, one a pair.
+std::vector<float> read_divisors(ConfigReader& in, std::uint32_t pairs) {
+  const GgufTensor* tensor = in.file().find_tensor("rope_freqs.weight");
+  if (tensor == nullptr) return {};
+  if (tensor->shape != std::vector<std::uint64_t>{pairs}) {
+    in.refuse(ErrorCode::bad_file, "tensor 'rope_freqs.weight' has shape [{}], [{}] belongs "
+              "there: convert the model again", fmt::join(tensor->shape, ", "), pairs);
+    return {};
+  }
+  std::vector<float> divisors(pairs);
+  kernels::dequantize(tensor->format, tensor->data, divisors);
+  for (const float divisor : divisors) {
+    if (!(divisor > 0) || !std::isfinite(divisor)) {
+      in.refuse(ErrorCode::bad_file, "tensor 'rope_freqs.weight' holds {}, where a positive number "
+                "belongs: convert the model again", divisor);
+    }
+  }
+  return divisors;
+}
+
+void read_rope(ConfigReader& in, RopeConfig& rope, std::uint32_t head_dim, std::uint32_t context) {
+  rope.dimensions = in.count_or("rope.dimension_count", head_dim, head_dim_max, 2);
+  if (!in.failed() && (rope.dimensions > head_dim || rope.dimensions % 2 != 0)) {
+    in.refuse(ErrorCode::bad_file, "metadata key '{}' is {}: it must be even and at most the head "
+              "size {}", in.full("rope.dimension_count"), rope.dimensions, head_dim);
+  }
+  rope.theta = static_cast<float>(in.number_or("rope.freq_base", 10000.0, 1.001, 1e30));
+  // A factor without a type means linear; `scale_linear` is the name of old files.
+  std::string_view scaling = "linear";
+  if (in.has("rope.scaling.type")) {
+    const auto type = in.file().string_value(in.full("rope.scaling.type"));
+    if (!type) in.refuse(ErrorCode::bad_file, "metadata key '{}' must be a string: convert the "
+                         "model again", in.full("rope.scaling.type"));
+    scaling = type.value_or("none");
+  }
+  if (scaling != "none" && scaling != "linear" && scaling != "yarn") {
+    in.refuse(ErrorCode::unsupported, "rope scaling '{}' is not supported; none, linear, yarn and "
+              "Llama 3's (tensor 'rope_freqs.weight') are", scaling.substr(0, 40));
+  }
+  double factor = 1;
+  if (scaling != "none") {
+    factor = in.number_or("rope.scaling.factor", in.number_or("rope.scale_linear", 1, 0, 1e6), 0,
+                          1e6);
+    if (factor == 0) factor = 1;  // how some writers say "off"
+  }
+  const double attention = in.number_or("rope.scaling.attn_factor", 1, 1e-3, 1e3) *
+                           in.number_or("rope.scaling.yarn_attn_factor", 1, 1e-3, 1e3);
+  Yarn yarn{0, 0, 0};
+  if (scaling == "yarn") {
+    yarn = read_yarn(in, rope, context);
+    // The paper's temperature, as an attention factor: sqrt(1/t) = 0.1 ln(s) + 1.
+    if (yarn.extrapolation != 0 && factor > 1) {
+      rope.magnitude = static_cast<float>(1 + 0.1 * std::log(factor));
+    }
+  }
+  rope.magnitude *= static_cast<float>(attention);
+  const std::uint32_t pairs = rope.dimensions / 2;
+  const std::vector<float> divisors = read_divisors(in, pairs);
+  if (in.failed()) return;
+  rope.inverse_frequencies.resize(pairs);
+  for (std::uint32_t i = 0; i < pairs; ++i) {
+    double frequency = std::pow(static_cast<double>(rope.theta), -2.0 * i / rope.dimensions);
+    if (!divisors.empty()) frequency /= divisors[i];
+    const double kept = yarn.kept(i);
+    rope.inverse_frequencies[i] =
+        static_cast<float>(frequency / factor * (1 - kept) + frequency * kept);
+  }
+}
+
+void read_heads(ConfigReader& in, ModelConfig& config) {
+  config.heads.heads = in.count("attention.head_count", heads_max);
+  config.heads.kv_heads =
+      in.count_or("attention.head_count_kv", config.heads.heads, heads_max);
+  if (in.failed()) return;
+  const auto [heads, kv_heads, unused] = config.heads;
+  if (heads % kv_heads != 0) {
+    in.refuse(ErrorCode::bad_file, "{} attention heads cannot share {} key heads evenly: convert "
+              "the model again", heads, kv_heads);
+  }
+  if (!in.has("attention.key_length") && config.hidden % heads != 0) {
+    in.refuse(ErrorCode::bad_file, "metadata key '{}' is missing, and a width of {} is no multiple "
+              "of {} heads: convert the model again", in.full("attention.key_length"),
+              config.hidden, heads);
+  }
+  config.heads.head_dim = in.count_or("attention.key_length", config.hidden / heads, head_dim_max);
+  const std::uint32_t value_dim =
+      in.count_or("attention.value_length", config.heads.head_dim, head_dim_max);
+  if (!in.failed() && value_dim != config.heads.head_dim) {
+    in.refuse(ErrorCode::unsupported, "keys of {} and values of {} elements; only equal sizes are "
+              "supported", config.heads.head_dim, value_dim);
+  }
+}
+
+/// The vocabulary's size is the embedding's; whatever else names it must agree.
+void read_vocabulary(ConfigReader& in, ModelConfig& config) {
+  const GgufTensor* embedding = in.file().find_tensor("token_embd.weight");
+  if (embedding == nullptr) {
+    in.refuse(ErrorCode::bad_file, "tensor 'token_embd.weight' is missing: convert the model "
+              "again");
+    return;
+  }
+  config.vocabulary = embedding->matrix().rows;
+  const std::uint32_t named = in.count_or("vocab_size", config.vocabulary, width_max);
+  std::uint64_t tokens = config.vocabulary;
+  if (const GgufValue* value = in.file().find("tokenizer.ggml.tokens")) {
+    const auto* array = std::get_if<GgufArray>(value);
+    const auto* texts =
+        array == nullptr ? nullptr : std::get_if<std::vector<std::string_view>>(array);
+    tokens = texts == nullptr ? 0 : texts->size();
+  }
+  if (!in.failed() && (named != config.vocabulary || tokens != config.vocabulary)) {
+    in.refuse(ErrorCode::bad_file, "tensor 'token_embd.weight' has {} tokens, metadata key '{}' "
+              "says {}, the tokenizer has {}: convert the model again", config.vocabulary,
+              in.full("vocab_size"), named, tokens);
+  }
+}
+
+}  // namespace
+
+Result<ModelConfig> read_config(const GgufFile& file) {
+  const auto architecture = file.string_value("general.architecture");
+  if (!architecture) return tl::unexpected<Error>(architecture.error());
+  const auto* family =
+      std::find_if(families.begin(), families.end(),
+                   [&](const Family& one) { return one.architecture == *architecture; });
+  if (family == families.end()) {
+    std::string known;
+    for (const Family& one : families) {
+      known += (known.empty() ? "" : ", ") + std::string(one.architecture);
+    }
+    return fail(ErrorCode::unsupported, "{}: architecture '{}' is not supported; supported: {} "
+                "(Llama 2 and 3, SmolLM2, TinyLlama, Mistral)", file.name(),
+                architecture->substr(0, 40), known);
+  }
+  ConfigReader in(file, *architecture);
+  ModelConfig config;
+  config.architecture = *architecture;
+  config.name = file.string_value("general.name").value_or("");
+  config.activation = family->activation;
+  config.rope.pairs = family->pairs;
+  refuse_foreign(in);
+  config.layers = in.count("block_count", layers_max);
+  config.hidden = in.count("embedding_length", width_max);
+  config.feed_forward = in.count("feed_forward_length", width_max);
+  config.context_tokens = in.count("context_length", context_max);
+  config.norm_epsilon =
+      static_cast<float>(in.number("attention.layer_norm_rms_epsilon", 0, 1));
+  config.window = in.count_or("attention.sliding_window", 0, context_max, 0);
+  config.tied_embeddings = file.find_tensor("output.weight") == nullptr;
+  read_heads(in, config);
+  if (!in.failed()) read_rope(in, config.rope, config.heads.head_dim, config.context_tokens);
+  read_vocabulary(in, config);
+  if (in.failed()) return tl::unexpected<Error>(*in.error());
+  return config;
+}
+
+}  // namespace sluice::model
