@@ -3,12 +3,13 @@
 
 #include <functional>
 #include <memory>
-#include <string>
+#include <vector>
 
 #include "kernels/backend.hpp"
 #include "kernels/core.hpp"
 #include "model/config.hpp"
 #include "model/gguf.hpp"
+#include "model/weights.hpp"
 
 namespace sluice::model {
 
@@ -25,14 +26,13 @@ struct Decoder {
   kernels::StepProgram steps;     ///< as recorded; tests read buffers by it
   kernels::Buffer logits;         ///< sampled, [R, vocabulary]
   std::size_t weight_bytes = 0;   ///< read per token by one decode row: embedding counted as a row
+  /// Read in place by the backend, as the file is: keep both until the backend is gone.
+  std::shared_ptr<const std::vector<float>> inverse_frequencies;
 };
 
-/// Loads every weight and records the forward pass. Call after `backend.allocate`.
+/// Loads every weight and records the forward pass. Call after `backend.allocate`. The errors of
+/// `find_tensors`, and of the backend with the tensor's name before them.
 Result<Decoder> load_decoder(const GgufFile& file, const ModelConfig& config,
                              kernels::Backend& backend, const Progress& progress);
-
-/// SHA-256 of the weights' format, names, shapes and of their bytes: part of the numerics id.
-/// Large tensors are sampled: 64 KiB at each of 16 fixed places, so that start stays fast.
-std::string weights_fingerprint(const GgufFile& file);
 
 }  // namespace sluice::model

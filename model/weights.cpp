@@ -1,0 +1,214 @@
+#include "model/weights.hpp"
+
+#include <sodium.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <optional>
+#include <string_view>
+#include <unordered_set>
+
+namespace sluice::model {
+namespace {
+
+using Shape = std::vector<std::uint64_t>;
+
+/// Looks tensors up one after the other; the first error stays.
+class TensorFinder {
+ public:
+  explicit TensorFinder(const GgufFile& file) : file_(file) {}
+
+  const GgufTensor* matrix(const std::string& name, std::uint64_t columns, std::uint64_t rows) {
+    return need(name, {columns, rows});
+  }
+
+  /// A vector must be float32: it is added or multiplied in, never worth quantizing.
+  const GgufTensor* vector(const std::string& name, std::uint64_t size) {
+    const GgufTensor* tensor = need(name, {size});
+    if (tensor != nullptr && tensor->format != kernels::Format::f32) {
+      refuse(ErrorCode::unsupported, "tensor '{}' is {}, vectors must be F32: convert the model "
+             "again", name, info(tensor->format).name);
+    }
+    return tensor;
+  }
+
+  LinearTensors linear(const std::string& name, std::uint64_t inputs, std::uint64_t outputs) {
+    LinearTensors found;
+    found.weight = matrix(name + ".weight", inputs, outputs);
+    if (has(name + ".bias")) found.bias = vector(name + ".bias", outputs);
+    return found;
+  }
+
+  bool has(const std::string& name) const { return file_.find_tensor(name) != nullptr; }
+  void known(const GgufTensor* tensor) { used_.insert(tensor); }
+
+  /// Whether anything in the file was left over: a model with more parts than this decoder has.
+  void refuse_unused() {
+    for (const GgufTensor& tensor : file_.tensors()) {
+      if (used_.contains(&tensor)) continue;
+      refuse(ErrorCode::unsupported, "tensor '{}' has no part in a Llama-family decoder, so the "
+             "model would compute something else; use a plain Llama-family model", tensor.name);
+    }
+  }
+
+  const std::optional<Error>& error() const { return error_; }
+
+ private:
+  const GgufTensor* need(const std::string& name, const Shape& shape) {
+    const GgufTensor* tensor = file_.find_tensor(name);
+    if (tensor == nullptr) {
+      refuse(ErrorCode::bad_file, "tensor '{}' of shape [{}] is missing: the file is incomplete, "
+             "convert the model again", name, fmt::join(shape, ", "));
+      return nullptr;
+    }
+    used_.insert(tensor);
+    // Trailing ones mean nothing; some writers keep them.
+    Shape found = tensor->shape;
+    while (found.size() > shape.size() && found.back() == 1) found.pop_back();
+    if (found != shape) {
+      refuse(ErrorCode::bad_file, "tensor '{}' has shape [{}], [{}] belongs there by the file's "
+             "own metadata: convert the model again", name, fmt::join(tensor->shape, ", "),
+             fmt::join(shape, ", "));
+    }
+    return tensor;
+  }
+
+  template <class... Args>
+  void refuse(ErrorCode code, fmt::format_string<Args...> text, Args&&... args) {
+    if (error_) return;
+    error_ = Error{code, file_.name() + ": " + fmt::format(text, std::forward<Args>(args)...), 0};
+  }
+
+  const GgufFile& file_;
+  std::unordered_set<const GgufTensor*> used_;
+  std::optional<Error> error_;
+};
+
+LayerTensors find_layer(TensorFinder& in, const ModelConfig& config, std::uint32_t layer) {
+  const std::string prefix = fmt::format("blk.{}.", layer);
+  const std::uint64_t hidden = config.hidden;
+  const std::uint64_t ff = config.feed_forward;
+  const std::uint64_t q_width = std::uint64_t{config.heads.heads} * config.heads.head_dim;
+  const std::uint64_t kv_width = std::uint64_t{config.heads.kv_heads} * config.heads.head_dim;
+  LayerTensors found;
+  found.attention_norm = in.vector(prefix + "attn_norm.weight", hidden);
+  found.q = in.linear(prefix + "attn_q", hidden, q_width);
+  found.k = in.linear(prefix + "attn_k", hidden, kv_width);
+  found.v = in.linear(prefix + "attn_v", hidden, kv_width);
+  found.attention_output = in.linear(prefix + "attn_output", q_width, hidden);
+  found.feed_forward_norm = in.vector(prefix + "ffn_norm.weight", hidden);
+  found.gate = in.linear(prefix + "ffn_gate", hidden, ff);
+  found.up = in.linear(prefix + "ffn_up", hidden, ff);
+  found.down = in.linear(prefix + "ffn_down", ff, hidden);
+  return found;
+}
+
+constexpr std::size_t sampled_above_bytes = std::size_t{1} << 20;
+constexpr std::size_t stretch_bytes = std::size_t{64} << 10;
+constexpr std::size_t stretches = 16;
+
+class Digest {
+ public:
+  Digest() { crypto_hash_sha256_init(&state_); }
+
+  void add(std::span<const std::byte> bytes) {
+    crypto_hash_sha256_update(&state_, reinterpret_cast<const unsigned char*>(bytes.data()),
+                              bytes.size());
+  }
+  void add(std::uint64_t number) { add(std::as_bytes(std::span(&number, 1))); }
+  void add(std::string_view text) {
+    add(std::uint64_t{text.size()});
+    add(std::as_bytes(std::span(text)));
+  }
+
+  void add_value(const GgufValue& value) {
+    add(std::uint64_t{value.index()});
+    std::visit([this](const auto& held) { add_held(held); }, value);
+  }
+
+  std::string hexadecimal() {
+    std::array<unsigned char, crypto_hash_sha256_BYTES> bytes{};
+    crypto_hash_sha256_final(&state_, bytes.data());
+    return fmt::format("{:02x}", fmt::join(bytes, ""));
+  }
+
+ private:
+  void add_held(std::uint64_t number) { add(number); }
+  void add_held(std::int64_t number) { add(static_cast<std::uint64_t>(number)); }
+  void add_held(double number) { add(std::bit_cast<std::uint64_t>(number)); }
+  void add_held(bool flag) { add(std::uint64_t{flag}); }
+  void add_held(std::string_view text) { add(text); }
+  void add_held(const GgufArray& array) {
+    std::visit([this](const auto& values) {
+      add(std::uint64_t{values.size()});
+      for (const auto& value : values) add_held(value);
+    }, array);
+  }
+
+  crypto_hash_sha256_state state_;
+};
+
+/// The architecture's own keys (rope, epsilon, window): the same weights under others are another
+/// model. Names, licences and the tokenizer are not part of it.
+void add_settings(Digest& digest, const GgufFile& file) {
+  const std::string prefix =
+      std::string(file.string_value("general.architecture").value_or("")) + ".";
+  std::vector<const GgufFile::Entry*> entries;
+  for (const GgufFile::Entry& entry : file.metadata()) {
+    if (entry.key.starts_with(prefix)) entries.push_back(&entry);
+  }
+  std::sort(entries.begin(), entries.end(),
+            [](const auto* a, const auto* b) { return a->key < b->key; });
+  digest.add(prefix);
+  for (const GgufFile::Entry* entry : entries) {
+    digest.add(entry->key);
+    digest.add_value(entry->value);
+  }
+}
+
+}  // namespace
+
+Result<ModelTensors> find_tensors(const GgufFile& file, const ModelConfig& config) {
+  TensorFinder in(file);
+  ModelTensors found;
+  found.embedding = in.matrix("token_embd.weight", config.hidden, config.vocabulary);
+  for (std::uint32_t layer = 0; layer < config.layers && !in.error(); ++layer) {
+    found.layers.push_back(find_layer(in, config, layer));
+  }
+  found.output_norm = in.vector("output_norm.weight", config.hidden);
+  found.output = config.tied_embeddings
+                     ? found.embedding
+                     : in.matrix("output.weight", config.hidden, config.vocabulary);
+  in.known(file.find_tensor("rope_freqs.weight"));  // in the configuration's frequencies already
+  if (!in.error()) in.refuse_unused();
+  if (in.error()) return tl::unexpected<Error>(*in.error());
+  return found;
+}
+
+std::string weights_fingerprint(const GgufFile& file) {
+  std::vector<const GgufTensor*> tensors;
+  for (const GgufTensor& tensor : file.tensors()) tensors.push_back(&tensor);
+  std::sort(tensors.begin(), tensors.end(),
+            [](const GgufTensor* a, const GgufTensor* b) { return a->name < b->name; });
+  Digest digest;
+  add_settings(digest, file);
+  for (const GgufTensor* tensor : tensors) {
+    digest.add(tensor->name);
+    digest.add(info(tensor->format).name);
+    digest.add(tensor->shape.size());
+    for (const std::uint64_t size : tensor->shape) digest.add(size);
+    if (tensor->data.size() <= sampled_above_bytes) {
+      digest.add(tensor->data);
+      continue;
+    }
+    const std::size_t last = tensor->data.size() - stretch_bytes;
+    for (std::size_t i = 0; i + 1 < stretches; ++i) {
+      digest.add(tensor->data.subspan(last / (stretches - 1) * i, stretch_bytes));
+    }
+    digest.add(tensor->data.last(stretch_bytes));
+  }
+  return digest.hexadecimal();
+}
+
+}  // namespace sluice::model
