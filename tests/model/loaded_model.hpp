@@ -1,0 +1,217 @@
+#pragma once
+// A model file on the real CPU backend, and what tests ask of it: logits of every position, or of
+// sampled rows in any batching.
+
+#include <algorithm>
+#include <boost/test/unit_test.hpp>
+#include <condition_variable>
+#include <deque>
+#include <fstream>
+#include <functional>
+#include <iterator>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "kernels/cpu/backend.hpp"
+#include "model/decoder.hpp"
+
+namespace sluice::model::testing {
+
+template <class T>
+T require(Result<T> result) {
+  BOOST_REQUIRE_MESSAGE(result.has_value(), result.error().message);
+  return std::move(*result);
+}
+
+/// Rows of one sequence in a batch.
+struct Part {
+  kernels::SlotIndex slot = 0;
+  std::uint32_t position = 0;
+  std::uint32_t rows = 0;
+  bool sample = false;
+  kernels::Path path = kernels::Path::prompt;
+};
+
+class LoadedModel {
+ public:
+  static constexpr std::uint32_t block_tokens = 16;
+  static constexpr std::uint32_t slots = 3;
+  static constexpr std::uint32_t rows_max = 64;
+
+  explicit LoadedModel(const std::string& path, std::uint32_t context_tokens = 128,
+                       std::uint32_t threads = 2)
+      : file(require(GgufFile::open(path))), config(require(read_config(*file))) {
+    backend = require(kernels::make_cpu_backend({threads}, [this](kernels::StepResult&& result) {
+      const std::lock_guard lock(mutex_);
+      results_.push_back(std::move(result));
+      arrived_.notify_one();
+    }));
+    kernels::PoolShape pool;
+    pool.layers = config.layers;
+    pool.kv_heads = config.heads.kv_heads;
+    pool.head_dim = config.heads.head_dim;
+    slot_blocks_ = (context_tokens + block_tokens - 1) / block_tokens;
+    pool.blocks = slots * slot_blocks_;
+    pool.block_tokens = block_tokens;
+    pool.slots = slots;
+    pool.context_tokens = context_tokens;
+    pool.rows_max = rows_max;
+    pool.vocabulary = config.vocabulary;
+    const auto allocated = backend->allocate(pool);
+    BOOST_REQUIRE_MESSAGE(allocated.has_value(), allocated.error().message);
+    decoder = require(load_decoder(*file, config, *backend, {}));
+    record_every_row();
+  }
+
+  /// Starts a sequence in a slot with all its tokens; one batch later it can be computed.
+  void open(kernels::SlotIndex slot, const std::vector<Token>& tokens) {
+    opens_.push_back({{slot, ++generations_[slot]}, tokens,
+                      static_cast<std::uint32_t>(tokens.size()), {}});
+    opens_.back().sampling.temperature = 0;
+    kernels::BlockGrant grant{slot, 0, {}};
+    // The slots' blocks lie interleaved and backwards: no position may rely on neighbours.
+    for (std::uint32_t b = 0; b < slot_blocks_; ++b) {
+      grant.blocks.push_back((slot_blocks_ - 1 - b) * slots + slot);
+    }
+    grants_.push_back(grant);
+  }
+
+  void close(kernels::SlotIndex slot) { closes_.push_back({slot, generations_[slot]}); }
+
+  /// Runs one step; returns the tokens that the sampled parts drew.
+  std::vector<Token> run(const std::vector<Part>& parts) { return run(decoder.program, parts); }
+
+  /// The logits of the last step's n-th sampled row.
+  std::vector<float> sampled_logits(std::size_t n) {
+    auto rows = read(decoder.program, decoder.logits, n + 1);
+    rows.erase(rows.begin(), rows.end() - static_cast<std::ptrdiff_t>(config.vocabulary));
+    return rows;
+  }
+
+  /// Computes a sequence by the prompt path in chunks of `chunk` rows, and shows each position's
+  /// logits. The output layer is applied to every row, by a program of the test's own.
+  void every_row(const std::vector<Token>& tokens, std::uint32_t chunk,
+                 const std::function<void(std::size_t, std::span<const float>)>& visit) {
+    open(0, tokens);
+    const auto total = static_cast<std::uint32_t>(tokens.size());
+    for (std::uint32_t at = 0; at < total; at += chunk) {
+      const std::uint32_t rows = std::min(chunk, total - at);
+      if (at + rows == total) close(0);
+      run(every_row_, {{0, at, rows}});
+      const auto logits = read(every_row_, row_logits_, rows);
+      for (std::uint32_t r = 0; r < rows; ++r) {
+        visit(at + r, std::span(logits).subspan(std::size_t{r} * config.vocabulary,
+                                                config.vocabulary));
+      }
+    }
+  }
+
+  std::shared_ptr<const GgufFile> file;
+  ModelConfig config;
+  Decoder decoder;
+  std::unique_ptr<kernels::Backend> backend;  ///< declared after what it reads in place
+
+ private:
+  void record_every_row() {
+    kernels::StepProgram steps = decoder.steps;
+    const auto select = std::find_if(steps.ops.begin(), steps.ops.end(), [](const auto& op) {
+      return std::holds_alternative<kernels::Select>(op);
+    });
+    BOOST_REQUIRE(std::distance(select, steps.ops.end()) == 4);
+    const kernels::Buffer residual = std::get<kernels::Select>(*select).in;
+    auto norm = std::get<kernels::Norm>(*(select + 1));
+    auto linear = std::get<kernels::Linear>(*(select + 2));
+    steps.ops.erase(select, steps.ops.end());
+    const auto add = [&steps](std::uint32_t width) {
+      steps.buffers.push_back({kernels::RowSpace::batch, width});
+      return kernels::Buffer{static_cast<std::uint32_t>(steps.buffers.size() - 1)};
+    };
+    norm.in = residual;
+    norm.out = linear.in = add(config.hidden);
+    linear.out = row_logits_ = add(config.vocabulary);
+    steps.ops.push_back(norm);
+    steps.ops.push_back(linear);
+    every_row_ = require(backend->record(steps));
+  }
+
+  std::vector<Token> run(kernels::ProgramId program, const std::vector<Part>& parts) {
+    kernels::Batch batch;
+    batch.opens = std::move(opens_);
+    batch.grants = std::move(grants_);
+    batch.closes = std::move(closes_);
+    opens_.clear();
+    grants_.clear();
+    closes_.clear();
+    for (const Part& part : parts) {
+      batch.segments.push_back({{part.slot, generations_[part.slot]}, part.position, part.rows,
+                                part.path, part.sample});
+    }
+    backend->submit(program, ++ticket_, std::move(batch));
+    std::unique_lock lock(mutex_);
+    arrived_.wait(lock, [this] { return !results_.empty(); });
+    const kernels::StepResult result = std::move(results_.front());
+    results_.pop_front();
+    BOOST_REQUIRE_MESSAGE(!result.failed, result.error.message);
+    std::vector<Token> tokens;
+    for (const auto& slot : result.slots) {
+      tokens.insert(tokens.end(), slot.tokens.begin(), slot.tokens.end());
+    }
+    return tokens;
+  }
+
+  std::vector<float> read(kernels::ProgramId program, kernels::Buffer buffer, std::size_t rows) {
+    std::vector<float> values(rows * config.vocabulary);
+    const auto done = backend->read(program, buffer, values);
+    BOOST_REQUIRE_MESSAGE(done.has_value(), done.error().message);
+    return values;
+  }
+
+  kernels::ProgramId every_row_;
+  kernels::Buffer row_logits_;
+  std::uint32_t slot_blocks_ = 0;
+  std::uint32_t generations_[slots] = {};
+  std::vector<kernels::SlotOpen> opens_;
+  std::vector<kernels::BlockGrant> grants_;
+  std::vector<kernels::SlotRef> closes_;
+  kernels::Ticket ticket_ = 0;
+  std::mutex mutex_;
+  std::condition_variable arrived_;
+  std::deque<kernels::StepResult> results_;
+};
+
+/// A fixture of u32 and f32 words, read from front to back.
+class WordReader {
+ public:
+  explicit WordReader(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    BOOST_REQUIRE_MESSAGE(file.good(), "cannot open " << path);
+    const std::vector<char> bytes(std::istreambuf_iterator<char>(file), {});
+    words_.resize(bytes.size() / 4);
+    std::copy_n(bytes.begin(), words_.size() * 4, reinterpret_cast<char*>(words_.data()));
+  }
+
+  std::uint32_t u32() {
+    BOOST_REQUIRE(at_ < words_.size());
+    return words_[at_++];
+  }
+  float f32() { return std::bit_cast<float>(u32()); }
+  std::vector<std::uint32_t> u32s(std::size_t count) {
+    std::vector<std::uint32_t> values(count);
+    for (auto& value : values) value = u32();
+    return values;
+  }
+  std::vector<float> f32s(std::size_t count) {
+    std::vector<float> values(count);
+    for (auto& value : values) value = f32();
+    return values;
+  }
+  bool at_end() const { return at_ == words_.size(); }
+
+ private:
+  std::vector<std::uint32_t> words_;
+  std::size_t at_ = 0;
+};
+
+}  // namespace sluice::model::testing
