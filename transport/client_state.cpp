@@ -143,7 +143,7 @@ struct ClientStream::State {
       // Either all that an attach could get, or a probe: that wants to hear where we are.
       if (choice.asked == choice.next)
         choice.asked.reset();
-      else
+      else if (!subscribed)  // subscribers are not followed, so not probed
         confirm(m.choice, send);
     }
     place(m.choice, m.part, send, events);
