@@ -1,0 +1,192 @@
+// Shows that loading refuses missing, misshaped and left-over tensors by name, gives the backend
+// each tensor once with progress, and records the layers in order; that the fingerprint changes
+// with weights, names, shapes and settings, and with nothing else. The backend is a stub that keeps
+// what it was given; what the program computes, `golden` and `checkpoints` show.
+#include "model/decoder.hpp"
+
+#include <boost/test/unit_test.hpp>
+
+#include "tests/model/tiny_llama.hpp"
+
+namespace sluice::model {
+namespace {
+
+using kernels::Format;
+using testing::ParsedTiny;
+using testing::TinyLlama;
+
+class StubBackend : public kernels::Backend {
+ public:
+  std::vector<kernels::HostTensor> loaded;
+  std::vector<kernels::StepProgram> recorded;
+  std::size_t room = 1000;
+
+  const kernels::DeviceInfo& device() const override { return info_; }
+  Result<kernels::Weight> load(const kernels::HostTensor& tensor) override {
+    if (loaded.size() == room) return fail(ErrorCode::out_of_memory, "no room left");
+    loaded.push_back(tensor);
+    return kernels::Weight{static_cast<std::uint32_t>(loaded.size() - 1)};
+  }
+  Result<void> allocate(const kernels::PoolShape&) override { return {}; }
+  Result<kernels::ProgramId> record(const kernels::StepProgram& program) override {
+    recorded.push_back(program);
+    return kernels::ProgramId{7};
+  }
+  void submit(kernels::ProgramId, kernels::Ticket, kernels::Batch) override {}
+  void sample(kernels::Ticket, std::vector<kernels::Mask>) override {}
+  Result<void> read(kernels::ProgramId, kernels::Buffer, std::span<float>) override { return {}; }
+
+ private:
+  kernels::DeviceInfo info_;
+};
+
+Result<Decoder> load(const ParsedTiny& tiny, StubBackend& backend, const Progress& progress = {}) {
+  auto config = read_config(*tiny.file);
+  BOOST_REQUIRE_MESSAGE(config, config.error().message);
+  return load_decoder(*tiny.file, *config, backend, progress);
+}
+
+void refused(const TinyLlama& tiny, ErrorCode code, const std::string& part) {
+  const ParsedTiny parsed(tiny);
+  StubBackend backend;
+  const auto decoder = load(parsed, backend);
+  BOOST_REQUIRE_MESSAGE(!decoder, "accepted, where '" << part << "' was due");
+  BOOST_TEST(to_string(decoder.error().code) == to_string(code));
+  BOOST_TEST(decoder.error().message.find(part) != std::string::npos,
+             "'" << part << "' is missing in: " << decoder.error().message);
+  BOOST_TEST(backend.recorded.empty());
+}
+
+std::string fingerprint(const TinyLlama& tiny) {
+  return weights_fingerprint(*ParsedTiny(tiny).file);
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(decoder)
+
+BOOST_AUTO_TEST_CASE(loads_each_tensor_once_with_progress) {
+  const ParsedTiny tiny{TinyLlama()};
+  StubBackend backend;
+  std::vector<std::size_t> done;
+  std::size_t total = 0;
+  const auto decoder = load(tiny, backend, [&](std::size_t bytes, std::size_t all) {
+    done.push_back(bytes);
+    total = all;
+  });
+  BOOST_REQUIRE_MESSAGE(decoder, decoder.error().message);
+  BOOST_TEST(backend.loaded.size() == tiny.file->tensors().size() + 1);  // and the frequencies
+  std::size_t bytes = 0;
+  for (const GgufTensor& tensor : tiny.file->tensors()) bytes += tensor.data.size();
+  BOOST_TEST(total == bytes);
+  BOOST_TEST(done.size() == tiny.file->tensors().size());
+  BOOST_TEST(std::is_sorted(done.begin(), done.end()));
+  BOOST_TEST(done.back() == total);
+  BOOST_TEST(decoder->weight_bytes == bytes - 39 * 32 * 4);  // one row of the embedding's 40
+  BOOST_TEST(decoder->program.index == 7U);
+  const auto& frequencies = backend.loaded.front();
+  BOOST_TEST(frequencies.cols == 4U);
+  BOOST_TEST(static_cast<const void*>(frequencies.data.data()) ==
+             static_cast<const void*>(decoder->inverse_frequencies->data()));
+}
+
+BOOST_AUTO_TEST_CASE(records_the_layers_in_order) {
+  TinyLlama with_bias;
+  with_bias.tensor("blk.1.attn_k.bias", {{16}});
+  const ParsedTiny tiny(with_bias);
+  StubBackend backend;
+  const auto decoder = load(tiny, backend);
+  BOOST_REQUIRE_MESSAGE(decoder, decoder.error().message);
+  const auto& ops = backend.recorded.at(0).ops;
+  std::string kinds;
+  for (const kernels::Op& op : ops) kinds += "ENLRAGSs"[op.index()];
+  BOOST_TEST(kinds == "ENLLLRALNLLGLNLLLRALNLLGLSNLs");
+  const auto& linear = [&](std::size_t at) { return std::get<kernels::Linear>(ops[at]); };
+  BOOST_TEST(linear(2).out_column == 0U);
+  BOOST_TEST(linear(3).out_column == 32U);
+  BOOST_TEST(linear(4).out_column == 48U);
+  BOOST_TEST(!linear(3).bias.has_value());
+  BOOST_TEST(linear(3 + 12).bias.has_value());
+  BOOST_TEST(backend.loaded[linear(3 + 12).bias->index].cols == 16U);
+  BOOST_TEST(std::get<kernels::RopeStore>(ops[5 + 12]).layer == 1U);
+  BOOST_TEST(std::get<kernels::Attention>(ops[6 + 12]).layer == 1U);
+  BOOST_TEST((linear(7).accumulate && linear(12).accumulate && !linear(2).accumulate));
+  BOOST_TEST(std::get<kernels::Sample>(ops.back()).logits.index == decoder->logits.index);
+}
+
+BOOST_AUTO_TEST_CASE(shares_tied_embeddings) {
+  const ParsedTiny tiny(TinyLlama().without("output.weight"));
+  StubBackend backend;
+  const auto decoder = load(tiny, backend);
+  BOOST_REQUIRE_MESSAGE(decoder, decoder.error().message);
+  const auto& ops = backend.recorded.at(0).ops;
+  const auto& output = std::get<kernels::Linear>(ops[ops.size() - 2]);
+  BOOST_TEST(std::get<kernels::Embed>(ops.front()).table.index == output.weight.index);
+  std::size_t bytes = 0;
+  for (const GgufTensor& tensor : tiny.file->tensors()) bytes += tensor.data.size();
+  BOOST_TEST(decoder->weight_bytes == bytes + 32 * 4);
+}
+
+BOOST_AUTO_TEST_CASE(refuses_tensors_that_do_not_fit) {
+  for (const std::string name : {"output_norm.weight", "blk.1.attn_v.weight",
+                                 "blk.0.ffn_norm.weight", "blk.1.ffn_down.weight"}) {
+    refused(TinyLlama().without(name), ErrorCode::bad_file, "tensor '" + name + "' of shape [");
+  }
+  refused(TinyLlama().tensor("blk.0.attn_k.weight", {{32, 32}}), ErrorCode::bad_file,
+          "tensor 'blk.0.attn_k.weight' has shape [32, 32], [32, 16] belongs there");
+  refused(TinyLlama().tensor("token_embd.weight", {{64, 40}}), ErrorCode::bad_file, "[32, 40]");
+  refused(TinyLlama().tensor("output.weight", {{32, 41}}), ErrorCode::bad_file, "[32, 40]");
+  refused(TinyLlama().tensor("blk.0.attn_norm.weight", {{32}, Format::f16}),
+          ErrorCode::unsupported, "'blk.0.attn_norm.weight' is F16");
+  refused(TinyLlama().tensor("blk.0.attn_q_norm.weight", {{8}}), ErrorCode::unsupported,
+          "'blk.0.attn_q_norm.weight' has no part");
+  refused(TinyLlama().u32("llama.block_count", 1), ErrorCode::unsupported, "'blk.1.");
+  refused(TinyLlama().u32("llama.block_count", 3), ErrorCode::bad_file, "'blk.2.attn_norm.weight'");
+}
+
+BOOST_AUTO_TEST_CASE(names_the_tensor_that_the_backend_refuses) {
+  const ParsedTiny tiny{TinyLlama()};
+  StubBackend backend;
+  backend.room = 4;
+  const auto decoder = load(tiny, backend);
+  BOOST_REQUIRE(!decoder);
+  BOOST_TEST((decoder.error().code == ErrorCode::out_of_memory));
+  BOOST_TEST(decoder.error().message == "tiny.gguf: tensor 'blk.0.attn_k.weight': no room left");
+}
+
+BOOST_AUTO_TEST_CASE(fingerprint_covers_weights_and_settings) {
+  const std::string plain = fingerprint(TinyLlama());
+  BOOST_TEST(plain.size() == 64U);
+  BOOST_TEST(plain == fingerprint(TinyLlama()));
+  BOOST_TEST(plain == fingerprint(TinyLlama().text("general.name", "other")));
+  BOOST_TEST(plain == fingerprint(TinyLlama().text("tokenizer.chat_template", "other")));
+  BOOST_TEST(plain != fingerprint(TinyLlama().f32("llama.rope.freq_base", 5e5F)));
+  BOOST_TEST(plain != fingerprint(TinyLlama().without("output.weight")));
+  BOOST_TEST(plain != fingerprint(TinyLlama().tensor("extra", {{1}})));
+  const auto with = [](TinyLlama::Tensor tensor) {
+    return fingerprint(TinyLlama().tensor("output_norm.weight", std::move(tensor)));
+  };
+  BOOST_TEST(plain != with({{32}, Format::f32, std::byte{1}}));
+  BOOST_TEST(plain != with({{8, 4}}));
+  BOOST_TEST(plain != with({{64}, Format::f16}));
+}
+
+BOOST_AUTO_TEST_CASE(fingerprint_samples_large_tensors) {
+  TinyLlama large;
+  large.tensor("token_embd.weight", {{1024, 1024}});
+  ParsedTiny tiny(large);
+  const std::string plain = weights_fingerprint(*tiny.file);
+  const GgufTensor* tensor = tiny.file->find_tensor("token_embd.weight");
+  auto* data = tiny.bytes.data() + (tensor->data.data() - tiny.bytes.data());
+  for (const std::size_t seen : {std::size_t{0}, tensor->data.size() - 1}) {
+    data[seen] = std::byte{1};
+    BOOST_TEST(weights_fingerprint(*tiny.file) != plain);
+    data[seen] = std::byte{0};
+  }
+  data[(std::size_t{64} << 10) + 1] = std::byte{1};  // between the first two stretches
+  BOOST_TEST(weights_fingerprint(*tiny.file) == plain);
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace sluice::model
