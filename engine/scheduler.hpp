@@ -1,5 +1,11 @@
 #pragma once
 // Which rows run in the next step. Pure: time is an argument, nothing blocks, nothing is sent.
+//
+// Precedence is by priority, then arrival, in everything: decode rows, prompt chunks, admission,
+// and from its end who is preempted when the pool is empty. A sequence gets blocks for all its
+// known tokens when it is admitted, and one more whenever it crosses into a new block. Plans run
+// ahead of results: a row is planned before its input token is known. What must be dropped later (a
+// row too many after a stop, a row of a preempted sequence) is known by its slot's generation.
 
 #include <cstdint>
 #include <memory>
@@ -13,10 +19,10 @@
 namespace sluice::engine {
 
 struct SchedulerConfig {
-  std::uint32_t slots = 64;            ///< sequences running at once
+  std::uint32_t slots = 64;            ///< sequences running at once, and never over `rows_max`
   std::uint32_t blocks = 0;            ///< KV pool
   std::uint32_t block_tokens = 16;
-  std::uint32_t context_tokens = 0;
+  std::uint32_t context_tokens = 0;    ///< longest sequence; a smaller pool limits it further
   std::uint32_t rows_max = 512;        ///< rows of a step: decode rows first, then prompt chunks
   std::uint32_t queue_max = 1024;      ///< waiting sequences; beyond: `overloaded`
   std::uint32_t steps_in_flight = 2;   ///< step n+1 is planned while step n runs
@@ -44,20 +50,26 @@ class Scheduler {
   Scheduler(SchedulerConfig config, std::shared_ptr<const model::Tokenizer> tokenizer);
   ~Scheduler();
 
-  /// Queues a sequence. `too_long`, or `overloaded` with a retry hint; never blocks or drops.
+  /// Queues a sequence. `bad_request` (check_request; resumed tokens beyond an end), `too_long`
+  /// when prompt plus max tokens can never fit, or `overloaded` with a retry hint; never blocks or
+  /// drops. A request whose resumed tokens are complete ends at once: see `take_events`.
   Result<void> submit(Request request, Nanoseconds now);
 
   /// Ends a sequence: its event comes with the next `apply` or at once from `take_events`.
-  /// Unknown ids are ignored. Takes effect in the next plan.
+  /// Unknown ids are ignored. What it held is free for the next plan.
   void cancel(SequenceId id, FinishReason reason, Error why, Nanoseconds now);
 
-  /// The next step, or none when nothing can run or enough steps are in flight.
+  /// The next step, or none when nothing can run or enough steps are in flight. Plans must run in
+  /// the order they were made: a block may be granted while an earlier plan that uses it for
+  /// another sequence still runs. Also ends what is past its deadline: see `take_events`.
   std::optional<StepPlan> plan(Nanoseconds now);
 
-  /// Takes a step's result, oldest first. A failed step ends its sequences with its error.
+  /// Takes a step's result, oldest first. A failed step ends its sequences with its error. One
+  /// token, or an error of its own, is expected of every sampled segment.
   Applied apply(const StepResult& result, Nanoseconds now);
 
-  /// Events that arose outside `apply`: cancelled or expired while waiting.
+  /// Events that arose outside `apply`: cancelled, expired, or complete when submitted. Ask after
+  /// every other call but `apply`, which brings them along.
   Applied take_events();
 
   SchedulerStats stats() const;

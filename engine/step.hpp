@@ -48,7 +48,8 @@ inline bool ends_sequence(std::span<const Token> stop_tokens, std::uint32_t min_
   return index >= min_tokens && std::ranges::find(stop_tokens, token) != stop_tokens.end();
 }
 
-/// One planned step: run `batch`, answer with the ticket.
+/// One planned step: run `batch`, answer with the ticket. Tickets count up from 1. A batch may have
+/// no segments: it only closes slots, and is answered like any other.
 struct StepPlan {
   Ticket ticket = 0;
   kernels::Batch batch;
@@ -61,9 +62,10 @@ struct SequenceEvent {
   std::vector<Token> tokens;
   std::vector<std::vector<TokenLogprob>> logprobs;  ///< a list a token, or empty
   FinishReason finish = FinishReason::none;
-  /// With `stop` by a stop string: bytes of text before it. The text ends there.
+  /// With `stop` by a stop string: bytes of text before it. The text ends there. `tokens` holds all
+  /// of the token that completed it.
   std::optional<std::uint64_t> text_bytes;
-  Error error;                       ///< with FinishReason::error
+  Error error;                       ///< with FinishReason::error or cancelled
 };
 
 /// Where a finished sequence's time went; part of the receipt.
@@ -75,7 +77,7 @@ struct SequenceTiming {
   std::uint64_t device_ns = 0;  ///< its share of the steps it was in, by rows
   std::uint32_t prompt_tokens = 0;
   std::uint32_t cached_tokens = 0;
-  std::uint32_t completion_tokens = 0;
+  std::uint32_t completion_tokens = 0;  ///< of the whole output: resumed ones and a stop token too
 };
 
 struct FinishedSequence {

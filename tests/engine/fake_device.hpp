@@ -1,0 +1,173 @@
+#pragma once
+// A device that runs plans in order and checks them: every row finds, in the blocks its slot was
+// granted, exactly the keys that its own earlier positions wrote. The next token is a hash of the
+// tokens before it and the seed.
+
+#include <boost/test/unit_test.hpp>
+#include <map>
+#include <set>
+#include <span>
+#include <vector>
+
+#include "engine/scheduler.hpp"
+
+namespace sluice::engine::test {
+
+inline std::uint64_t mix(std::uint64_t hash, std::uint64_t value) {
+  hash = (hash ^ value) * 0x9E3779B97F4A7C15ULL;
+  return hash ^ (hash >> 29);
+}
+
+inline std::uint64_t hash_tokens(std::span<const Token> tokens, std::uint64_t seed) {
+  std::uint64_t hash = mix(1, seed);
+  for (const Token token : tokens) hash = mix(hash, token);
+  return hash;
+}
+
+/// The sampler: letters, so that stop strings and stop tokens come up often.
+inline Token next_token(std::span<const Token> tokens, std::uint64_t seed) {
+  return 'a' + static_cast<Token>(mix(hash_tokens(tokens, seed), 7) % 8);
+}
+
+class FakeDevice {
+ public:
+  FakeDevice(const SchedulerConfig& config)
+      : config_(config),
+        slots_(config.slots),
+        owners_(config.blocks),
+        cells_(std::size_t{config.blocks} * config.block_tokens, 0) {}
+
+  /// Runs one plan. With `fail` nothing is computed; sampled slots in `broken` yield an error of
+  /// their own. Either way these slots yield nothing but errors from then on.
+  StepResult run(const StepPlan& plan, bool fail = false, std::set<std::uint32_t> broken = {}) {
+    const kernels::Batch& batch = plan.batch;
+    for (const kernels::SlotOpen& open : batch.opens) {
+      Slot& slot = slots_.at(open.slot.slot);
+      BOOST_REQUIRE(!slot.open);
+      BOOST_REQUIRE_GT(open.slot.generation, slot.generation);
+      BOOST_REQUIRE_LE(open.prompt_tokens, open.tokens.size());
+      slot = {true,        false, open.slot.generation, open.prompt_tokens, open.sampling.seed,
+              open.tokens, {}};
+    }
+    for (const kernels::BlockGrant& grant : batch.grants) {
+      Slot& slot = slots_.at(grant.slot);
+      BOOST_REQUIRE(slot.open);
+      BOOST_REQUIRE_EQUAL(grant.first_block, slot.blocks.size());
+      for (const std::uint32_t block : grant.blocks) {
+        slot.blocks.push_back(block);
+        owners_.at(block) = {grant.slot, slot.generation};
+      }
+    }
+    StepResult result;
+    result.ticket = plan.ticket;
+    std::set<std::uint32_t> named;
+    std::uint32_t rows = 0;
+    for (const kernels::Segment& segment : batch.segments) {
+      BOOST_REQUIRE(named.insert(segment.slot.slot).second);
+      rows += segment.rows;
+      Slot& slot = slots_.at(segment.slot.slot);
+      BOOST_REQUIRE(slot.open && slot.generation == segment.slot.generation);
+      if (fail || (segment.sample && broken.contains(segment.slot.slot))) slot.broken = true;
+      if (!fail) compute(segment, slot, result);
+    }
+    BOOST_REQUIRE_LE(rows, config_.rows_max);
+    for (const kernels::SlotRef& close : batch.closes) {
+      Slot& slot = slots_.at(close.slot);
+      BOOST_REQUIRE(slot.open && slot.generation == close.generation);
+      BOOST_REQUIRE(!named.contains(close.slot));
+      slot.open = false;
+    }
+    result.device_ns = 1000 * rows;
+    result.failed = fail;
+    if (fail) result.error = {ErrorCode::internal, "the device was lost", 0};
+    return result;
+  }
+
+  bool all_closed() const {
+    return std::ranges::none_of(slots_, [](const Slot& slot) { return slot.open; });
+  }
+
+ private:
+  struct Slot {
+    bool open = false;
+    bool broken = false;
+    std::uint32_t generation = 0;
+    std::uint32_t prompt = 0;
+    std::uint64_t seed = 0;
+    std::vector<Token> tokens;
+    std::vector<std::uint32_t> blocks;
+  };
+
+  std::uint64_t& cell(const Slot& slot, std::uint32_t position) {
+    const std::uint32_t block = slot.blocks.at(position / config_.block_tokens);
+    return cells_[std::size_t{block} * config_.block_tokens + position % config_.block_tokens];
+  }
+
+  void compute(const kernels::Segment& segment, Slot& slot, StepResult& result) {
+    if (slot.broken) {
+      const Error error{ErrorCode::internal, "every logit is NaN", 0};
+      if (segment.sample) result.slots.push_back({segment.slot, {}, {}, error});
+      return;
+    }
+    BOOST_REQUIRE_GE(segment.rows, 1U);
+    const std::uint32_t end = segment.position + segment.rows;
+    BOOST_REQUIRE_LE(end, slot.tokens.size());
+    for (std::uint32_t p = segment.position; p < end; ++p) {
+      BOOST_REQUIRE((segment.path == kernels::Path::prompt) == (p < slot.prompt));
+      BOOST_REQUIRE(owners_.at(slot.blocks.at(p / config_.block_tokens)) == segment.slot);
+      cell(slot, p) = hash_tokens(std::span(slot.tokens).first(p + 1), slot.seed);
+    }
+    for (std::uint32_t p = 0; p < segment.position; ++p) {
+      BOOST_REQUIRE(cell(slot, p) == hash_tokens(std::span(slot.tokens).first(p + 1), slot.seed));
+    }
+    BOOST_REQUIRE_EQUAL(segment.sample, end == slot.tokens.size());
+    if (!segment.sample) return;
+    slot.tokens.push_back(next_token(slot.tokens, slot.seed));
+    BOOST_REQUIRE_LE(slot.tokens.size(), config_.context_tokens);
+    result.slots.push_back({segment.slot, {slot.tokens.back()}, {}, {}});
+  }
+
+  SchedulerConfig config_;
+  std::vector<Slot> slots_;
+  std::vector<kernels::SlotRef> owners_;  // of each block: the slot it was granted to last
+  std::vector<std::uint64_t> cells_;      // what lies at each position of the pool
+};
+
+/// What a request yields when it is alone: the definition, without batches or blocks.
+struct Alone {
+  std::vector<Token> tokens;
+  FinishReason finish = FinishReason::none;
+  std::optional<std::uint64_t> text_bytes;
+};
+
+inline Alone run_alone(const Request& request, std::uint32_t context_tokens) {
+  Alone alone;
+  std::vector<Token> all = request.prompt;
+  std::string text;
+  while (true) {
+    const Token token = next_token(all, request.sampling.seed);
+    all.push_back(token);
+    alone.tokens.push_back(token);
+    const bool counts = alone.tokens.size() > request.sampling.min_tokens;
+    if (counts && std::ranges::count(request.sampling.stop_tokens, token) > 0) {
+      alone.finish = FinishReason::stop;
+      return alone;
+    }
+    text.push_back(static_cast<char>(token));
+    std::size_t longest = 0;
+    for (const std::string& stop : request.stops) {
+      if (text.ends_with(stop)) longest = std::max(longest, stop.size());
+    }
+    if (longest > 0 && alone.tokens.size() >= request.sampling.min_tokens) {
+      alone.finish = FinishReason::stop;
+      alone.text_bytes = text.size() - longest;
+      return alone;
+    }
+    if (alone.tokens.size() == request.max_tokens || all.size() == context_tokens) {
+      alone.finish = FinishReason::length;
+      return alone;
+    }
+  }
+}
+
+}  // namespace sluice::engine::test
