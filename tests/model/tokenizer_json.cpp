@@ -167,6 +167,20 @@ BOOST_AUTO_TEST_CASE(unknown_components_are_named) {
   check_refused(file, ErrorCode::unsupported, "null");
 }
 
+BOOST_AUTO_TEST_CASE(an_unknown_character_costs_ten_more_than_the_worst_token) {
+  // é stands in "aé" alone. The ids are those of `tokenizers` on either side of the penalty.
+  const std::pair<double, std::vector<Token>> sides[] = {{9.0, {2}}, {11.0, {1, 0}}};
+  for (const auto& [score, wanted] : sides) {
+    json file = tiny();
+    file["added_tokens"] = file["pre_tokenizer"] = nullptr;
+    file["decoder"] = {{"type", "Fuse"}};
+    file["model"] = json::parse(R"({"type": "Unigram", "unk_id": 0, "vocab":
+        [["<unk>", 0.0], ["a", 0.0], ["aé", -100.0]]})");
+    file["model"]["vocab"][1][1] = score;
+    BOOST_CHECK(load(file.dump())->encode("aé", false) == wanted);
+  }
+}
+
 BOOST_AUTO_TEST_CASE(merges_never_spell_a_control_token) {
   json file = tiny();
   file["added_tokens"] = {{{"id", 2}, {"content", "ab"}, {"special", true}}};
