@@ -1,0 +1,162 @@
+#pragma once
+// Every actor's protocol, a line a message. Payloads are plain structs of the layers below; an
+// actor receives, asks a pure object, and sends.
+//
+//   bridge ──▶ session ──▶ tokenizer ──▶ session ──▶ batcher ──▶ executor
+//                 │                                    │  ▲          │
+//                 └────────────▶ streamer ◀────────────┘  └──────────┘
+//                                   │
+//                       Outbox ◀────┘        supervisor starts and watches them all
+
+#include <caf/all.hpp>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "actors/admission.hpp"
+#include "actors/outbox.hpp"
+#include "engine/step.hpp"
+#include "transport/session.hpp"
+
+namespace sluice::actors {
+
+using run_atom = caf::atom_constant<caf::atom("run")>;
+using admit_atom = caf::atom_constant<caf::atom("admit")>;
+using cancel_atom = caf::atom_constant<caf::atom("cancel")>;
+using inbound_atom = caf::atom_constant<caf::atom("inbound")>;
+using lost_atom = caf::atom_constant<caf::atom("lost")>;
+using tokenize_atom = caf::atom_constant<caf::atom("tokenize")>;
+using accepted_atom = caf::atom_constant<caf::atom("accepted")>;
+using refused_atom = caf::atom_constant<caf::atom("refused")>;
+using finished_atom = caf::atom_constant<caf::atom("finished")>;
+using open_atom = caf::atom_constant<caf::atom("open")>;
+using follow_atom = caf::atom_constant<caf::atom("follow")>;
+using events_atom = caf::atom_constant<caf::atom("events")>;
+using tick_atom = caf::atom_constant<caf::atom("tick")>;
+using stats_atom = caf::atom_constant<caf::atom("stats")>;
+using ready_atom = caf::atom_constant<caf::atom("ready")>;
+using engine_atom = caf::atom_constant<caf::atom("engine")>;
+using drain_atom = caf::atom_constant<caf::atom("drain")>;
+
+/// A message from a client, as the I/O thread decoded it.
+struct Inbound {
+  transport::Peer peer;
+  transport::Message message;
+};
+
+/// A refusal on its way from tokenizer or batcher to the client.
+struct Refusal {
+  transport::StreamId stream{};
+  std::uint64_t epoch = 0;
+  Error error;
+};
+
+/// A stream the batcher admitted: what its keeper needs to format it.
+struct StreamOpen {
+  transport::Peer owner;
+  EngineFactsPtr engine;
+  transport::Accepted accepted;
+  engine::Request request;  ///< without its prompt: what decides the text
+};
+
+/// What one step brought one stream.
+struct StreamEvent {
+  transport::StreamId stream{};
+  std::uint64_t epoch = 0;  ///< of a lower one than the stream's, it is dropped
+  engine::SequenceEvent event;
+  transport::Receipt receipt;  ///< meaningful with a finish
+};
+
+/// One message a step and streamer, however many tokens.
+struct StepEvents {
+  std::vector<StreamEvent> events;
+};
+
+/// A stream's end, for the session's table and the request log.
+struct StreamEnd {
+  transport::StreamId stream{};
+  std::uint64_t epoch = 0;
+  engine::FinishReason finish = engine::FinishReason::none;
+  transport::Receipt receipt;
+  Error error;
+};
+
+/// What an executor reports once its model is loaded.
+struct EngineReady {
+  std::size_t engine = 0;
+  EngineFactsPtr facts;
+};
+
+/// What an executor reports when its model cannot be loaded.
+struct EngineFailed {
+  std::size_t engine = 0;
+  Error error;
+};
+
+/// Runs plans on its device, in order; answers each with one result to the batcher. Owns the
+/// backend; spawned detached, so that nothing else delays a step.
+using ExecutorActor =
+    caf::typed_actor<caf::reacts_to<run_atom, engine::StepPlan>,
+                     caf::reacts_to<engine::StepResult>>;  ///< from its own backend
+
+/// Owns one engine's scheduler.
+using BatcherActor = caf::typed_actor<
+    caf::reacts_to<admit_atom, Admission>,
+    caf::reacts_to<cancel_atom, transport::StreamId, std::uint64_t>,  ///< stream, epoch
+    caf::reacts_to<engine::StepResult>, caf::replies_to<stats_atom>::with<NamedValues>>;
+
+/// Text and chat messages to ids; a pool. Answers the sender.
+using TokenizerActor = caf::typed_actor<
+    caf::reacts_to<tokenize_atom, EngineFactsPtr, transport::Peer, transport::Submit>>;
+
+/// Keeps a shard of the streams: text, chunks, log, followers.
+using StreamerActor =
+    caf::typed_actor<caf::reacts_to<open_atom, StreamOpen>, caf::reacts_to<events_atom, StepEvents>,
+                     caf::reacts_to<follow_atom, transport::Follow>,
+                     caf::reacts_to<lost_atom, transport::Peer>,
+                     caf::reacts_to<engine_atom, EngineFactsPtr, Error>,  ///< that engine is lost
+                     caf::replies_to<stats_atom>::with<NamedValues>, caf::reacts_to<tick_atom>>;
+
+/// The actors a session works with.
+struct FrontParts {
+  std::vector<TokenizerActor> tokenizers;
+  std::vector<StreamerActor> streamers;
+  std::string publish;  ///< where subscribers connect
+};
+
+/// The front: one for all clients of a node.
+using SessionActor = caf::typed_actor<
+    caf::reacts_to<ready_atom, FrontParts>, caf::reacts_to<inbound_atom, Inbound>,
+    caf::reacts_to<lost_atom, transport::Peer>, caf::reacts_to<tokenize_atom, Admission>,
+    caf::reacts_to<accepted_atom, transport::Accepted>, caf::reacts_to<refused_atom, Refusal>,
+    caf::reacts_to<finished_atom, StreamEnd>,
+    caf::reacts_to<cancel_atom, transport::StreamId, std::uint64_t>,  ///< nobody follows it
+    caf::reacts_to<engine_atom, EngineFactsPtr, BatcherActor>,        ///< serves from now on
+    caf::reacts_to<engine_atom, EngineFactsPtr, Error>,               ///< no longer
+    caf::replies_to<drain_atom>::with<bool>>;                         ///< when no stream is open
+
+/// Starts, watches and restarts the others.
+using SupervisorActor = caf::typed_actor<caf::reacts_to<ready_atom, EngineReady>,
+                                         caf::reacts_to<ready_atom, EngineFailed>>;
+
+}  // namespace sluice::actors
+
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::actors::Inbound)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::actors::Refusal)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::actors::FrontParts)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::actors::StreamOpen)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::actors::StepEvents)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::actors::StreamEnd)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::actors::EngineReady)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::actors::EngineFailed)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::actors::EngineFactsPtr)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::actors::Admission)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::actors::NamedValues)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::Error)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::kernels::StepResult)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::engine::StepPlan)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::transport::StreamId)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::transport::Submit)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::transport::Accepted)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::transport::Follow)

@@ -1,0 +1,115 @@
+#include "actors/batcher.hpp"
+
+#include <cstring>
+#include <utility>
+
+namespace sluice::actors {
+namespace {
+
+using Self = BatcherActor::stateful_pointer<BatcherState>;
+
+engine::Nanoseconds now(Self self) {
+  return static_cast<engine::Nanoseconds>(self->clock().now().time_since_epoch().count());
+}
+
+void forward(Self self, engine::Applied applied) {
+  auto& state = self->state;
+  std::unordered_map<engine::SequenceId, engine::SequenceTiming> timings;
+  for (const auto& finished : applied.finished) timings.emplace(finished.id, finished.timing);
+  std::vector<StepEvents> shards(state.peers.streamers.size());
+  for (auto& event : applied.events) {
+    const auto found = state.sequences.find(event.id);
+    SLUICE_ASSERT(found != state.sequences.end(), "the scheduler reports only what was admitted");
+    const auto [stream, epoch] = found->second;
+    StreamEvent news{stream, epoch, std::move(event), {}};
+    if (news.event.finish != engine::FinishReason::none) {
+      const auto timing = timings.find(news.event.id);
+      SLUICE_ASSERT(timing != timings.end(), "a finish comes with its timing");
+      news.receipt = make_receipt(*state.engine, timing->second);
+      // A higher epoch may have taken the stream's place meanwhile.
+      if (const auto named = state.by_stream.find(stream);
+          named != state.by_stream.end() && named->second == news.event.id)
+        state.by_stream.erase(named);
+      state.sequences.erase(found);
+    }
+    shards[shard_of(stream, shards.size())].events.push_back(std::move(news));
+  }
+  for (std::size_t i = 0; i < shards.size(); ++i)
+    if (!shards[i].events.empty())
+      self->send(state.peers.streamers[i], events_atom::value, std::move(shards[i]));
+}
+
+/// Plans as far ahead as may be, then tells the news: first what a step brought, then what ended
+/// meanwhile (a deadline, a cancel). The device does not wait for the telling.
+void advance(Self self, engine::Applied applied) {
+  while (auto next = self->state.scheduler->plan(now(self)))
+    self->send(self->state.peers.executor, run_atom::value, std::move(*next));
+  forward(self, std::move(applied));
+  forward(self, self->state.scheduler->take_events());
+}
+
+void admit(Self self, Admission& admission) {
+  auto& state = self->state;
+  const auto stream = admission.stream;
+  const auto epoch = admission.accepted.epoch;
+  auto& request = admission.request;
+  request.id = state.next_id++;
+  const auto id = request.id;
+  StreamOpen open{admission.owner, state.engine, admission.accepted, {}};
+  open.request.stops = request.stops;
+  open.request.continues_text = request.continues_text;
+  open.request.sampling.stop_tokens = request.sampling.stop_tokens;
+  open.request.sampling.min_tokens = request.sampling.min_tokens;
+  if (auto taken = state.scheduler->submit(std::move(request), now(self)); !taken) {
+    self->send(state.peers.session, refused_atom::value, Refusal{stream, epoch, taken.error()});
+    return;
+  }
+  state.sequences.emplace(id, BatcherState::Sequence{stream, epoch});
+  state.by_stream.insert_or_assign(stream, id);
+  // The streamer hears of the stream before any of its tokens: both messages come from here.
+  self->send(state.peers.streamers[shard_of(stream, state.peers.streamers.size())],
+             open_atom::value, std::move(open));
+  self->send(state.peers.session, accepted_atom::value, admission.accepted);
+  advance(self, {});
+}
+
+}  // namespace
+
+std::size_t shard_of(const transport::StreamId& stream, std::size_t count) {
+  std::uint64_t word = 0;
+  std::memcpy(&word, stream.data(), sizeof word);
+  return word % count;
+}
+
+BatcherActor::behavior_type batcher(Self self, EngineFactsPtr engine, BatcherPeers peers) {
+  self->state.scheduler = std::make_unique<engine::Scheduler>(engine->scheduler, engine->tokenizer);
+  self->state.engine = std::move(engine);
+  self->state.peers = std::move(peers);
+  return {
+      [self](admit_atom, Admission& admission) { admit(self, admission); },
+      [self](cancel_atom, const transport::StreamId& stream, std::uint64_t epoch) {
+        auto& state = self->state;
+        const auto found = state.by_stream.find(stream);
+        if (found == state.by_stream.end() || state.sequences.at(found->second).epoch != epoch)
+          return;
+        state.scheduler->cancel(found->second, engine::FinishReason::cancelled, {}, now(self));
+        advance(self, {});
+      },
+      [self](const engine::StepResult& result) {
+        advance(self, self->state.scheduler->apply(result, now(self)));
+      },
+      [self](stats_atom) {
+        const auto stats = self->state.scheduler->stats();
+        const std::string prefix = "engine." + self->state.engine->name + ".";
+        return NamedValues{{prefix + "blocks_free", stats.blocks_free},
+                           {prefix + "blocks_total", stats.blocks_total},
+                           {prefix + "preemptions", static_cast<double>(stats.preemptions)},
+                           {prefix + "running", stats.running},
+                           {prefix + "steps", static_cast<double>(stats.steps)},
+                           {prefix + "tokens", static_cast<double>(stats.tokens)},
+                           {prefix + "waiting", stats.waiting}};
+      },
+  };
+}
+
+}  // namespace sluice::actors

@@ -1,0 +1,43 @@
+#pragma once
+// The actor around one engine's scheduler.
+
+#include <map>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "actors/actors.hpp"
+#include "engine/scheduler.hpp"
+
+namespace sluice::actors {
+
+/// Where a batcher's news goes.
+struct BatcherPeers {
+  ExecutorActor executor;
+  SessionActor session;
+  std::vector<StreamerActor> streamers;  ///< a stream's is picked by `shard_of`
+};
+
+/// Which of `count` streamers keeps a stream.
+std::size_t shard_of(const transport::StreamId& stream, std::size_t count);
+
+struct BatcherState {
+  static inline const char* name = "batcher";
+  struct Sequence {
+    transport::StreamId stream{};
+    std::uint64_t epoch = 0;
+  };
+  EngineFactsPtr engine;
+  BatcherPeers peers;
+  std::unique_ptr<engine::Scheduler> scheduler;
+  std::unordered_map<engine::SequenceId, Sequence> sequences;
+  std::map<transport::StreamId, engine::SequenceId> by_stream;
+  engine::SequenceId next_id = 1;
+};
+
+/// Admits, plans ahead as far as the scheduler allows, and hands every step's news to the streamers
+/// in one message each.
+BatcherActor::behavior_type batcher(BatcherActor::stateful_pointer<BatcherState> self,
+                                    EngineFactsPtr engine, BatcherPeers peers);
+
+}  // namespace sluice::actors

@@ -1,0 +1,143 @@
+#include "actors/load.hpp"
+
+#include <sodium.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <utility>
+
+#include "kernels/cpu/backend.hpp"
+#include "model/chat_template.hpp"
+#include "model/decoder.hpp"
+#include "model/tokenizer.hpp"
+#include "transport/protocol.hpp"
+
+namespace sluice::actors {
+namespace {
+
+/// Design section 6.10: what "the same replica" means, as 32 hex digits.
+std::string numerics_id(const model::GgufFile& file, const model::Tokenizer& tokenizer,
+                        const kernels::DeviceInfo& device) {
+  const std::string text = fmt::format("{}\n{}\n{}\n{}\ntp=1\n", model::weights_fingerprint(file),
+                                       tokenizer.fingerprint(), device.backend, device.arithmetic);
+  std::array<std::uint8_t, crypto_hash_sha256_BYTES> hash{};
+  crypto_hash_sha256(hash.data(), reinterpret_cast<const unsigned char*>(text.data()), text.size());
+  return transport::to_hex(std::span(hash).first(16));
+}
+
+void recognise_chat(const EngineConfig& config, const model::GgufFile& file, EngineFacts& facts) {
+  if (!config.chat_format.empty()) {
+    auto named = model::named_chat_template(config.chat_format);
+    if (named)
+      facts.chat = std::move(*named);
+    else
+      facts.chat_refusal = named.error();
+    return;
+  }
+  const auto jinja = file.string_value("tokenizer.chat_template");
+  if (!jinja) {
+    facts.chat_refusal = {ErrorCode::unsupported,
+                          fmt::format("'{}' carries no chat template: set chat_format in the "
+                                      "configuration, or send a plain prompt",
+                                      facts.name)};
+    return;
+  }
+  auto recognised = model::recognise_chat_template(*jinja);
+  if (recognised)
+    facts.chat = std::move(*recognised);
+  else
+    facts.chat_refusal = recognised.error();
+}
+
+}  // namespace
+
+Result<kernels::PoolShape> plan_pool(const EngineConfig& config, const model::ModelConfig& model,
+                                     std::size_t memory_free_bytes) {
+  kernels::PoolShape pool;
+  pool.layers = model.layers;
+  pool.kv_heads = model.heads.kv_heads;
+  pool.head_dim = model.heads.head_dim;
+  pool.slots = std::max(1U, config.slots);
+  pool.vocabulary = model.vocabulary;
+  // A step holds at least one row of every slot, so that no running sequence ever waits for
+  // another.
+  pool.rows_max = std::max(config.step_rows, pool.slots);
+  pool.context_tokens = config.context_tokens == 0
+                            ? model.context_tokens
+                            : std::min(config.context_tokens, model.context_tokens);
+  const std::uint64_t sequence_blocks =
+      (pool.context_tokens + pool.block_tokens - 1) / pool.block_tokens;
+  const std::uint64_t full_bytes = sequence_blocks * pool.slots * kv_block_bytes(pool);
+  const std::uint64_t bytes = config.kv_bytes != 0
+                                  ? config.kv_bytes
+                                  : std::min<std::uint64_t>(full_bytes, memory_free_bytes / 4);
+  const std::uint64_t blocks =
+      std::min<std::uint64_t>(bytes / kv_block_bytes(pool), sequence_blocks * pool.slots);
+  if (blocks < 2)
+    return fail(ErrorCode::bad_request,
+                "a KV pool of {} bytes holds {} blocks of {} bytes, fewer than 2: raise kv_bytes",
+                bytes, blocks, kv_block_bytes(pool));
+  pool.blocks = static_cast<std::uint32_t>(blocks);
+  pool.context_tokens = static_cast<std::uint32_t>(
+      std::min<std::uint64_t>(pool.context_tokens, blocks * pool.block_tokens));
+  return pool;
+}
+
+Result<std::unique_ptr<kernels::Backend>> make_backend(const EngineConfig& config,
+                                                       kernels::Completion completion) {
+  if (config.backend != "auto" && config.backend != "cpu")
+    return fail(ErrorCode::unsupported, "backend '{}' is not compiled in: use auto or cpu",
+                config.backend);
+  return kernels::make_cpu_backend({.threads = config.threads}, std::move(completion));
+}
+
+Result<LoadedEngine> load_engine(const EngineConfig& config, const SiteConfig& site,
+                                 const BackendFactory& make_backend, kernels::Completion completion,
+                                 const LoadProgress& progress) {
+  LoadedEngine loaded;
+  auto facts = std::make_shared<EngineFacts>();
+  facts->name =
+      !config.name.empty() ? config.name : std::filesystem::path(config.model).stem().string();
+  facts->site = site;
+
+  auto file = model::GgufFile::open(config.model);
+  if (!file) return tl::unexpected(file.error());
+  loaded.file = *file;
+  auto model_config = model::read_config(**file);
+  if (!model_config) return tl::unexpected(model_config.error());
+  auto tokenizer = model::load_tokenizer(**file);
+  if (!tokenizer) return tl::unexpected(tokenizer.error());
+  if ((*tokenizer)->size() > model_config->vocabulary)
+    return fail(ErrorCode::bad_file, "{}: the tokenizer has {} tokens, the weights only {}",
+                config.model, (*tokenizer)->size(), model_config->vocabulary);
+  facts->tokenizer = *tokenizer;
+  recognise_chat(config, **file, *facts);
+
+  auto backend = make_backend(config, std::move(completion));
+  if (!backend) return tl::unexpected(backend.error());
+  loaded.backend = std::move(*backend);
+  const auto& device = loaded.backend->device();
+  auto pool = plan_pool(config, *model_config, device.memory_free_bytes);
+  if (!pool) return tl::unexpected(pool.error());
+  if (auto allocated = loaded.backend->allocate(*pool); !allocated)
+    return tl::unexpected(allocated.error());
+  auto decoder = model::load_decoder(**file, *model_config, *loaded.backend,
+                                     [&](std::size_t done, std::size_t total) {
+                                       if (progress) progress(facts->name, done, total);
+                                     });
+  if (!decoder) return tl::unexpected(decoder.error());
+  loaded.program = decoder->program;
+
+  facts->backend = device.backend;
+  facts->numerics = numerics_id(**file, **tokenizer, device);
+  facts->scheduler = {.slots = pool->slots,
+                      .blocks = pool->blocks,
+                      .block_tokens = pool->block_tokens,
+                      .context_tokens = pool->context_tokens,
+                      .rows_max = pool->rows_max,
+                      .queue_max = config.queue};
+  loaded.facts = std::move(facts);
+  return loaded;
+}
+
+}  // namespace sluice::actors

@@ -1,0 +1,40 @@
+#pragma once
+// A model file becomes a loaded engine: weights on a backend, a recorded program, and its facts.
+
+#include <functional>
+#include <memory>
+
+#include "actors/admission.hpp"
+#include "actors/node.hpp"
+#include "kernels/backend.hpp"
+#include "model/config.hpp"
+#include "model/gguf.hpp"
+
+namespace sluice::actors {
+
+struct LoadedEngine {
+  std::shared_ptr<const model::GgufFile> file;  ///< the backend reads weights in place: outlives it
+  std::unique_ptr<kernels::Backend> backend;
+  kernels::ProgramId program;
+  EngineFactsPtr facts;
+};
+
+/// Makes one engine's backend; the completion goes to whoever runs the engine.
+using BackendFactory = std::function<Result<std::unique_ptr<kernels::Backend>>(
+    const EngineConfig&, kernels::Completion)>;
+
+/// Loads everything `config` names. Blocks for as long as that takes.
+Result<LoadedEngine> load_engine(const EngineConfig& config, const SiteConfig& site,
+                                 const BackendFactory& make_backend, kernels::Completion completion,
+                                 const LoadProgress& progress);
+
+/// Sizes of KV pool and slots for a model: as configured, else every slot's full context as far as
+/// a quarter of the free memory goes. `bad_request` when not even one short sequence fits.
+Result<kernels::PoolShape> plan_pool(const EngineConfig& config, const model::ModelConfig& model,
+                                     std::size_t memory_free_bytes);
+
+/// Backends compiled in: the CPU's. `unsupported` names the others.
+Result<std::unique_ptr<kernels::Backend>> make_backend(const EngineConfig& config,
+                                                       kernels::Completion completion);
+
+}  // namespace sluice::actors

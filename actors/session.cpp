@@ -1,0 +1,274 @@
+#include "actors/session.hpp"
+
+#include <algorithm>
+#include <utility>
+#include <variant>
+
+#include "actors/batcher.hpp"
+
+namespace sluice::actors {
+namespace {
+
+using Self = SessionActor::stateful_pointer<SessionState>;
+
+/// How long a client is asked to wait while an engine loads or restarts.
+constexpr std::uint32_t retry_after_load_ms = 500;
+
+/// A stats question waits at most this long for an engine that is busy or gone.
+constexpr std::chrono::seconds stats_timeout{2};
+
+std::uint64_t now(Self self) {
+  return static_cast<std::uint64_t>(self->clock().now().time_since_epoch().count());
+}
+
+void say(Self self, const transport::Peer& peer, const transport::Message& message) {
+  self->state.setup.outbox->send(peer,
+                                 std::make_shared<const std::string>(transport::encode(message)));
+}
+
+void act(Self self, std::vector<transport::SessionAction> actions);
+
+void refuse(Self self, const transport::StreamId& stream, std::uint64_t epoch, Error why) {
+  self->state.setup.log->refused({stream, epoch, why});
+  act(self, self->state.session->on_refused(stream, epoch, std::move(why), now(self)));
+}
+
+void close(Self self, const transport::StreamId& stream, std::uint64_t epoch) {
+  auto& state = self->state;
+  const auto found = state.open.find(stream);
+  if (found != state.open.end() && found->second.epoch == epoch) state.open.erase(found);
+  if (state.draining && state.open.empty())
+    for (auto& drain : std::exchange(state.drains, {})) drain.deliver(true);
+}
+
+const SessionState::Engine* find_engine(const SessionState& state, const EngineFactsPtr& facts) {
+  const auto found = std::find_if(state.engines.begin(), state.engines.end(),
+                                  [&](const auto& engine) { return engine.facts == facts; });
+  return found == state.engines.end() ? nullptr : &*found;
+}
+
+Result<EngineFactsPtr> pick_engine(const SessionState& state, const std::string& model) {
+  if (model.empty() && state.engines.size() == 1) return state.engines.front().facts;
+  std::string known;
+  for (const auto& engine : state.engines) {
+    if (engine.facts->name == model) return engine.facts;
+    known += (known.empty() ? "" : ", ") + engine.facts->name;
+  }
+  if (state.engines.empty())
+    return tl::unexpected(Error{ErrorCode::unavailable,
+                                "the engine was lost and is being restarted", retry_after_load_ms});
+  if (model.empty())
+    return fail(ErrorCode::bad_request, "the request names no model: choose one of {}", known);
+  return fail(ErrorCode::not_found, "model '{}' is not served here; served are: {}", model, known);
+}
+
+void start(Self self, transport::Start start) {
+  auto& state = self->state;
+  const auto stream = start.submit.stream;
+  const auto epoch = start.submit.epoch;
+  auto engine = pick_engine(state, start.submit.model);
+  if (!engine) return refuse(self, stream, epoch, engine.error());
+  state.setup.log->prompt(start.submit);
+  state.open.insert_or_assign(stream, SessionState::Open{*engine, epoch});
+  auto& tokenizer = state.tokenizers[state.next_tokenizer++ % state.tokenizers.size()];
+  self->send(tokenizer, tokenize_atom::value, std::move(*engine), std::move(start.peer),
+             std::move(start.submit));
+}
+
+void stop(Self self, const transport::StreamId& stream, std::uint64_t epoch) {
+  auto& state = self->state;
+  const auto found = state.open.find(stream);
+  if (found == state.open.end() || found->second.epoch != epoch) return;
+  if (!found->second.admitted) {
+    found->second.cancelled = true;  // the tokenizer's answer will find it so
+    return;
+  }
+  if (const auto* engine = find_engine(state, found->second.engine))
+    self->send(engine->batcher, cancel_atom::value, stream, epoch);
+}
+
+void admit(Self self, Admission& admission) {
+  auto& state = self->state;
+  const auto stream = admission.stream;
+  const auto epoch = admission.accepted.epoch;
+  const auto found = state.open.find(stream);
+  if (found == state.open.end() || found->second.epoch != epoch)
+    return;  // a higher epoch took over
+  const auto* engine = find_engine(state, admission.engine);
+  Error why;
+  if (found->second.cancelled)
+    why = {ErrorCode::cancelled, "cancelled by its owner before it started"};
+  else if (engine == nullptr)
+    why = {ErrorCode::unavailable, "the engine was lost and is being restarted",
+           retry_after_load_ms};
+  else {
+    found->second.admitted = true;
+    self->send(engine->batcher, admit_atom::value, std::move(admission));
+    return;
+  }
+  close(self, stream, epoch);
+  refuse(self, stream, epoch, std::move(why));
+}
+
+transport::Health health_of(const SessionState& state) {
+  if (state.session == nullptr)
+    return {false, fmt::format("loading: {} of {} engines ready", state.engines.size(),
+                               state.setup.engines)};
+  if (state.draining) return {false, "draining: no new streams are taken"};
+  if (state.engines.size() < state.setup.engines)
+    return {false, fmt::format("{} of {} engines lost, restarting",
+                               state.setup.engines - state.engines.size(), state.setup.engines)};
+  return {true, ""};
+}
+
+/// Asks every part, answers the peer when the last has answered or the time is over.
+void answer_stats(Self self, const transport::Peer& peer) {
+  struct Gathering {
+    NamedValues values;
+    std::size_t missing = 0;
+  };
+  auto& state = self->state;
+  auto gathering = std::make_shared<Gathering>();
+  gathering->values = state.setup.outbox->stats();
+  gathering->values.emplace_back("session.open", static_cast<double>(state.open.size()));
+  gathering->missing = state.engines.size() + state.streamers.size();
+  const auto arrived = [self, peer, gathering] {
+    if (--gathering->missing != 0) return;
+    // Shards of one part share names: their values add up.
+    std::map<std::string, double> sums;
+    for (const auto& [name, value] : gathering->values) sums[name] += value;
+    say(self, peer, transport::Stats{{sums.begin(), sums.end()}});
+  };
+  const auto take = [gathering, arrived](const NamedValues& values) {
+    gathering->values.insert(gathering->values.end(), values.begin(), values.end());
+    arrived();
+  };
+  const auto give_up = [arrived](const caf::error&) { arrived(); };
+  for (const auto& engine : state.engines)
+    self->request(engine.batcher, stats_timeout, stats_atom::value).then(take, give_up);
+  for (const auto& streamer : state.streamers)
+    self->request(streamer, stats_timeout, stats_atom::value).then(take, give_up);
+  if (gathering->missing == 0) {
+    gathering->missing = 1;
+    arrived();
+  }
+}
+
+void act(Self self, std::vector<transport::SessionAction> actions) {
+  auto& state = self->state;
+  for (auto& action : actions) {
+    if (auto* reply = std::get_if<transport::Reply>(&action)) {
+      say(self, reply->peer, reply->message);
+    } else if (auto* started = std::get_if<transport::Start>(&action)) {
+      start(self, std::move(*started));
+    } else if (const auto* stopped = std::get_if<transport::Stop>(&action)) {
+      stop(self, stopped->stream, stopped->epoch);
+    } else if (auto* follow = std::get_if<transport::Follow>(&action)) {
+      const auto stream = std::visit([](const auto& m) { return m.stream; }, follow->message);
+      self->send(state.streamers[shard_of(stream, state.streamers.size())], follow_atom::value,
+                 std::move(*follow));
+    } else if (const auto* stats = std::get_if<transport::AskStats>(&action)) {
+      answer_stats(self, stats->peer);
+    } else if (const auto* health = std::get_if<transport::AskHealth>(&action)) {
+      say(self, health->peer, health_of(state));
+    }
+  }
+}
+
+void receive(Self self, Inbound& inbound) {
+  auto& state = self->state;
+  if (state.session != nullptr)
+    return act(self,
+               state.session->on_message(inbound.peer, std::move(inbound.message), now(self)));
+  if (std::holds_alternative<transport::HealthRequest>(inbound.message))
+    return say(self, inbound.peer, health_of(state));
+  say(self, inbound.peer,
+      transport::Failed{
+          std::nullopt, 0, {ErrorCode::unavailable, health_of(state).why, retry_after_load_ms}});
+}
+
+/// Greets clients once everything is there; `welcome` lists the models.
+void begin(Self self) {
+  auto& state = self->state;
+  if (state.session != nullptr || state.engines.size() < state.setup.engines ||
+      state.streamers.empty())
+    return;
+  auto config = state.setup.config;
+  config.welcome.models.clear();
+  for (const auto& engine : state.engines) config.welcome.models.push_back(describe(*engine.facts));
+  std::sort(config.welcome.models.begin(), config.welcome.models.end(),
+            [](const auto& a, const auto& b) { return a.name < b.name; });
+  state.session = std::make_unique<transport::Session>(std::move(config));
+  state.setup.status->set_ready();
+}
+
+void lose_engine(Self self, const EngineFactsPtr& facts, const Error& why) {
+  auto& state = self->state;
+  std::erase_if(state.engines, [&](const auto& engine) { return engine.facts == facts; });
+  for (const auto& streamer : state.streamers) self->send(streamer, engine_atom::value, facts, why);
+  // What the batcher never answered has no keeper: its client hears it from here.
+  std::vector<std::pair<transport::StreamId, std::uint64_t>> unanswered;
+  for (const auto& [stream, open] : state.open)
+    if (open.engine == facts && open.admitted && !open.accepted)
+      unanswered.emplace_back(stream, open.epoch);
+  for (const auto& [stream, epoch] : unanswered) {
+    close(self, stream, epoch);
+    refuse(self, stream, epoch, why);
+  }
+}
+
+}  // namespace
+
+SessionActor::behavior_type session(Self self, SessionSetup setup) {
+  self->state.setup = std::move(setup);
+  return {
+      [self](ready_atom, FrontParts& parts) {
+        self->state.tokenizers = std::move(parts.tokenizers);
+        self->state.streamers = std::move(parts.streamers);
+        self->state.setup.config.welcome.publish = std::move(parts.publish);
+        begin(self);
+      },
+      [self](inbound_atom, Inbound& inbound) { receive(self, inbound); },
+      [self](lost_atom, const transport::Peer& peer) {
+        for (const auto& streamer : self->state.streamers)
+          self->send(streamer, lost_atom::value, peer);
+      },
+      [self](tokenize_atom, Admission& admission) { admit(self, admission); },
+      [self](accepted_atom, const transport::Accepted& accepted) {
+        const auto found = self->state.open.find(accepted.stream);
+        if (found != self->state.open.end() && found->second.epoch == accepted.epoch)
+          found->second.accepted = true;
+        act(self, self->state.session->on_accepted(accepted, now(self)));
+      },
+      [self](refused_atom, const Refusal& refusal) {
+        close(self, refusal.stream, refusal.epoch);
+        refuse(self, refusal.stream, refusal.epoch, refusal.error);
+      },
+      [self](finished_atom, const StreamEnd& end) {
+        self->state.setup.log->request(end);
+        self->state.session->on_finished(end.stream, end.epoch, now(self));
+        close(self, end.stream, end.epoch);
+      },
+      [self](cancel_atom, const transport::StreamId& stream, std::uint64_t epoch) {
+        stop(self, stream, epoch);
+      },
+      [self](engine_atom, const EngineFactsPtr& facts, const BatcherActor& batcher) {
+        self->state.engines.push_back({facts, batcher});
+        begin(self);
+      },
+      [self](engine_atom, const EngineFactsPtr& facts, const Error& why) {
+        lose_engine(self, facts, why);
+      },
+      [self](drain_atom) -> caf::result<bool> {
+        auto& state = self->state;
+        state.draining = true;
+        if (state.session != nullptr) state.session->drain();
+        if (state.open.empty()) return true;
+        auto promise = self->make_response_promise<bool>();
+        state.drains.push_back(promise);
+        return promise;
+      },
+  };
+}
+
+}  // namespace sluice::actors

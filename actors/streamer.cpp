@@ -1,0 +1,161 @@
+#include "actors/streamer.hpp"
+
+#include <chrono>
+#include <utility>
+#include <variant>
+
+namespace sluice::actors {
+namespace {
+
+using Self = StreamerActor::stateful_pointer<StreamerState>;
+
+/// How often idle duties (repeated terminals, grace, retention) are looked at; each has its own
+/// time limit far above this.
+constexpr std::chrono::milliseconds tick_interval{100};
+
+std::uint64_t now(Self self) {
+  return static_cast<std::uint64_t>(self->clock().now().time_since_epoch().count());
+}
+
+std::shared_ptr<const std::string> frame_of(const transport::Message& message) {
+  return std::make_shared<const std::string>(transport::encode(message));
+}
+
+void deliver(Self self, const transport::StreamId& stream) {
+  auto& state = self->state;
+  for (auto& delivery : state.deliveries) {
+    if (delivery.peer)
+      state.outbox->send(*delivery.peer, std::move(delivery.frame));
+    else
+      state.outbox->publish(stream, std::move(delivery.frame));
+    ++state.chunks;
+  }
+  state.deliveries.clear();
+}
+
+void keep_ticking(Self self) {
+  if (self->state.ticking || self->state.streams.empty()) return;
+  self->state.ticking = true;
+  self->delayed_send(self, tick_interval, tick_atom::value);
+}
+
+void open(Self self, StreamOpen& open) {
+  auto& state = self->state;
+  const auto id = open.accepted.stream;
+  state.outbox->send(open.owner, frame_of(open.accepted));
+  state.streams.erase(id);  // a higher epoch takes a lower one's place
+  state.streams.emplace(
+      id,
+      StreamerState::Kept{transport::StreamState(id, open.accepted.epoch, open.owner,
+                                                 {open.accepted.chain}, state.config, now(self)),
+                          engine::TextStream(open.engine->tokenizer, open.request), open.engine,
+                          open.accepted.epoch});
+  keep_ticking(self);
+}
+
+/// The stream's one terminal, and the session told.
+void end(Self self, const transport::StreamId& id, StreamerState::Kept& kept,
+         engine::FinishReason finish, const transport::Receipt& receipt, const Error& error) {
+  auto& state = self->state;
+  kept.finished = true;
+  transport::Message terminal;
+  if (finish == engine::FinishReason::error)
+    terminal = transport::Failed{id, kept.epoch, error};
+  else
+    terminal = transport::Done{id, kept.epoch, {finish}, {}, receipt, {}};
+  kept.stream.finish(std::move(terminal), now(self), state.deliveries);
+  self->send(state.session, finished_atom::value,
+             StreamEnd{id, kept.epoch, finish, receipt, error});
+}
+
+void take(Self self, StreamEvent& news) {
+  auto& state = self->state;
+  const auto found = state.streams.find(news.stream);
+  if (found == state.streams.end() || found->second.epoch != news.epoch || found->second.finished)
+    return;
+  auto& kept = found->second;
+  auto& event = news.event;
+  SLUICE_ASSERT(event.tokens.empty() || event.first_index == kept.tokens,
+                "the scheduler's tokens are gapless");
+  std::string text;
+  for (const Token token : event.tokens) text += kept.text.push(token);
+  const bool ends = event.finish != engine::FinishReason::none;
+  if (ends) text += kept.text.finish();
+  kept.tokens += static_cast<std::uint32_t>(event.tokens.size());
+  if (!event.tokens.empty() || !text.empty())
+    kept.stream.append(0, event.tokens, std::move(text), std::move(event.logprobs), now(self),
+                       state.deliveries);
+  if (ends) end(self, news.stream, kept, event.finish, news.receipt, event.error);
+  deliver(self, news.stream);
+}
+
+void follow(Self self, const transport::Follow& follow) {
+  auto& state = self->state;
+  const auto id = std::visit([](const auto& message) { return message.stream; }, follow.message);
+  const auto found = state.streams.find(id);
+  if (const auto* attach = std::get_if<transport::Attach>(&follow.message)) {
+    if (found == state.streams.end()) {
+      state.outbox->send(follow.peer,
+                         frame_of(transport::Failed{
+                             id, 0, {ErrorCode::gone, "the stream's log is no longer held"}}));
+      return;
+    }
+    found->second.stream.on_attach(follow.peer, *attach, follow.owner, now(self), state.deliveries);
+  } else if (found != state.streams.end()) {
+    found->second.stream.on_ack(follow.peer, std::get<transport::Ack>(follow.message), follow.owner,
+                                now(self), state.deliveries);
+  }
+  deliver(self, id);
+}
+
+void tick(Self self) {
+  auto& state = self->state;
+  for (auto at = state.streams.begin(); at != state.streams.end();) {
+    auto& [id, kept] = *at;
+    const auto verdict = kept.stream.tick(now(self), state.deliveries);
+    deliver(self, id);
+    if (verdict.abandoned && !kept.abandoned && !kept.finished) {
+      kept.abandoned = true;
+      self->send(state.session, cancel_atom::value, id, kept.epoch);
+    }
+    at = verdict.expired ? state.streams.erase(at) : std::next(at);
+  }
+  state.ticking = false;
+  keep_ticking(self);
+}
+
+}  // namespace
+
+StreamerActor::behavior_type streamer(Self self, OutboxPtr outbox, transport::StreamConfig config,
+                                      SessionActor session) {
+  self->state.outbox = std::move(outbox);
+  self->state.config = config;
+  self->state.session = std::move(session);
+  return {
+      [self](open_atom, StreamOpen& opened) { open(self, opened); },
+      [self](events_atom, StepEvents& step) {
+        for (auto& news : step.events) take(self, news);
+      },
+      [self](follow_atom, const transport::Follow& asked) { follow(self, asked); },
+      [self](lost_atom, const transport::Peer& peer) {
+        for (auto& [id, kept] : self->state.streams) kept.stream.on_lost(peer, now(self));
+      },
+      [self](engine_atom, const EngineFactsPtr& engine, const Error& why) {
+        for (auto& [id, kept] : self->state.streams) {
+          if (kept.engine != engine || kept.finished) continue;
+          end(self, id, kept, engine::FinishReason::error, {}, why);
+          deliver(self, id);
+        }
+      },
+      [self](stats_atom) {
+        std::size_t bytes = 0;
+        for (const auto& [id, kept] : self->state.streams) bytes += kept.stream.memory_bytes();
+        return NamedValues{{"streams.frames", static_cast<double>(self->state.chunks)},
+                           {"streams.kept", static_cast<double>(self->state.streams.size())},
+                           {"streams.log_bytes", static_cast<double>(bytes)}};
+      },
+      [self](tick_atom) { tick(self); },
+  };
+}
+
+}  // namespace sluice::actors

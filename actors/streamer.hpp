@@ -1,0 +1,40 @@
+#pragma once
+// The actor that keeps a shard of the streams: formats, never decides.
+
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "actors/actors.hpp"
+#include "actors/outbox.hpp"
+#include "engine/detokenizer.hpp"
+#include "transport/stream.hpp"
+
+namespace sluice::actors {
+
+struct StreamerState {
+  static inline const char* name = "streamer";
+  struct Kept {
+    transport::StreamState stream;
+    engine::TextStream text;
+    EngineFactsPtr engine;
+    std::uint64_t epoch = 0;
+    std::uint32_t tokens = 0;
+    bool finished = false;
+    bool abandoned = false;  ///< its cancellation is on the way
+  };
+  OutboxPtr outbox;
+  transport::StreamConfig config;
+  SessionActor session;
+  std::map<transport::StreamId, Kept> streams;
+  std::vector<transport::Delivery> deliveries;  ///< reused by every message
+  bool ticking = false;
+  std::uint64_t chunks = 0;
+};
+
+/// Frames go straight to the I/O thread through the outbox: no further hop.
+StreamerActor::behavior_type streamer(StreamerActor::stateful_pointer<StreamerState> self,
+                                      OutboxPtr outbox, transport::StreamConfig config,
+                                      SessionActor session);
+
+}  // namespace sluice::actors

@@ -1,0 +1,191 @@
+// Shows a whole node through its sockets: the real threads, the real client, and the real model
+// where tokens matter. Waits are for events, each bounded by a time far beyond what it takes.
+
+#include "actors/node.hpp"
+
+#include <boost/test/unit_test.hpp>
+#include <chrono>
+#include <map>
+#include <string>
+#include <thread>
+#include <zmq.hpp>
+
+#include "bench/instant_backend.hpp"
+#include "transport/client.hpp"
+
+namespace {
+
+using namespace sluice;
+using namespace std::chrono_literals;
+
+const std::string model_path = SLUICE_MODELS "/SmolLM2-135M-Instruct-Q4_1.gguf";
+
+actors::NodeConfig config_for(const std::string& listen, bool instant) {
+  actors::NodeConfig config;
+  config.endpoint.listen = listen;
+  config.log_level = "off";
+  actors::EngineConfig engine;
+  engine.name = "smol";
+  engine.model = model_path;
+  engine.threads = 2;
+  engine.slots = 8;
+  engine.context_tokens = 512;
+  config.engines = {engine};
+  if (instant)
+    config.make_backend = [](const actors::EngineConfig&, kernels::Completion completion) {
+      return Result<std::unique_ptr<kernels::Backend>>(
+          std::make_unique<bench::InstantBackend>(std::move(completion), false));
+    };
+  return config;
+}
+
+struct Answer {
+  std::vector<Token> tokens;
+  std::string text;
+  std::optional<transport::Done> done;
+  std::optional<transport::Failed> failed;
+};
+
+/// Follows every stream on this client until `count` of them have ended.
+std::map<transport::StreamId, Answer> collect(transport::Client& client, std::size_t count) {
+  std::map<transport::StreamId, Answer> answers;
+  for (std::size_t ended = 0; ended < count;) {
+    auto next = client.next(60s);
+    BOOST_REQUIRE_MESSAGE(next, "a minute passed without an event");
+    auto& answer = answers[next->stream];
+    auto& event = next->event;
+    answer.tokens.insert(answer.tokens.end(), event.tokens.begin(), event.tokens.end());
+    answer.text += event.text;
+    if (event.done) answer.done = event.done;
+    if (event.failed) answer.failed = event.failed;
+    ended += event.done || event.failed ? 1 : 0;
+  }
+  return answers;
+}
+
+double stat(transport::Client& client, const std::string& name) {
+  const auto stats = client.stats(10s);
+  BOOST_REQUIRE(stats);
+  for (const auto& [key, value] : stats->values)
+    if (key == name) return value;
+  BOOST_FAIL("no such stat: " + name);
+  return 0;
+}
+
+transport::Submit request(const std::string& prompt, std::uint32_t max_tokens, std::uint64_t seed) {
+  transport::Submit submit;
+  submit.prompt = prompt;
+  submit.max_tokens = max_tokens;
+  submit.sampling.seed = seed;
+  return submit;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(node)
+
+BOOST_AUTO_TEST_CASE(eight_streams_together_give_what_each_gives_alone) {
+  zmq::context_t context;
+  auto node = actors::Node::start(config_for("inproc://eight", false), context);
+  BOOST_REQUIRE_MESSAGE(node, (node ? "" : node.error().message));
+  auto client = transport::Client::connect({.connect = (*node)->address()}, &context);
+  BOOST_REQUIRE(client);
+  const std::vector<std::string> prompts = {"The capital of France is",
+                                            "Once upon a time",
+                                            "def fibonacci(n):",
+                                            "Water boils at",
+                                            "Die Hauptstadt von Deutschland",
+                                            "1, 2, 3, 4,",
+                                            "The quick brown fox",
+                                            "In a hole there"};
+  std::vector<Answer> alone;
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    auto submit = request(prompts[i], 24, 100 + i);
+    submit.sampling.temperature = i % 2 == 0 ? 0.8F : 1.0F;
+    auto stream = (*client)->submit(submit);
+    BOOST_REQUIRE(stream);
+    alone.push_back(collect(**client, 1).at(*stream));
+    BOOST_TEST(alone.back().done.has_value());
+  }
+  std::vector<transport::StreamId> streams;
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    auto submit = request(prompts[i], 24, 100 + i);
+    submit.sampling.temperature = i % 2 == 0 ? 0.8F : 1.0F;
+    streams.push_back(*(*client)->submit(submit));
+  }
+  auto together = collect(**client, prompts.size());
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    BOOST_TEST(together.at(streams[i]).tokens == alone[i].tokens, boost::test_tools::per_element());
+    BOOST_TEST(together.at(streams[i]).text == alone[i].text);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_client_that_goes_away_frees_its_blocks) {
+  zmq::context_t context;
+  auto config = config_for("tcp://127.0.0.1:0", true);
+  config.stream.grace_ns = 1'000'000;
+  auto node = actors::Node::start(config, context);
+  BOOST_REQUIRE(node);
+  auto watcher = transport::Client::connect({.connect = (*node)->address()});
+  BOOST_REQUIRE(watcher);
+  const double total = stat(**watcher, "engine.smol.blocks_total");
+  {
+    auto doomed = transport::Client::connect({.connect = (*node)->address()});
+    BOOST_REQUIRE(doomed);
+    // Never reads, so its window closes and the stream stays open behind it.
+    for (int i = 0; i < 4; ++i) BOOST_REQUIRE((*doomed)->submit(request("going", 500, 1)));
+    BOOST_REQUIRE((*doomed)->next(30s));
+  }
+  const auto deadline = std::chrono::steady_clock::now() + 60s;
+  while (stat(**watcher, "engine.smol.blocks_free") != total ||
+         stat(**watcher, "session.open") != 0) {
+    BOOST_REQUIRE(std::chrono::steady_clock::now() < deadline);
+    std::this_thread::yield();
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_drained_node_finishes_its_streams) {
+  zmq::context_t context;
+  auto node = actors::Node::start(config_for("tcp://127.0.0.1:0", true), context);
+  BOOST_REQUIRE(node);
+  auto client = transport::Client::connect({.connect = (*node)->address()});
+  BOOST_REQUIRE(client);
+  const auto stream = *(*client)->submit(request("hello", 100, 1));
+  BOOST_REQUIRE((*client)->next(30s));
+  BOOST_TEST((*node)->drain(60'000));
+  const auto answer = collect(**client, 1).at(stream);
+  BOOST_REQUIRE(answer.done);
+  BOOST_TEST(answer.done->tokens.at(0) == 100U);
+}
+
+BOOST_AUTO_TEST_CASE(a_port_in_use_is_named) {
+  zmq::context_t context;
+  auto node = actors::Node::start(config_for("tcp://127.0.0.1:0", true), context);
+  BOOST_REQUIRE(node);
+  auto second = actors::Node::start(config_for((*node)->address(), true), context);
+  BOOST_REQUIRE(!second);
+  BOOST_TEST(to_string(second.error().code) == "io");
+  BOOST_TEST(second.error().message.find((*node)->address()) != std::string::npos);
+  BOOST_TEST((*node)->health().has_value());
+}
+
+BOOST_AUTO_TEST_CASE(a_plain_address_for_other_hosts_is_refused) {
+  zmq::context_t context;
+  for (const char* address : {"tcp://0.0.0.0:0", "tcp://*:0", "tcp://192.168.1.1:5555"}) {
+    auto node = actors::Node::start(config_for(address, true), context);
+    BOOST_REQUIRE(!node);
+    BOOST_TEST(to_string(node.error().code) == "bad_request");
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_model_that_is_not_there_is_named) {
+  zmq::context_t context;
+  auto config = config_for("tcp://127.0.0.1:0", false);
+  config.engines[0].model = "/nowhere/model.gguf";
+  auto node = actors::Node::start(config, context);
+  BOOST_REQUIRE(!node);
+  BOOST_TEST(to_string(node.error().code) == "io");
+  BOOST_TEST(node.error().message.find("/nowhere/model.gguf") != std::string::npos);
+}
+
+BOOST_AUTO_TEST_SUITE_END()

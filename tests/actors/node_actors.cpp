@@ -1,0 +1,345 @@
+// Shows that the actors of a node, run message by message under CAF's test coordinator, stream what
+// the device yields, once and in order, whatever clients, devices and other actors do meanwhile.
+// The device is a hash, so the right text of every stream is known in advance.
+
+#include <boost/test/unit_test.hpp>
+
+#include "tests/actors/world.hpp"
+
+namespace {
+
+using namespace sluice;
+using fakes::World;
+using fakes::WorldOptions;
+
+void greet(World& world, const std::string& peer) {
+  world.say(peer, transport::Hello{});
+  BOOST_REQUIRE(std::holds_alternative<transport::Welcome>(world.heard(peer).back()));
+  world.heard(peer).clear();
+}
+
+struct Heard {
+  std::string text;
+  std::vector<Token> tokens;
+  bool accepted_first = false;
+  std::uint32_t terminals = 0;
+  std::optional<transport::Done> done;
+  std::optional<transport::Failed> failed;
+};
+
+/// What a peer was told of one stream; repeats of the terminal count once.
+Heard listen(World& world, const std::string& peer, const transport::StreamId& stream) {
+  Heard heard;
+  bool first = true;
+  for (const auto& message : world.heard(peer)) {
+    if (const auto* accepted = std::get_if<transport::Accepted>(&message)) {
+      if (accepted->stream != stream) continue;
+      heard.accepted_first = first;
+    } else if (const auto* chunk = std::get_if<transport::Chunk>(&message)) {
+      if (chunk->stream != stream) continue;
+      BOOST_TEST(chunk->part.first_index == heard.tokens.size());
+      BOOST_TEST(chunk->part.text_offset == heard.text.size());
+      heard.text += chunk->part.text;
+      heard.tokens.insert(heard.tokens.end(), chunk->part.tokens.begin(), chunk->part.tokens.end());
+    } else if (const auto* done = std::get_if<transport::Done>(&message)) {
+      if (done->stream != stream) continue;
+      ++heard.terminals;
+      heard.done = *done;
+    } else if (const auto* failed = std::get_if<transport::Failed>(&message)) {
+      if (failed->stream != stream) continue;
+      ++heard.terminals;
+      heard.failed = *failed;
+    }
+    first = false;
+  }
+  return heard;
+}
+
+transport::Cancel cancel_of(const transport::Submit& submit) {
+  return {submit.stream, submit.owner, submit.epoch};
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(node_actors)
+
+BOOST_AUTO_TEST_CASE(a_stream_is_accepted_chunked_and_done) {
+  World world;
+  greet(world, "ann");
+  const auto submit = World::submit(1, "hello", 20);
+  world.say("ann", submit);
+  const auto heard = listen(world, "ann", submit.stream);
+  BOOST_TEST(heard.accepted_first);
+  BOOST_TEST(heard.text == World::expected("hello", 1, 20));
+  BOOST_TEST(heard.terminals == 1);
+  BOOST_REQUIRE(heard.done);
+  BOOST_TEST((heard.done->finish.at(0) == engine::FinishReason::length));
+  BOOST_TEST(heard.done->receipt.prompt_tokens == 5);
+  BOOST_TEST(heard.done->receipt.completion_tokens == 20);
+  // Subscribers saw the same.
+  std::string published;
+  for (const auto& message : world.outbox->published[submit.stream])
+    if (const auto* chunk = std::get_if<transport::Chunk>(&message)) published += chunk->part.text;
+  BOOST_TEST(published == heard.text);
+}
+
+BOOST_AUTO_TEST_CASE(streams_together_give_what_each_gives_alone) {
+  World world({.slots = 3});
+  greet(world, "ann");
+  for (std::uint8_t i = 1; i <= 8; ++i)
+    caf::anon_send(world.session, actors::inbound_atom::value,
+                   actors::Inbound{"ann", World::submit(i, std::string(i * 3, 'x'), 10U + i)});
+  world.run();
+  for (std::uint8_t i = 1; i <= 8; ++i)
+    BOOST_TEST(listen(world, "ann", World::submit(i, "", 1).stream).text ==
+               World::expected(std::string(i * 3, 'x'), i, 10U + i));
+}
+
+BOOST_AUTO_TEST_CASE(a_stop_string_ends_text_and_stream) {
+  World world;
+  greet(world, "ann");
+  const auto whole = World::expected("stop", 1, 60);
+  auto submit = World::submit(1, "stop", 60);
+  submit.stops = {whole.substr(30, 3)};
+  world.say("ann", submit);
+  const auto heard = listen(world, "ann", submit.stream);
+  BOOST_TEST(heard.text == whole.substr(0, whole.find(submit.stops[0])));
+  BOOST_REQUIRE(heard.done);
+  BOOST_TEST((heard.done->finish.at(0) == engine::FinishReason::stop));
+}
+
+BOOST_AUTO_TEST_CASE(cancel_takes_effect_within_two_steps) {
+  World world({.hold = true});
+  greet(world, "ann");
+  const auto submit = World::submit(1, "hello", 100);
+  world.say("ann", submit);
+  for (int i = 0; i < 5; ++i) BOOST_REQUIRE(world.step());
+  const auto rows = world.backend->rows();
+  world.say("ann", cancel_of(submit));
+  while (world.step()) {
+  }
+  // What was in flight, two steps at most, runs out; nothing of the stream is computed after it.
+  BOOST_TEST(world.backend->rows() == rows);
+  const auto heard = listen(world, "ann", submit.stream);
+  BOOST_REQUIRE(heard.done);
+  BOOST_TEST((heard.done->finish.at(0) == engine::FinishReason::cancelled));
+  BOOST_TEST(heard.text == World::expected("hello", 1, 100).substr(0, heard.text.size()));
+  BOOST_TEST(world.stat("engine.bytes.blocks_free") == world.stat("engine.bytes.blocks_total"));
+}
+
+BOOST_AUTO_TEST_CASE(only_the_owner_cancels) {
+  World world({.hold = true});
+  greet(world, "ann");
+  greet(world, "eve");
+  const auto submit = World::submit(1, "hello", 30);
+  world.say("ann", submit);
+  auto forged = cancel_of(submit);
+  forged.owner.fill(0);
+  world.say("eve", forged);
+  while (world.step()) {
+  }
+  BOOST_TEST(listen(world, "ann", submit.stream).text == World::expected("hello", 1, 30));
+}
+
+BOOST_AUTO_TEST_CASE(a_lost_client_frees_its_blocks_after_the_grace_time) {
+  World world({.hold = true});
+  greet(world, "ann");
+  const auto submit = World::submit(1, "hello", 200);
+  world.say("ann", submit);
+  for (int i = 0; i < 3; ++i) BOOST_REQUIRE(world.step());
+  caf::anon_send(world.session, actors::lost_atom::value, transport::Peer("ann"));
+  world.run();
+  world.advance(std::chrono::seconds(9));
+  BOOST_TEST(world.stat("engine.bytes.running") == 1);
+  for (int i = 0; i < 30; ++i) world.advance(std::chrono::milliseconds(100));
+  while (world.step()) {
+  }
+  BOOST_TEST(world.stat("engine.bytes.running") == 0);
+  BOOST_TEST(world.stat("engine.bytes.blocks_free") == world.stat("engine.bytes.blocks_total"));
+  BOOST_TEST(world.stat("session.open") == 0);
+}
+
+BOOST_AUTO_TEST_CASE(a_repeated_submit_runs_once) {
+  World world({.hold = true});
+  greet(world, "ann");
+  const auto submit = World::submit(1, "hello", 10);
+  world.say("ann", submit);
+  world.say("ann", submit);
+  while (world.step()) {
+  }
+  world.say("ann", submit);
+  while (world.step()) {
+  }
+  BOOST_TEST(listen(world, "ann", submit.stream).text == World::expected("hello", 1, 10));
+  BOOST_TEST(world.stat("engine.bytes.tokens") == 10);
+}
+
+BOOST_AUTO_TEST_CASE(a_late_reader_gets_everything_once) {
+  World world({.hold = true});
+  greet(world, "ann");
+  greet(world, "bob");
+  const auto submit = World::submit(1, "hello", 40);
+  world.say("ann", submit);
+  for (int i = 0; i < 15; ++i) BOOST_REQUIRE(world.step());
+  world.say("bob", transport::Attach{.stream = submit.stream, .index = 0, .live = true});
+  while (world.step()) {
+  }
+  const auto heard = listen(world, "bob", submit.stream);
+  BOOST_TEST(heard.text == World::expected("hello", 1, 40));
+  BOOST_TEST(heard.done.has_value());
+}
+
+BOOST_AUTO_TEST_CASE(bad_requests_get_typed_errors_and_harm_nobody) {
+  World world({.hold = true});
+  greet(world, "ann");
+  const auto good = World::submit(9, "hello", 30);
+  world.say("ann", good);
+  const auto refused = [&](transport::Submit submit, ErrorCode code) {
+    world.say("ann", submit);
+    const auto heard = listen(world, "ann", submit.stream);
+    BOOST_REQUIRE(heard.failed);
+    BOOST_TEST(to_string(heard.failed->error.code) == to_string(code));
+    BOOST_TEST(!heard.failed->error.message.empty());
+  };
+  auto unknown = World::submit(1, "x", 5);
+  unknown.model = "nobody";
+  refused(unknown, ErrorCode::not_found);
+  refused(World::submit(2, std::string(300, 'x'), 5), ErrorCode::too_long);
+  refused(World::submit(3, "", 5), ErrorCode::bad_request);
+  auto chat = World::submit(4, "", 5);
+  chat.prompt = std::vector<transport::ChatMessage>{{"user", "hi"}};
+  refused(chat, ErrorCode::unsupported);
+  auto outside = World::submit(5, "", 5);
+  outside.prompt = std::vector<Token>{1, 2, 257};
+  refused(outside, ErrorCode::bad_request);
+  auto choices = World::submit(6, "x", 5);
+  choices.n = 2;
+  refused(choices, ErrorCode::unsupported);
+  auto elsewhere = World::submit(7, "x", 5);
+  elsewhere.jurisdictions = {"XX"};
+  refused(elsewhere, ErrorCode::bad_request);
+  while (world.step()) {
+  }
+  BOOST_TEST(listen(world, "ann", good.stream).text == World::expected("hello", 9, 30));
+}
+
+BOOST_AUTO_TEST_CASE(a_full_queue_refuses_with_a_hint) {
+  World world({.hold = true, .slots = 1, .queue_max = 2});
+  greet(world, "ann");
+  for (std::uint8_t i = 1; i <= 6; ++i) world.say("ann", World::submit(i, "hello", 5));
+  std::size_t refused = 0;
+  for (std::uint8_t i = 1; i <= 6; ++i) {
+    const auto heard = listen(world, "ann", World::submit(i, "", 1).stream);
+    if (!heard.failed) continue;
+    ++refused;
+    BOOST_TEST(to_string(heard.failed->error.code) == "overloaded");
+    BOOST_TEST(heard.failed->error.retry_after_ms > 0U);
+  }
+  BOOST_TEST(refused >= 3U);
+  while (world.step()) {
+  }
+  BOOST_TEST(listen(world, "ann", World::submit(1, "", 1).stream).text ==
+             World::expected("hello", 1, 5));
+}
+
+BOOST_AUTO_TEST_CASE(a_failed_step_ends_its_streams_only) {
+  World world({.hold = true});
+  greet(world, "ann");
+  const auto doomed = World::submit(1, "hello", 50);
+  world.say("ann", doomed);
+  for (int i = 0; i < 4; ++i) BOOST_REQUIRE(world.step());
+  world.backend->fail_next();
+  while (world.step()) {
+  }
+  const auto heard = listen(world, "ann", doomed.stream);
+  BOOST_REQUIRE(heard.failed);
+  BOOST_TEST(to_string(heard.failed->error.code) == "internal");
+  const auto after = World::submit(2, "again", 10);
+  world.say("ann", after);
+  while (world.step()) {
+  }
+  BOOST_TEST(listen(world, "ann", after.stream).text == World::expected("again", 2, 10));
+}
+
+BOOST_AUTO_TEST_CASE(a_cancel_overtakes_the_tokenizer) {
+  World world;
+  greet(world, "ann");
+  const auto submit = World::submit(1, "hello", 50);
+  // Both reach the session before the tokenizer has run.
+  caf::anon_send(world.session, actors::inbound_atom::value, actors::Inbound{"ann", submit});
+  caf::anon_send(world.session, actors::inbound_atom::value,
+                 actors::Inbound{"ann", cancel_of(submit)});
+  world.run();
+  const auto heard = listen(world, "ann", submit.stream);
+  BOOST_TEST(heard.terminals == 1);
+  BOOST_TEST(heard.tokens.size() < 50U);
+  BOOST_TEST(world.stat("session.open") == 0);
+}
+
+BOOST_AUTO_TEST_CASE(draining_finishes_what_runs_and_refuses_the_rest) {
+  World world({.hold = true});
+  greet(world, "ann");
+  const auto running = World::submit(1, "hello", 20);
+  world.say("ann", running);
+  BOOST_REQUIRE(world.step());
+  bool drained = false;
+  caf::scoped_actor self{world.system()};
+  self->send(world.session, actors::drain_atom::value);
+  world.run();
+  world.say("ann", World::submit(2, "late", 5));
+  const auto late = listen(world, "ann", World::submit(2, "", 1).stream);
+  BOOST_REQUIRE(late.failed);
+  BOOST_TEST(to_string(late.failed->error.code) == "unavailable");
+  while (world.step()) {
+  }
+  self->receive([&](bool done) { drained = done; });
+  BOOST_TEST(drained);
+  BOOST_TEST(listen(world, "ann", running.stream).text == World::expected("hello", 1, 20));
+}
+
+BOOST_AUTO_TEST_CASE(a_model_that_cannot_be_loaded_fails_the_node) {
+  World world({.fail_first_load = true});
+  const auto status = world.status->now();
+  BOOST_REQUIRE(!status);
+  BOOST_TEST(to_string(status.error().code) == "bad_file");
+  world.say("ann", transport::HealthRequest{});
+  BOOST_TEST(!std::get<transport::Health>(world.heard("ann").back()).ready);
+}
+
+BOOST_AUTO_TEST_CASE(a_lost_executor_is_replaced_and_its_streams_told) {
+  World world({.hold = true});
+  greet(world, "ann");
+  const auto doomed = World::submit(1, "hello", 50);
+  world.say("ann", doomed);
+  for (int i = 0; i < 3; ++i) BOOST_REQUIRE(world.step());
+  world.backend->die_next();
+  while (world.step()) {
+  }
+  const auto heard = listen(world, "ann", doomed.stream);
+  BOOST_REQUIRE(heard.failed);
+  BOOST_TEST(to_string(heard.failed->error.code) == "unavailable");
+  BOOST_TEST(heard.failed->error.retry_after_ms > 0U);
+  BOOST_TEST(world.loads == 2U);
+  const auto after = World::submit(2, "again", 10);
+  world.say("ann", after);
+  while (world.step()) {
+  }
+  BOOST_TEST(listen(world, "ann", after.stream).text == World::expected("again", 2, 10));
+  BOOST_TEST(world.status->now().has_value());
+}
+
+BOOST_AUTO_TEST_CASE(an_executor_that_keeps_dying_fails_the_node) {
+  World world({.hold = true});
+  greet(world, "ann");
+  for (std::uint8_t loss = 1; loss <= 4; ++loss) {
+    BOOST_TEST(world.status->now().has_value());
+    world.backend->die_next();
+    world.say("ann", World::submit(loss, "hello", 50));
+    BOOST_TEST(listen(world, "ann", World::submit(loss, "", 1).stream).failed.has_value());
+  }
+  BOOST_TEST(!world.status->now().has_value());
+  world.say("ann", transport::HealthRequest{});
+  BOOST_TEST(!std::get<transport::Health>(world.heard("ann").back()).ready);
+}
+
+BOOST_AUTO_TEST_SUITE_END()

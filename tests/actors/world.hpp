@@ -1,0 +1,94 @@
+#pragma once
+// A whole node's actors under the deterministic coordinator: nothing runs but by `run()`, time
+// moves only by `advance()`, and what would go to sockets is decoded and kept.
+
+#include <caf/all.hpp>
+#include <caf/scheduler/test_coordinator.hpp>
+#include <chrono>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "actors/session.hpp"
+#include "actors/supervisor.hpp"
+#include "bench/instant_backend.hpp"
+#include "tests/fakes/byte_tokenizer.hpp"
+
+namespace sluice::fakes {
+
+class RecordingOutbox : public actors::Outbox {
+ public:
+  void send(const transport::Peer& peer, std::shared_ptr<const std::string> frame) override {
+    sent[peer].push_back(*transport::decode(*frame, {}));
+  }
+  void publish(const transport::StreamId& stream,
+               std::shared_ptr<const std::string> frame) override {
+    published[stream].push_back(*transport::decode(*frame, {}));
+  }
+  actors::NamedValues stats() const override { return {{"io.frames_in", 1}}; }
+
+  std::map<transport::Peer, std::vector<transport::Message>> sent;
+  std::map<transport::StreamId, std::vector<transport::Message>> published;
+};
+
+struct WorldOptions {
+  bool hold = false;  ///< steps complete only by `step()`
+  std::uint32_t slots = 4;
+  std::uint32_t blocks = 64;
+  std::uint32_t context_tokens = 256;
+  std::uint32_t queue_max = 8;
+  std::uint32_t fail_loads = 0;  ///< how many times loading fails, from the second on
+  bool fail_first_load = false;
+};
+
+class World {
+ public:
+  explicit World(WorldOptions options = {});
+  ~World();
+
+  /// Runs every message there is.
+  void run() { coordinator().run(); }
+  void advance(std::chrono::milliseconds time) {
+    coordinator().advance_time(time);
+    run();
+  }
+  /// Completes the oldest step, then runs; false when none was held.
+  bool step();
+
+  void say(const std::string& peer, transport::Message message);
+  std::vector<transport::Message>& heard(const std::string& peer) { return outbox->sent[peer]; }
+
+  /// A submit with text prompt; stream and owner are made of `name`.
+  static transport::Submit submit(std::uint8_t name, const std::string& prompt,
+                                  std::uint32_t max_tokens);
+  /// The text that a stream of this prompt and seed must have.
+  static std::string expected(const std::string& prompt, std::uint64_t seed, std::uint32_t tokens);
+
+  /// Value from a stats answer.
+  double stat(const std::string& name);
+
+  std::shared_ptr<RecordingOutbox> outbox = std::make_shared<RecordingOutbox>();
+  std::shared_ptr<actors::NodeStatus> status = std::make_shared<actors::NodeStatus>();
+  bench::InstantBackend* backend = nullptr;  ///< the engine's present one
+  std::uint32_t loads = 0;
+  actors::SupervisorActor supervisor;
+  actors::SessionActor session;
+
+  caf::actor_system& system() { return system_; }
+
+ private:
+  struct Config : caf::actor_system_config {
+    Config() { set("scheduler.policy", caf::atom("testing")); }
+  };
+  caf::scheduler::test_coordinator& coordinator() {
+    return dynamic_cast<caf::scheduler::test_coordinator&>(system_.scheduler());
+  }
+  Result<actors::LoadedEngine> load(kernels::Completion completion);
+
+  WorldOptions options_;
+  Config config_;
+  caf::actor_system system_{config_};
+};
+
+}  // namespace sluice::fakes
