@@ -1,0 +1,198 @@
+// What the path through a node costs: client -> node -> client with a device that answers at once,
+// beside a raw ZeroMQ ping-pong of frames of the same sizes, in alternating rounds of one run.
+//
+//   sluice-bench-path --model models/SmolLM2-135M-Instruct-Q4_1.gguf [--rounds N] [--json]
+//
+// A path sample is the time from `submit` (16 prompt tokens, one token wanted) to its first chunk;
+// it crosses the I/O thread, session, tokenizer, batcher, executor, batcher, streamer and the I/O
+// thread.
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <thread>
+#include <vector>
+#include <zmq.hpp>
+
+#include "actors/node.hpp"
+#include "bench/instant_backend.hpp"
+#include "transport/client.hpp"
+
+namespace {
+
+using namespace sluice;
+using Clock = std::chrono::steady_clock;
+
+constexpr int samples_per_round = 500;
+
+struct Quantiles {
+  double p50 = 0, p99 = 0, p999 = 0;
+};
+
+Quantiles quantiles(std::vector<double> us) {
+  std::sort(us.begin(), us.end());
+  const auto at = [&](double q) {
+    return us[std::min(us.size() - 1,
+                       static_cast<std::size_t>(q * static_cast<double>(us.size())))];
+  };
+  return {at(0.5), at(0.99), at(0.999)};
+}
+
+double us_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::micro>(Clock::now() - start).count();
+}
+
+transport::Submit request() {
+  transport::Submit submit;
+  std::vector<Token> prompt;
+  for (Token id = 100; id < 116; ++id) prompt.push_back(id);
+  submit.prompt = std::move(prompt);
+  submit.max_tokens = 1;
+  submit.ignore_eos = true;
+  submit.sampling.temperature = 0;
+  return submit;
+}
+
+/// One request through the node; microseconds to its first chunk.
+Result<double> through_node(transport::Client& client) {
+  const auto start = Clock::now();
+  auto stream = client.submit(request());
+  if (!stream) return tl::unexpected(stream.error());
+  double first_us = -1;
+  for (;;) {
+    auto next = client.next(std::chrono::seconds(10));
+    if (!next) return fail(ErrorCode::unavailable, "no answer within 10 s");
+    if (next->stream != *stream) continue;
+    if (next->event.failed) return tl::unexpected(next->event.failed->error);
+    if (first_us < 0 && !next->event.tokens.empty()) first_us = us_since(start);
+    if (next->event.done) return first_us;
+  }
+}
+
+/// A ROUTER that answers every frame with one of `reply_bytes`, until told to stop by an empty one.
+void echo(zmq::context_t& context, const std::string& address, std::size_t reply_bytes) {
+  zmq::socket_t router(context, zmq::socket_type::router);
+  router.connect(address);
+  const std::string reply(reply_bytes, 'r');
+  for (;;) {
+    zmq::message_t peer, frame;
+    if (!router.recv(peer) || !router.recv(frame) || frame.size() == 0) return;
+    router.send(peer, zmq::send_flags::sndmore);
+    router.send(zmq::buffer(reply), zmq::send_flags::none);
+  }
+}
+
+struct Samples {
+  std::vector<double> path_us, raw_us;
+  std::size_t submit_bytes = 0, chunk_bytes = 0;
+};
+
+Result<Samples> measure(transport::Client& client, int rounds) {
+  Samples samples;
+  auto submit = request();
+  submit.stream.fill(1);
+  submit.owner.fill(1);
+  samples.submit_bytes = transport::encode(submit).size();
+  transport::Chunk chunk;
+  chunk.part.tokens = {100};
+  chunk.part.text = "token";
+  samples.chunk_bytes = transport::encode(chunk).size();
+
+  zmq::context_t context;
+  zmq::socket_t dealer(context, zmq::socket_type::dealer);
+  dealer.set(zmq::sockopt::linger, 0);
+  dealer.bind("tcp://127.0.0.1:*");
+  const auto address = dealer.get(zmq::sockopt::last_endpoint);
+  std::thread echoer([&] { echo(context, address, samples.chunk_bytes); });
+  const std::string ping(samples.submit_bytes, 'p');
+  zmq::message_t pong;
+  for (int i = 0; i < 200; ++i) {  // warm-up of both
+    if (auto warm = through_node(client); !warm) return tl::unexpected(warm.error());
+    dealer.send(zmq::buffer(ping), zmq::send_flags::none);
+    (void)dealer.recv(pong);
+  }
+  for (int round = 0; round < rounds; ++round) {
+    for (int i = 0; i < samples_per_round; ++i) {
+      const auto us = through_node(client);
+      if (!us) return tl::unexpected(us.error());
+      samples.path_us.push_back(*us);
+    }
+    for (int i = 0; i < samples_per_round; ++i) {
+      const auto start = Clock::now();
+      dealer.send(zmq::buffer(ping), zmq::send_flags::none);
+      (void)dealer.recv(pong);
+      samples.raw_us.push_back(us_since(start));
+    }
+  }
+  dealer.send(zmq::message_t(), zmq::send_flags::none);
+  echoer.join();
+  return samples;
+}
+
+Result<Samples> run(const std::string& model, int rounds) {
+  actors::NodeConfig config;
+  actors::EngineConfig engine;
+  engine.model = model;
+  config.engines = {engine};
+  config.log_level = "off";
+  config.make_backend = [](const actors::EngineConfig&, kernels::Completion completion) {
+    return Result<std::unique_ptr<kernels::Backend>>(
+        std::make_unique<bench::InstantBackend>(std::move(completion), false));
+  };
+  zmq::context_t context;
+  auto node = actors::Node::start(std::move(config), context);
+  if (!node) return tl::unexpected(node.error());
+  auto client = transport::Client::connect({.connect = (*node)->address()});
+  if (!client) return tl::unexpected(client.error());
+  return measure(**client, rounds);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::string model;
+  int rounds = 20;
+  bool json = false;
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--json") == 0)
+      json = true;
+    else if (std::strcmp(argv[i], "--model") == 0 && i + 1 < argc)
+      model = argv[++i];
+    else if (std::strcmp(argv[i], "--rounds") == 0 && i + 1 < argc)
+      rounds = std::atoi(argv[++i]);
+    else
+      rounds = 0;
+  }
+  if (model.empty() || rounds < 1) {
+    std::fprintf(stderr, "usage: sluice-bench-path --model FILE [--rounds N] [--json]\n");
+    return 2;
+  }
+  const auto samples = run(model, rounds);
+  if (!samples) {
+    std::fprintf(stderr, "sluice-bench-path: %s\n", samples.error().message.c_str());
+    return 1;
+  }
+  const auto path = quantiles(samples->path_us);
+  const auto raw = quantiles(samples->raw_us);
+  if (json) {
+    const nlohmann::ordered_json result{
+        {"samples", samples->path_us.size()},
+        {"submit_bytes", samples->submit_bytes},
+        {"chunk_bytes", samples->chunk_bytes},
+        {"path_us", {{"p50", path.p50}, {"p99", path.p99}, {"p99.9", path.p999}}},
+        {"raw_us", {{"p50", raw.p50}, {"p99", raw.p99}, {"p99.9", raw.p999}}}};
+    std::printf("%s\n", result.dump().c_str());
+    return 0;
+  }
+  std::printf("%zu samples each, %zu bytes there, %zu back, tcp loopback, microseconds\n",
+              samples->path_us.size(), samples->submit_bytes, samples->chunk_bytes);
+  std::printf("%-28s %9s %9s %9s\n", "", "p50", "p99", "p99.9");
+  std::printf("%-28s %9.1f %9.1f %9.1f\n", "client - node - client", path.p50, path.p99, path.p999);
+  std::printf("%-28s %9.1f %9.1f %9.1f\n", "raw DEALER - ROUTER", raw.p50, raw.p99, raw.p999);
+  std::printf("%-28s %9.1f %9.1f %9.1f\n", "difference", path.p50 - raw.p50, path.p99 - raw.p99,
+              path.p999 - raw.p999);
+  return 0;
+}
