@@ -224,6 +224,10 @@ BOOST_AUTO_TEST_CASE(nothing_ends_before_min_tokens) {
   BOOST_TEST(*early.stopped() == 3U);
   TextStream straddling(fake_tokenizer(), request);
   BOOST_TEST(run(straddling, ids("xxab")) == "xx");  // completed by the 4th token: counts
+  Request overlapping = request;
+  overlapping.stops = {"aba"};
+  TextStream overlapped(fake_tokenizer(), overlapping);
+  BOOST_TEST(run(overlapped, ids("ababa")) == "ab");  // the early one is the late one's beginning
   TextStream token(fake_tokenizer(), request);
   BOOST_TEST(run(token, ids("xzxxzx")) == "xzxx");
 }
