@@ -64,7 +64,7 @@ HWY_INLINE bool has_tail(const CpuWeight& weight) {
   return Unpack::elements == 32 && weight.cols % 32 != 0;
 }
 
-/// The dot products of M weight rows with one activation row, weights unpacked into registers.
+/// The dot products of M weight rows of whole groups with one activation row.
 template <class Unpack, std::size_t M>
 HWY_INLINE void dot_rows(const CpuWeight& weight, std::size_t first, const float* x, float* sums) {
   Lanes acc[M];
@@ -84,15 +84,6 @@ HWY_INLINE void dot_rows(const CpuWeight& weight, std::size_t first, const float
       acc[m] = fma(w[1], x1, acc[m]);
     });
   });
-  if (has_tail<Unpack>(weight)) {
-    unroll<M>([&](auto m) SLUICE_INLINE {
-      const Tail<Unpack> tail(weight, row[m]);
-      Lanes w[2];
-      Unpack::group(tail.bytes, 0, w);
-      acc[m] = fma(w[0], load(x + tail.column), acc[m]);
-      acc[m] = fma(w[1], load(x + tail.column + 16), acc[m]);
-    });
-  }
   unroll<M>([&](auto m) SLUICE_INLINE { sums[m] = sum(acc[m]); });
 }
 
@@ -178,21 +169,30 @@ void multiply_rest(const Product& p, const float* tile, std::size_t first, std::
   }
 }
 
+/// Unpacks weight rows [first, last) to a tile, for any number of activation rows.
+void multiply_unpacked(const Product& p, std::uint32_t rows, std::uint32_t first,
+                       std::uint32_t last, float* tile) {
+  with_unpacker(p.weight.format, [&](auto unpack) SLUICE_INLINE {
+    for (std::uint32_t o = first; o < last; ++o) {
+      unpack_whole<decltype(unpack)>(p.weight, o, tile + (o - first) * padded(p.weight.cols));
+    }
+  });
+  std::size_t r = 0;
+  for (; r + tile_n <= rows; r += tile_n) multiply_columns<tile_n>(p, tile, first, last, r);
+  multiply_rest<tile_n - 1>(p, tile, first, last, r, rows - r);
+}
+
 void multiply(const Product& p, std::uint32_t rows, std::uint32_t first, std::uint32_t last,
               float* scratch) {
-  if (rows == 1) {
+  if (rows == 1 && p.weight.cols % row_quantum == 0) {
     return with_unpacker(p.weight.format, [&](auto unpack) SLUICE_INLINE {
       multiply_row<decltype(unpack)>(p, first, last);
     });
   }
-  with_unpacker(p.weight.format, [&](auto unpack) SLUICE_INLINE {
-    for (std::uint32_t o = first; o < last; ++o) {
-      unpack_whole<decltype(unpack)>(p.weight, o, scratch + (o - first) * padded(p.weight.cols));
-    }
-  });
-  std::size_t r = 0;
-  for (; r + tile_n <= rows; r += tile_n) multiply_columns<tile_n>(p, scratch, first, last, r);
-  multiply_rest<tile_n - 1>(p, scratch, first, last, r, rows - r);
+  const std::uint32_t step = cpu::tile_rows(p.weight.cols);
+  for (; first < last; first += step) {
+    multiply_unpacked(p, rows, first, std::min(last, first + step), scratch);
+  }
 }
 
 void unpack_row(const CpuWeight& weight, std::uint32_t row, float* out) {

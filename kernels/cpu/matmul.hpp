@@ -50,8 +50,7 @@ std::uint32_t tile_rows(std::uint32_t cols);
 /// Scratch of multiply(), in floats.
 std::size_t tile_floats(std::uint32_t cols);
 
-/// out[r][o] for weight rows o in [first, last) and activation rows r in [0, rows). When rows > 1
-/// last - first is at most tile_rows(cols).
+/// out[r][o] for weight rows o in [first, last) and activation rows r in [0, rows).
 void multiply(const Product& product, std::uint32_t rows, std::uint32_t first, std::uint32_t last,
               float* scratch);
 
