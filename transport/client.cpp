@@ -9,6 +9,8 @@
 #include <utility>
 #include <zmq.hpp>
 
+#include "transport/handover.hpp"
+
 namespace sluice::transport {
 namespace {
 
@@ -95,6 +97,9 @@ struct Client::State {
       subscriber = zmq::socket_t(*context, zmq::socket_type::sub);
       for (zmq::socket_t* socket : {&dealer, &subscriber}) {
         socket->set(zmq::sockopt::linger, 0);
+        // Unlimited, because libzmq 4.3 aborts the process when a connection with a full queue is
+        // lost and made anew (libzmq issue 3937). The window bounds what a node sends.
+        socket->set(zmq::sockopt::rcvhwm, 0);
         socket->set(zmq::sockopt::heartbeat_ivl, heartbeat_ms);
         socket->set(zmq::sockopt::heartbeat_timeout, 3 * heartbeat_ms);
         socket->set(zmq::sockopt::ipv6, config.connect.find('[') != std::string::npos ? 1 : 0);
@@ -151,6 +156,7 @@ struct Client::State {
   bool send(const Message& message) { return send_frame(encode(message)); }
   bool send_frame(const std::string& frame) {
     // Full only when nothing was taken for long: what it said is asked for again later.
+    before_send();
     return dealer.send(zmq::buffer(frame), zmq::send_flags::dontwait).has_value();
   }
   void send_all(const std::vector<Message>& messages) {
@@ -195,6 +201,7 @@ struct Client::State {
   void take_frames(zmq::socket_t& socket) {
     zmq::message_t part;
     for (int i = 0; i < 64 && socket.recv(part, zmq::recv_flags::dontwait); ++i) {
+      after_receive();
       while (part.more())
         if (!socket.recv(part, zmq::recv_flags::dontwait)) break;
       // What a later version says and this one cannot read is passed over.

@@ -21,6 +21,8 @@
 #include <vector>
 #include <zmq.hpp>
 
+#include "transport/handover.hpp"
+
 namespace sluice::transport {
 namespace {
 
@@ -144,10 +146,14 @@ struct Endpoint::State {
         socket->set(zmq::sockopt::rcvhwm, high_water);
         socket->set(zmq::sockopt::linger, 0);
         socket->set(zmq::sockopt::backlog, 1024);
-        socket->set(zmq::sockopt::heartbeat_ivl, static_cast<int>(config.heartbeat_ms));
-        socket->set(zmq::sockopt::heartbeat_timeout, static_cast<int>(config.heartbeat_ms * 3));
-        socket->set(zmq::sockopt::heartbeat_ttl, static_cast<int>(config.heartbeat_ms * 3));
       }
+      router.set(zmq::sockopt::heartbeat_ivl, static_cast<int>(config.heartbeat_ms));
+      router.set(zmq::sockopt::heartbeat_timeout, static_cast<int>(config.heartbeat_ms * 3));
+      router.set(zmq::sockopt::heartbeat_ttl, static_cast<int>(config.heartbeat_ms * 3));
+      // No heartbeats here: a subscriber whose queue is full does not answer them, and libzmq 4.3
+      // aborts the subscriber's process when it reconnects after such a stall (libzmq issue 3937).
+      publisher.set(zmq::sockopt::tcp_keepalive, 1);
+      publisher.set(zmq::sockopt::tcp_keepalive_idle, 30);
       router.set(zmq::sockopt::router_mandatory, 1);
       // Twice the limit: up to there the sender gets a typed answer, beyond it is disconnected.
       router.set(zmq::sockopt::maxmsgsize,
@@ -236,6 +242,7 @@ struct Endpoint::State {
   bool receive() {
     zmq::message_t peer;
     if (!router.recv(peer, zmq::recv_flags::dontwait)) return false;
+    after_receive();
     counters.frames_in += 1;
     zmq::message_t frame;
     int parts = 0;
@@ -270,6 +277,7 @@ struct Endpoint::State {
   bool subscribe() {
     zmq::message_t message;
     if (!publisher.recv(message, zmq::recv_flags::dontwait)) return false;
+    after_receive();
     const std::string_view bytes = bytes_of(message);
     StreamId topic;
     if (bytes.size() != 1 + topic.size() || (bytes[0] != 0 && bytes[0] != 1)) {
@@ -330,6 +338,7 @@ struct Endpoint::State {
 
   void send(const Peer& peer, const std::string& frame) {
     try {
+      before_send();
       if (router.send(zmq::buffer(peer), zmq::send_flags::sndmore | zmq::send_flags::dontwait)) {
         router.send(zmq::buffer(frame), zmq::send_flags::dontwait);
         counters.frames_out += 1;
@@ -349,6 +358,7 @@ struct Endpoint::State {
   /// until they have emptied half of their queue: the cut-off subscriber sees a gap by the index.
   void publish(const StreamId& stream, const std::string& frame) {
     const auto both = [&] {
+      before_send();
       return publisher.send(zmq::buffer(stream),
                             zmq::send_flags::sndmore | zmq::send_flags::dontwait) &&
              publisher.send(zmq::buffer(frame), zmq::send_flags::dontwait);

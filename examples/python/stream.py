@@ -63,8 +63,10 @@ class Node:
         self.address = address
         self.requests = self.context.socket(zmq.DEALER)
         self.requests.linger = 1000
+        self.requests.rcvhwm = 0  # docs/protocol.md says why
         self.requests.connect(address)
         self.subscriptions = self.context.socket(zmq.SUB)
+        self.subscriptions.rcvhwm = 0
         self.poller = zmq.Poller()
         self.poller.register(self.requests, zmq.POLLIN)
         self.poller.register(self.subscriptions, zmq.POLLIN)

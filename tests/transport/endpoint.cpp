@@ -18,6 +18,7 @@
 
 #include "tests/transport/server.hpp"
 #include "transport/client.hpp"
+#include "transport/handover.hpp"
 
 using namespace sluice;
 using namespace sluice::transport;
@@ -116,12 +117,14 @@ zmq::socket_t bare(zmq::context_t& context, const std::string& address) {
 Message answer(zmq::socket_t& socket) {
   zmq::message_t frame;
   BOOST_REQUIRE(socket.recv(frame));
+  after_receive();
   auto message = decode({static_cast<const char*>(frame.data()), frame.size()}, Limits{});
   BOOST_REQUIRE_MESSAGE(message, message.error().message);
   return *message;
 }
 
 Failed refusal_of(zmq::socket_t& socket, const std::string& frame) {
+  before_send();
   socket.send(zmq::buffer(frame));
   return std::get<Failed>(answer(socket));
 }
@@ -438,15 +441,15 @@ BOOST_AUTO_TEST_CASE(a_slow_subscriber_is_cut_off_alone) {
   while (node.stats().frames_dropped == 0) {
     BOOST_REQUIRE_LT(sent, 5000U);
     node.publish(id, std::make_shared<const std::string>(std::to_string(sent) + ' ' + filling));
-    BOOST_REQUIRE(fast.recv(part));
-    BOOST_REQUIRE(fast.recv(part));
+    BOOST_REQUIRE(fast.recv(part) && fast.recv(part));
+    after_receive();
     BOOST_REQUIRE_EQUAL(std::stoul(part.to_string()), sent);
     ++sent;
   }
   for (const std::uint32_t end = sent + 100; sent < end; ++sent) {
     node.publish(id, std::make_shared<const std::string>(std::to_string(sent) + ' ' + filling));
-    BOOST_REQUIRE(fast.recv(part));
-    BOOST_REQUIRE(fast.recv(part));
+    BOOST_REQUIRE(fast.recv(part) && fast.recv(part));
+    after_receive();
     BOOST_REQUIRE_EQUAL(std::stoul(part.to_string()), sent);
   }
   // When it reads again it finds a gap, and then what comes: it can attach for the rest.
@@ -454,8 +457,8 @@ BOOST_AUTO_TEST_CASE(a_slow_subscriber_is_cut_off_alone) {
   bool gap = false;
   while (!gap) {
     node.publish(id, std::make_shared<const std::string>(std::to_string(sent++) + ' ' + filling));
-    BOOST_REQUIRE(slow.recv(part));
-    BOOST_REQUIRE(slow.recv(part));
+    BOOST_REQUIRE(slow.recv(part) && slow.recv(part));
+    after_receive();
     const auto index = static_cast<std::uint32_t>(std::stoul(part.to_string()));
     gap = index != next;
     next = index + 1;

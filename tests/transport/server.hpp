@@ -57,6 +57,7 @@ class Server {
     }
     wake_.notify_one();
     thread_.join();
+    endpoint_.reset();  // its thread calls post()
   }
 
   Endpoint& endpoint() { return *endpoint_; }
