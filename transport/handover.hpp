@@ -1,7 +1,7 @@
 #pragma once
-// libzmq hands memory from thread to thread by means that ThreadSanitizer cannot see in a library that
-// is not instrumented. These two say so in such builds: what was done before a send is seen after a
-// receive. In all others they are nothing.
+// libzmq hands memory from thread to thread by means that ThreadSanitizer cannot see in a library
+// that is not instrumented. These two say so in such builds: what was done before a send is seen
+// after a receive. In all others they are nothing.
 
 #if defined(__SANITIZE_THREAD__)
 extern "C" void __tsan_acquire(void* address);
