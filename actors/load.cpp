@@ -91,6 +91,8 @@ Result<std::unique_ptr<kernels::Backend>> make_backend(const EngineConfig& confi
   return kernels::make_cpu_backend({.threads = config.threads}, std::move(completion));
 }
 
+std::vector<std::string> compiled_backends() { return {"cpu (usable)"}; }
+
 Result<LoadedEngine> load_engine(const EngineConfig& config, const SiteConfig& site,
                                  const BackendFactory& make_backend, kernels::Completion completion,
                                  const LoadProgress& progress) {

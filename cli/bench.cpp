@@ -1,0 +1,45 @@
+#include "bench/latency.hpp"
+#include "cli/command.hpp"
+
+namespace sluice::cli {
+
+namespace {
+
+struct Options {
+  bench::LatencyOptions latency;
+  bool json = false;
+};
+
+Result<void> latency(const Options& options) {
+  const auto result = bench::measure_latency(options.latency);
+  if (!result) return tl::unexpected(result.error());
+  fmt::print("{}", options.json ? to_json(*result) + "\n" : to_text(*result));
+  return {};
+}
+
+}  // namespace
+
+Command bench_command(CLI::App& root) {
+  CLI::App* app = add_command(root, "bench", "Measure",
+                              "  sluice bench latency --model FILE --json");
+  app->require_subcommand(1);
+  CLI::App* one = add_command(*app, "latency", "One sequence's speed, and the device's limit",
+                              "  sluice bench latency --model FILE --threads 2 --json");
+  auto options = std::make_shared<Options>();
+  auto& latency_options = options->latency;
+  one->add_option("--model", latency_options.model, "GGUF file")->required()->type_name("FILE");
+  one->add_option("--threads", latency_options.threads, "Threads; 0: one a core")->type_name("N");
+  one->add_option("--repetitions", latency_options.repetitions, "Counted runs of each")
+      ->type_name("N")
+      ->capture_default_str();
+  one->add_option("--prompt-tokens", latency_options.prompt_tokens, "Length of the prompt")
+      ->type_name("N")
+      ->capture_default_str();
+  one->add_option("--tokens", latency_options.generated_tokens, "Tokens generated")
+      ->type_name("N")
+      ->capture_default_str();
+  one->add_flag("--json", options->json, "One JSON object");
+  return {app, [options] { return latency(*options); }};
+}
+
+}  // namespace sluice::cli

@@ -1,0 +1,261 @@
+#include "cli/config.hpp"
+
+#include <toml++/toml.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <sstream>
+#include <variant>
+#include <vector>
+
+#include "cli/config_keys.hpp"
+
+namespace sluice::cli {
+
+namespace {
+
+/// Edits (insert, delete, replace) between two words.
+std::size_t distance(std::string_view a, std::string_view b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  for (std::size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (std::size_t i = 1; i <= a.size(); ++i) {
+    std::size_t diagonal = row[0];
+    row[0] = i;
+    for (std::size_t j = 1; j <= b.size(); ++j) {
+      const std::size_t replaced = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
+      diagonal = row[j];
+      row[j] = std::min({row[j] + 1, row[j - 1] + 1, replaced});
+    }
+  }
+  return row[b.size()];
+}
+
+std::string_view nearest(std::string_view name, const std::vector<std::string_view>& known) {
+  const auto closer = [&](auto a, auto b) { return distance(name, a) < distance(name, b); };
+  return *std::min_element(known.begin(), known.end(), closer);
+}
+
+/// "a|b" as {"a", "b"}; nothing as nothing.
+std::vector<std::string_view> split_words(std::string_view words) {
+  std::vector<std::string_view> list;
+  while (!words.empty()) {
+    const std::size_t end = std::min(words.find('|'), words.size());
+    list.push_back(words.substr(0, end));
+    words.remove_prefix(std::min(end + 1, words.size()));
+  }
+  return list;
+}
+
+auto line_of(const toml::node& node) { return node.source().begin.line; }
+
+std::string in_words(toml::node_type type) {
+  std::ostringstream text;
+  text << type;
+  return text.str();
+}
+
+/// A value's place in the file, for messages.
+struct Place {
+  std::string source_line;  ///< "node.toml:12"
+  std::string key;          ///< "endpoint.listen"
+
+  tl::unexpected<Error> refuse(const std::string& why) const {
+    return fail(ErrorCode::bad_request, "{}: {} {}", source_line, key, why);
+  }
+};
+
+template <class Owner>
+Result<void> set_number(const Key<Owner>& key, Field field, double value, const Place& place) {
+  if (!(value >= key.min && value <= key.max)) {
+    return place.refuse(fmt::format("is {}; it must be from {} to {}", value, key.min, key.max));
+  }
+  std::visit(
+      [&](auto* target) {
+        using T = std::remove_pointer_t<decltype(target)>;
+        if constexpr (std::is_same_v<T, double>) {
+          *target = value;
+        } else if constexpr (std::is_integral_v<T> && !std::is_same_v<T, bool>) {
+          *target = static_cast<T>(static_cast<std::uint64_t>(value) * key.scale);
+        }
+      },
+      field);
+  return {};
+}
+
+template <class Owner>
+Result<void> set(const Key<Owner>& key, Owner& owner, const toml::node& node, const Place& place) {
+  const Field field = key.field(owner);
+  const auto wrong_type = [&](std::string_view wanted) {
+    return place.refuse(fmt::format("is a {}; it must be a {}", in_words(node.type()), wanted));
+  };
+  if (auto* const* text = std::get_if<std::string*>(&field)) {
+    const auto value = node.value_exact<std::string>();
+    if (!value) return wrong_type("string");
+    const auto words = split_words(key.words);
+    if (!words.empty() && std::find(words.begin(), words.end(), *value) == words.end()) {
+      return place.refuse(
+          fmt::format("is \"{}\"; it must be one of \"{}\"", *value, fmt::join(words, "\", \"")));
+    }
+    **text = *value;
+    return {};
+  }
+  if (auto* const* flag = std::get_if<bool*>(&field)) {
+    const auto value = node.value_exact<bool>();
+    if (!value) return wrong_type("boolean");
+    **flag = *value;
+    return {};
+  }
+  if (const auto whole = node.value_exact<std::int64_t>()) {
+    return set_number(key, field, static_cast<double>(*whole), place);
+  }
+  if (!std::holds_alternative<double*>(field)) return wrong_type("whole number");
+  const auto value = node.value_exact<double>();
+  if (!value) return wrong_type("number");
+  return set_number(key, field, *value, place);
+}
+
+/// Reads the keys of one table into their owner.
+template <class Owner>
+Result<void> read_section(const std::vector<Key<Owner>>& keys, std::string_view section,
+                          const toml::table& table, Owner& owner, const std::string& source) {
+  for (auto&& [name, node] : table) {
+    const std::string_view word = name.str();
+    const auto known = std::find_if(keys.begin(), keys.end(), [&](const auto& key) {
+      return key.section == section && key.name == word;
+    });
+    if (known == keys.end()) {
+      std::vector<std::string_view> names;
+      for (const auto& key : keys) {
+        if (key.section == section) names.push_back(key.name);
+      }
+      return fail(ErrorCode::bad_request,
+                  "{}:{}: unknown key '{}' in [{}]; the nearest known is '{}'", source,
+                  line_of(node), word, section, nearest(word, names));
+    }
+    const Place place{fmt::format("{}:{}", source, line_of(node)),
+                      fmt::format("{}.{}", section, word)};
+    if (auto done = set(*known, owner, node, place); !done) return done;
+  }
+  return {};
+}
+
+Result<void> read_engines(const toml::node& node, Config& config, const std::string& source) {
+  const toml::array* list = node.as_array();
+  if (list == nullptr || !list->is_homogeneous(toml::node_type::table)) {
+    return fail(ErrorCode::bad_request, "{}:{}: engines are written as [[engine]], one each",
+                source, line_of(node));
+  }
+  for (const toml::node& entry : *list) {
+    actors::EngineConfig engine;
+    auto done = read_section(engine_keys(), "engine", *entry.as_table(), engine, source);
+    if (!done) return done;
+    config.node.engines.push_back(std::move(engine));
+  }
+  return {};
+}
+
+Result<Config> from_table(const toml::table& root, const std::string& source) {
+  Config config;
+  std::vector<std::string_view> sections = {"engine"};
+  for (const NodeKey& key : node_keys()) {
+    if (sections.back() != key.section) sections.push_back(key.section);
+  }
+  for (auto&& [name, node] : root) {
+    const std::string_view word = name.str();
+    Result<void> done;
+    if (std::find(sections.begin(), sections.end(), word) == sections.end()) {
+      done = fail(ErrorCode::bad_request, "{}:{}: unknown section '{}'; the nearest known is '{}'",
+                  source, line_of(node), word, nearest(word, sections));
+    } else if (word == "engine") {
+      done = read_engines(node, config, source);
+    } else if (!node.is_table()) {
+      done = fail(ErrorCode::bad_request, "{}:{}: '{}' is a section: write [{}] above its keys",
+                  source, line_of(node), word, word);
+    } else {
+      done = read_section(node_keys(), word, *node.as_table(), config, source);
+    }
+    if (!done) return tl::unexpected(done.error());
+  }
+  return config;
+}
+
+std::string quoted(std::string_view text) {
+  std::string out = "\"";
+  for (const char c : text) {
+    const auto code = static_cast<unsigned char>(c);
+    if (c == '"' || c == '\\') {
+      out += '\\';
+      out += c;
+    } else if (code < 0x20 || code == 0x7F) {
+      out += fmt::format("\\u{:04X}", code);
+    } else {
+      out += c;
+    }
+  }
+  return out + '"';
+}
+
+template <class Owner>
+void print_key(std::string& out, const Key<Owner>& key, Owner& owner) {
+  const std::string value = std::visit(
+      [&](auto* field) -> std::string {
+        using T = std::remove_pointer_t<decltype(field)>;
+        if constexpr (std::is_same_v<T, std::string>) {
+          return quoted(*field);
+        } else if constexpr (std::is_same_v<T, bool> || std::is_same_v<T, double>) {
+          return fmt::format("{}", *field);
+        } else {
+          return fmt::format("{}", *field / key.scale);
+        }
+      },
+      key.field(owner));
+  out += fmt::format("# {}", key.doc);
+  if (!key.words.empty()) {
+    out += fmt::format(": \"{}\"", fmt::join(split_words(key.words), "\", \""));
+  }
+  out += fmt::format("\n{} = {}\n", key.name, value);
+}
+
+}  // namespace
+
+Result<Config> read_config(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::string text;
+  if (in) text.assign(std::istreambuf_iterator<char>(in), {});
+  if (!in || in.bad()) {
+    return fail(ErrorCode::io, "cannot read the configuration {}: {}", path, std::strerror(errno));
+  }
+  return parse_config(text, path);
+}
+
+Result<Config> parse_config(std::string_view text, const std::string& source) {
+  try {
+    return from_table(toml::parse(text, source), source);
+  } catch (const toml::parse_error& error) {
+    return fail(ErrorCode::bad_request, "{}:{}: {}", source, error.source().begin.line,
+                error.description());
+  }
+}
+
+std::string print_config(const Config& config) {
+  Config values = config;
+  std::string out;
+  std::string_view section;
+  for (const NodeKey& key : node_keys()) {
+    if (key.section != section) {
+      section = key.section;
+      out += fmt::format("{}[{}]\n", out.empty() ? "" : "\n", section);
+    }
+    print_key(out, key, values);
+  }
+  for (actors::EngineConfig& engine : values.node.engines) {
+    out += "\n[[engine]]\n";
+    for (const EngineKey& key : engine_keys()) print_key(out, key, engine);
+  }
+  return out;
+}
+
+}  // namespace sluice::cli

@@ -1,0 +1,28 @@
+#pragma once
+// The node's configuration file: one table of every key, what it means and what it may be.
+
+#include <string>
+#include <string_view>
+
+#include "actors/node.hpp"
+#include "kernels/core.hpp"
+
+namespace sluice::cli {
+
+struct Config {
+  actors::NodeConfig node;
+  std::uint32_t drain_ms = 30'000;  ///< at SIGTERM: how long running streams may take to finish
+};
+
+/// `io` when the file cannot be read; else as `parse_config`.
+Result<Config> read_config(const std::string& path);
+
+/// TOML text; `source` names it in messages. `bad_request` says file and line of a key that is
+/// unknown (with the nearest known one), of the wrong type or out of its range.
+Result<Config> parse_config(std::string_view text, const std::string& source);
+
+/// What is in force, as a TOML file with every key and its documentation. Parsed, it gives the
+/// same configuration again.
+std::string print_config(const Config& config);
+
+}  // namespace sluice::cli

@@ -1,0 +1,107 @@
+#include "cli/config_keys.hpp"
+
+namespace sluice::cli {
+
+namespace {
+
+constexpr double gigabyte = 1073741824.0;
+constexpr std::uint64_t ns_per_ms = 1'000'000;
+
+}  // namespace
+
+#define SLUICE_FIELD(owner, path) +[](owner& o) { return Field{&o.path}; }
+
+const std::vector<NodeKey>& node_keys() {
+  static const std::vector<NodeKey> keys = {
+      {"node", "insecure", SLUICE_FIELD(Config, node.insecure),
+       "allow plain tcp beyond loopback: anyone on the network can then read and submit"},
+      {"node", "drain_ms", SLUICE_FIELD(Config, drain_ms),
+       "at SIGTERM, how long running streams may take to finish"},
+      {"node", "tokenizer_threads", SLUICE_FIELD(Config, node.tokenizer_threads),
+       "workers that turn text into tokens", 1, 256},
+      {"node", "streamers", SLUICE_FIELD(Config, node.streamers),
+       "workers that turn tokens into chunks; streams are spread over them", 1, 256},
+      {"node", "log_level", SLUICE_FIELD(Config, node.log_level), "least severe line logged", 0, 0,
+       1, "trace|debug|info|warn|error|off"},
+      {"node", "log_file", SLUICE_FIELD(Config, node.log_file), "where; empty: stderr"},
+      {"node", "log_prompts", SLUICE_FIELD(Config, node.log_prompts),
+       "log prompts too; for debugging only"},
+
+      {"endpoint", "listen", SLUICE_FIELD(Config, node.endpoint.listen),
+       "where clients connect: tcp://HOST:PORT (port 0: any free one), ipc://PATH"},
+      {"endpoint", "publish", SLUICE_FIELD(Config, node.endpoint.publish),
+       "where subscribers connect; empty: derived from `listen`"},
+      {"endpoint", "send_queue_messages", SLUICE_FIELD(Config, node.endpoint.send_queue_messages),
+       "messages waiting for one connection before it counts as lost", 16, 1e6},
+      {"endpoint", "subscriptions_max", SLUICE_FIELD(Config, node.endpoint.subscriptions_max),
+       "subscriptions to streams, there or not yet there", 1, 1e7},
+      {"endpoint", "heartbeat_ms", SLUICE_FIELD(Config, node.endpoint.heartbeat_ms),
+       "a connection silent for three of these is lost", 100, 600000},
+
+      {"limits", "frame_bytes_max", SLUICE_FIELD(Config, node.endpoint.limits.frame_bytes_max),
+       "largest message taken", 1024, gigabyte},
+      {"limits", "tokens_max", SLUICE_FIELD(Config, node.endpoint.limits.tokens_max),
+       "most token ids in a message", 1, 1e8},
+      {"limits", "text_bytes_max", SLUICE_FIELD(Config, node.endpoint.limits.text_bytes_max),
+       "longest text in a message", 1, gigabyte},
+      {"limits", "chat_messages_max", SLUICE_FIELD(Config, node.endpoint.limits.chat_messages_max),
+       "most chat messages in a prompt", 1, 1e6},
+      {"limits", "stops_max", SLUICE_FIELD(Config, node.endpoint.limits.stops_max),
+       "most stop strings of a request", 0, 1024},
+      {"limits", "stop_bytes_max", SLUICE_FIELD(Config, node.endpoint.limits.stop_bytes_max),
+       "longest stop string", 1, 65536},
+      {"limits", "logit_bias_max", SLUICE_FIELD(Config, node.endpoint.limits.logit_bias_max),
+       "most logit biases of a request", 0, 1e6},
+      {"limits", "name_bytes_max", SLUICE_FIELD(Config, node.endpoint.limits.name_bytes_max),
+       "longest model or client name", 16, 65536},
+
+      {"stream", "window_tokens", SLUICE_FIELD(Config, node.stream.window_tokens),
+       "unacknowledged tokens at which live chunks pause", 16, 1e7},
+      {"stream", "chunk_tokens_max", SLUICE_FIELD(Config, node.stream.chunk_tokens_max),
+       "most tokens of a replayed chunk", 1, 1e6},
+      {"stream", "resend_ms", SLUICE_FIELD(Config, node.stream.resend_ns),
+       "a terminal is repeated this often until acknowledged", 10, 600000, ns_per_ms},
+      {"stream", "retention_ms", SLUICE_FIELD(Config, node.stream.retention_ns),
+       "how long a finished stream can be replayed", 0, 86400000, ns_per_ms},
+      {"stream", "grace_ms", SLUICE_FIELD(Config, node.stream.grace_ns),
+       "how long a stream that nobody follows goes on", 0, 86400000, ns_per_ms},
+
+      {"site", "name", SLUICE_FIELD(Config, node.site.name), "where this node runs, in receipts"},
+      {"site", "cloud", SLUICE_FIELD(Config, node.site.cloud), "its vendor"},
+      {"site", "region", SLUICE_FIELD(Config, node.site.region), "its region"},
+      {"site", "jurisdiction", SLUICE_FIELD(Config, node.site.jurisdiction),
+       "whose law applies, e.g. \"EU\"; requests may be limited to some"},
+      {"site", "price_per_million_tokens", SLUICE_FIELD(Config, node.site.price_per_million_tokens),
+       "of completion tokens, in the site's currency", 0, 1e9},
+  };
+  return keys;
+}
+
+const std::vector<EngineKey>& engine_keys() {
+  using actors::EngineConfig;
+  static const std::vector<EngineKey> keys = {
+      {"engine", "name", SLUICE_FIELD(EngineConfig, name),
+       "what requests pick it by; empty: the file's name without its ending"},
+      {"engine", "model", SLUICE_FIELD(EngineConfig, model), "path of a GGUF file"},
+      {"engine", "backend", SLUICE_FIELD(EngineConfig, backend), "what computes", 0, 0, 1,
+       "auto|cpu|cuda"},
+      {"engine", "threads", SLUICE_FIELD(EngineConfig, threads), "0: one a core", 0, 1024},
+      {"engine", "slots", SLUICE_FIELD(EngineConfig, slots), "sequences running at once", 1, 65536},
+      {"engine", "context_tokens", SLUICE_FIELD(EngineConfig, context_tokens),
+       "longest sequence; 0: the model's own, as far as the KV pool holds one", 0, 1e8},
+      {"engine", "kv_bytes", SLUICE_FIELD(EngineConfig, kv_bytes),
+       "KV pool; 0: slots x context, at most a quarter of free memory", 0, 16384 * gigabyte},
+      {"engine", "step_rows", SLUICE_FIELD(EngineConfig, step_rows),
+       "rows of a step: smaller keeps stalls short, larger reads prompts faster", 1, 65536},
+      {"engine", "queue", SLUICE_FIELD(EngineConfig, queue),
+       "waiting requests; beyond, they are refused as `overloaded`", 0, 1e6},
+      {"engine", "chat_format", SLUICE_FIELD(EngineConfig, chat_format),
+       "instead of what the file's template is recognised as; empty: that", 0, 0, 1,
+       "|chatml|llama2|llama3|gemma|mistral|zephyr"},
+  };
+  return keys;
+}
+
+#undef SLUICE_FIELD
+
+}  // namespace sluice::cli

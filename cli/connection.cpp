@@ -1,0 +1,71 @@
+#include "cli/connection.hpp"
+
+#include "cli/command.hpp"
+#include "cli/terminal.hpp"
+
+namespace sluice::cli {
+
+void add_connection_options(CLI::App& app, ConnectionOptions& options) {
+  options.engine.slots = 8;  // an embedded node serves one person
+  app.add_option("--connect", options.connect, "Endpoint of a running node, as its ready line says")
+      ->type_name("EP");
+  app.add_option("--model", options.model,
+                 "GGUF file to run in this process; with --connect, one of the node's models")
+      ->type_name("FILE");
+  app.add_option("--backend", options.engine.backend, "What computes: auto, cpu, cuda")
+      ->type_name("NAME")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  app.add_option("--threads", options.engine.threads, "Of the embedded node; 0: one a core")
+      ->type_name("N");
+  app.add_option("--context", options.engine.context_tokens,
+                 "Longest sequence of the embedded node; 0: the model's own")
+      ->type_name("TOKENS");
+  app.add_option("--chat-format", options.engine.chat_format,
+                 "Instead of what the file's template is recognised as")
+      ->type_name("NAME");
+}
+
+Result<std::unique_ptr<Connection>> Connection::open(const ConnectionOptions& options) {
+  auto connection = std::unique_ptr<Connection>(new Connection);
+  transport::ClientConfig client;
+  client.connect = options.connect;
+  if (options.connect.empty()) {
+    if (options.model.empty()) {
+      throw UsageError{"give --model FILE to run a model here, or --connect EP for a running node"};
+    }
+    actors::NodeConfig config;
+    config.endpoint.listen = "inproc://sluice";
+    config.log_level = "warn";  // its lines would land between the user's
+    config.engines = {options.engine};
+    config.engines.front().model = options.model;
+    ProgressBar bar;
+    auto node = actors::Node::start(
+        std::move(config), connection->context_,
+        [&](const std::string& name, std::size_t done, std::size_t total) {
+          bar.show(name, done, total);
+        });
+    if (!node) return tl::unexpected(node.error());
+    connection->node_ = std::move(*node);
+    client.connect = connection->node_->address();
+  } else {
+    connection->model_ = options.model;
+  }
+  auto connected = transport::Client::connect(client, &connection->context_);
+  if (!connected) return tl::unexpected(connected.error());
+  connection->client_ = std::move(*connected);
+  return connection;
+}
+
+Connection::~Connection() = default;
+
+const transport::ModelInfo* Connection::model_info() const {
+  const auto& models = client_->welcome().models;
+  if (model_.empty() && models.size() == 1) return &models.front();
+  for (const transport::ModelInfo& info : models) {
+    if (info.name == model_) return &info;
+  }
+  return nullptr;
+}
+
+}  // namespace sluice::cli

@@ -1,0 +1,132 @@
+#include "cli/line_editor.hpp"
+
+#include <histedit.h>
+#include <langinfo.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <clocale>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <iostream>
+#include <string_view>
+
+namespace sluice::cli {
+
+namespace {
+
+constexpr int history_lines = 1000;
+
+/// libedit decodes what is typed by the locale: make sure that it is UTF-8.
+void use_utf8() {
+  std::setlocale(LC_CTYPE, "");
+  if (std::string_view(nl_langinfo(CODESET)) != "UTF-8") std::setlocale(LC_CTYPE, "C.UTF-8");
+}
+
+}  // namespace
+
+struct LineEditor::State {
+  std::string prompt;
+  std::string history_file;
+  EditLine* edit = nullptr;
+  History* history = nullptr;
+  HistEvent event{};
+
+  ~State() {
+    if (history != nullptr) history_end(history);
+    if (edit != nullptr) el_end(edit);
+  }
+
+  static char* show_prompt(EditLine* edit) {
+    State* state = nullptr;
+    el_get(edit, EL_CLIENTDATA, &state);
+    return state->prompt.data();
+  }
+
+  void open() {
+    use_utf8();
+    edit = el_init("sluice", stdin, stdout, stderr);
+    if (edit == nullptr) return;  // a terminal that cannot be edited on is read plainly
+    history = history_init();
+    el_set(edit, EL_CLIENTDATA, this);
+    el_set(edit, EL_PROMPT, &State::show_prompt);
+    el_set(edit, EL_EDITOR, "emacs");
+    el_set(edit, EL_HIST, ::history, history);
+    el_set(edit, EL_BIND, "^R", "em-inc-search-prev", nullptr);
+    ::history(history, &event, H_SETSIZE, history_lines);
+    ::history(history, &event, H_SETUNIQUE, 1);
+    if (!history_file.empty()) ::history(history, &event, H_LOAD, history_file.c_str());
+  }
+
+  void remember(const std::string& line) {
+    if (line.find_first_not_of(" \t") == std::string::npos) return;
+    ::history(history, &event, H_ENTER, line.c_str());
+    if (!history_file.empty()) ::history(history, &event, H_SAVE, history_file.c_str());
+  }
+
+  LineEnd read_edited(std::string& line) {
+    int count = 0;
+    errno = 0;
+    const char* const text = el_gets(edit, &count);
+    if (text == nullptr || count <= 0) {
+      if (errno != EINTR) return LineEnd::end;
+      el_set(edit, EL_UNBUFFERED, 0);
+      std::fputs("\n", stdout);
+      return LineEnd::interrupted;
+    }
+    line.assign(text, static_cast<std::size_t>(count));
+    if (line.back() == '\n') line.pop_back();
+    return LineEnd::line;
+  }
+
+  LineEnd read_one(std::string& line) {
+    if (edit != nullptr) return read_edited(line);
+    if (std::getline(std::cin, line)) return LineEnd::line;
+    return LineEnd::end;
+  }
+};
+
+LineEditor::LineEditor(std::string prompt, std::string history_file)
+    : state_(std::make_unique<State>()) {
+  state_->prompt = std::move(prompt);
+  state_->history_file = std::move(history_file);
+  if (isatty(STDIN_FILENO) == 1) state_->open();
+}
+
+LineEditor::~LineEditor() = default;
+
+bool LineEditor::interactive() const { return state_->edit != nullptr; }
+
+LineEnd LineEditor::read(std::string& line) {
+  line.clear();
+  std::string part;
+  while (true) {
+    const LineEnd end = state_->read_one(part);
+    if (end == LineEnd::end && !line.empty()) break;
+    if (end != LineEnd::line) return end;
+    line += part;
+    if (line.empty() || line.back() != '\\') break;
+    line.back() = '\n';
+  }
+  if (interactive()) state_->remember(line);
+  return LineEnd::line;
+}
+
+std::string state_file(const std::string& name) {
+  namespace fs = std::filesystem;
+  fs::path folder;
+  if (const char* state = std::getenv("XDG_STATE_HOME"); state != nullptr && *state == '/') {
+    folder = state;
+  } else if (const char* home = std::getenv("HOME"); home != nullptr && *home == '/') {
+    folder = fs::path(home) / ".local" / "state";
+  } else {
+    return {};
+  }
+  folder /= "sluice";
+  std::error_code failed;
+  fs::create_directories(folder, failed);
+  return failed ? std::string{} : (folder / name).string();
+}
+
+}  // namespace sluice::cli

@@ -1,0 +1,185 @@
+// sluice node: serves until it is told to stop.
+
+#include <pthread.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <thread>
+#include <zmq.hpp>
+
+#include "actors/node.hpp"
+#include "cli/command.hpp"
+#include "cli/config.hpp"
+#include "cli/terminal.hpp"
+
+namespace sluice::cli {
+
+namespace {
+
+struct Options {
+  std::string config;
+  std::string model;
+  std::optional<std::string> listen, publish, backend, log_level, chat_format, site;
+  std::optional<std::uint32_t> threads, slots, context_tokens;
+  std::uint32_t tensor_parallel = 1;
+  bool insecure = false;
+  bool print = false;
+};
+
+template <class T>
+void override_with(T& target, const std::optional<T>& value) {
+  if (value) target = *value;
+}
+
+/// The file's configuration with the command line's on top.
+Result<Config> effective_config(const Options& options) {
+  if (options.tensor_parallel != 1) {
+    return fail(ErrorCode::unsupported,
+                "--tp {}: one model over several devices is not offered yet; use --tp 1",
+                options.tensor_parallel);
+  }
+  Config config;
+  if (!options.config.empty()) {
+    auto read = read_config(options.config);
+    if (!read) return read;
+    config = std::move(*read);
+  }
+  auto& engines = config.node.engines;
+  if (!options.model.empty()) {
+    if (engines.size() > 1) {
+      throw UsageError{"--model replaces a configuration's only engine; this one has several"};
+    }
+    if (engines.empty()) engines.emplace_back();
+    engines.front().model = options.model;
+  }
+  if (engines.empty()) throw UsageError{"give --model FILE, or --config FILE with an [[engine]]"};
+  for (actors::EngineConfig& engine : engines) {
+    override_with(engine.backend, options.backend);
+    override_with(engine.threads, options.threads);
+    override_with(engine.slots, options.slots);
+    override_with(engine.context_tokens, options.context_tokens);
+    override_with(engine.chat_format, options.chat_format);
+  }
+  override_with(config.node.endpoint.listen, options.listen);
+  override_with(config.node.endpoint.publish, options.publish);
+  override_with(config.node.site.name, options.site);
+  override_with(config.node.log_level, options.log_level);
+  if (options.insecure) config.node.insecure = true;
+  return config;
+}
+
+/// SIGTERM and SIGINT as values. Blocks both in the calling thread, and so in every thread that it
+/// starts later; a thread of its own waits for them. The second one ends the process.
+class StopSignals {
+ public:
+  StopSignals() {
+    sigemptyset(&set_);
+    sigaddset(&set_, SIGTERM);
+    sigaddset(&set_, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &set_, nullptr);
+    if (pipe(pipe_) != 0) SLUICE_ASSERT(false, "a pipe at start");
+    // Detached for life: it waits in the kernel until the process ends.
+    std::thread([set = set_, out = pipe_[1], loading = loading_] {
+      int signal = 0;
+      sigwait(&set, &signal);
+      if (loading->load()) _exit(0);  // nothing is served yet, so nothing is lost
+      const char byte = 0;
+      (void)!write(out, &byte, 1);
+      sigwait(&set, &signal);
+      static const char message[] = "sluice: unavailable: stopped at once by the second signal\n";
+      (void)!write(STDERR_FILENO, message, sizeof message - 1);
+      _exit(1);
+    }).detach();
+  }
+
+  void loaded() { loading_->store(false); }
+
+  /// Whether the first signal came, waiting up to `timeout_ms` for it.
+  bool wait(int timeout_ms) {
+    zmq::pollitem_t item{nullptr, pipe_[0], ZMQ_POLLIN, 0};
+    return zmq::poll(&item, 1, std::chrono::milliseconds(timeout_ms)) > 0;
+  }
+
+ private:
+  sigset_t set_{};
+  int pipe_[2] = {-1, -1};
+  std::shared_ptr<std::atomic<bool>> loading_ = std::make_shared<std::atomic<bool>>(true);
+};
+
+// How long a node that cannot serve any more goes unnoticed.
+constexpr int health_every_ms = 500;
+
+Result<void> serve(const Config& config) {
+  StopSignals signals;
+  zmq::context_t context;
+  auto bar = std::make_unique<ProgressBar>();
+  auto node = actors::Node::start(
+      config.node, context, [&](const std::string& name, std::size_t done, std::size_t total) {
+        bar->show(name, done, total);
+      });
+  bar.reset();
+  if (!node) return tl::unexpected(node.error());
+  signals.loaded();
+  fmt::print("ready {}\n", (*node)->address());
+  std::fflush(stdout);
+  while (!signals.wait(health_every_ms)) {
+    if (auto healthy = (*node)->health(); !healthy) return healthy;
+  }
+  if (!(*node)->drain(config.drain_ms)) {
+    return fail(ErrorCode::unavailable,
+                "streams still ran {} ms after the signal and were ended; raise node.drain_ms",
+                config.drain_ms);
+  }
+  return {};
+}
+
+Result<void> run_node(const Options& options) {
+  const auto config = effective_config(options);
+  if (!config) return tl::unexpected(config.error());
+  if (options.print) {
+    fmt::print("{}", print_config(*config));
+    return {};
+  }
+  return serve(*config);
+}
+
+}  // namespace
+
+Command node_command(CLI::App& root) {
+  CLI::App* app = add_command(
+      root, "node", "Run a node: loads models and serves them until SIGTERM",
+      "  sluice node --model models/SmolLM2-135M-Instruct-Q4_1.gguf\n"
+      "  sluice node --config configs/local-cpu.toml --listen tcp://127.0.0.1:6000\n"
+      "  sluice node --config configs/local-cpu.toml --print-config\n"
+      "Prints `ready EP` on stdout when it serves. SIGTERM or SIGINT lets running streams finish\n"
+      "and exits 0; a second signal stops at once.");
+  auto options = std::make_shared<Options>();
+  const auto add = [app](const std::string& name, auto& value, const std::string& does,
+                         const std::string& type) {
+    return app->add_option(name, value, does)->type_name(type);
+  };
+  add("--config", options->config, "Configuration; options below override it", "FILE");
+  add("--model", options->model, "GGUF file to serve", "FILE");
+  add("--listen", options->listen, "Where clients connect; port 0: any free one", "EP");
+  add("--publish", options->publish, "Where subscribers connect", "EP");
+  add("--backend", options->backend, "What computes: auto, cpu, cuda", "NAME")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  add("--tp", options->tensor_parallel, "Devices that share one model", "N");
+  add("--threads", options->threads, "0: one a core", "N");
+  add("--slots", options->slots, "Sequences running at once", "N");
+  add("--context", options->context_tokens, "Longest sequence; 0: the model's own", "TOKENS");
+  add("--chat-format", options->chat_format, "Instead of what the template is recognised as",
+      "NAME");
+  add("--site", options->site, "Where this node runs, in receipts", "NAME");
+  add("--log-level", options->log_level, "trace, debug, info, warn, error, off", "LEVEL")
+      ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}));
+  app->add_flag("--insecure", options->insecure, "Allow plain tcp beyond loopback");
+  app->add_flag("--print-config", options->print, "Print what would be in force, and exit");
+  return {app, [options] { return run_node(*options); }};
+}
+
+}  // namespace sluice::cli

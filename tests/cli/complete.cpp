@@ -1,0 +1,124 @@
+// Shows that one completion comes out right, whole and as it is made: embedded, over a node, from an
+// option, a file or a pipe, as text and as JSON. Runs the binary on SmolLM2, whose greedy answer to
+// this prompt names Paris.
+
+#include <boost/test/unit_test.hpp>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "tests/cli/process.hpp"
+
+using namespace sluice::test;
+
+namespace {
+
+const std::string prompt = "The capital of France is";
+
+std::vector<std::string> greedy(std::vector<std::string> more) {
+  more.insert(more.begin(), {"complete", "--max-tokens", "8", "--temperature", "0"});
+  return more;
+}
+
+nlohmann::json json_of(const Exit& exit) {
+  BOOST_REQUIRE_MESSAGE(exit.code == 0, exit.err);
+  return nlohmann::json::parse(exit.out);
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(complete)
+
+BOOST_AUTO_TEST_CASE(json_names_paris_and_has_every_key) {
+  const auto out = json_of(run(greedy({"--model", model, "--prompt", prompt, "--json"})));
+  BOOST_TEST(contains(out.at("text"), "Paris"), out.dump());
+  BOOST_TEST(out.at("tokens").size() == 8U);
+  BOOST_TEST(out.at("finish_reason") == "length");
+  BOOST_TEST(out.at("usage").at("prompt_tokens") == 5);
+  BOOST_TEST(out.at("usage").at("completion_tokens") == 8);
+  BOOST_TEST(out.at("usage").contains("cached_tokens"));
+  for (const char* const key : {"queue_ms", "ttft_ms", "tpot_ms", "e2el_ms"}) {
+    BOOST_TEST(out.at("timing").at(key).get<double>() >= 0.0, key);
+  }
+  const auto& timing = out.at("timing");
+  BOOST_TEST(timing.at("ttft_ms").get<double>() <= timing.at("e2el_ms").get<double>());
+  BOOST_TEST(out.at("stream").get<std::string>().size() == 32U);
+  BOOST_TEST(out.at("chain").get<std::string>().size() == 32U);
+  BOOST_TEST(out.at("chain").get<std::string>() != std::string(32, '0'));
+  BOOST_TEST(out.at("seed").is_number_unsigned());
+  BOOST_TEST(out.at("backend") == "cpu");
+  BOOST_TEST(out.at("site") == "local");
+}
+
+BOOST_AUTO_TEST_CASE(a_node_gives_the_same_tokens_as_an_embedded_one) {
+  NodeProcess node;
+  const std::vector<std::string> sampled = {"complete", "--max-tokens", "12",     "--seed", "41",
+                                            "--prompt", prompt,         "--json", "--top-p", "0.9"};
+  auto embedded = sampled, connected = sampled;
+  embedded.insert(embedded.end(), {"--model", model});
+  connected.insert(connected.end(), {"--connect", node.endpoint()});
+  const auto one = json_of(run(embedded));
+  const auto other = json_of(run(connected));
+  BOOST_TEST(one.at("tokens") == other.at("tokens"));
+  BOOST_TEST(one.at("chain") == other.at("chain"));
+  BOOST_TEST(one.at("seed") == 41);
+
+  auto reseeded = connected;
+  reseeded[4] = "42";
+  BOOST_TEST(json_of(run(reseeded)).at("tokens") != one.at("tokens"));
+  BOOST_TEST(node.stop().code == 0);
+}
+
+BOOST_AUTO_TEST_CASE(the_prompt_comes_from_an_option_a_file_or_a_pipe) {
+  NodeProcess node;
+  const ScratchFolder folder;
+  const std::string path = folder.file("prompt.txt");
+  std::ofstream(path) << prompt;
+  const std::string& connect = node.endpoint();
+  const Exit option = run(greedy({"--connect", connect, "--prompt", prompt}));
+  BOOST_TEST(option.code == 0, option.err);
+  BOOST_TEST(contains(option.out, "Paris"), option.out);
+  BOOST_TEST(option.out.back() == '\n');
+  BOOST_TEST(option.err == "");
+  BOOST_TEST(run(greedy({"--connect", connect, "--file", path})).out == option.out);
+  BOOST_TEST(run(greedy({"--connect", connect}), prompt).out == option.out);
+}
+
+BOOST_AUTO_TEST_CASE(text_is_written_as_it_is_made) {
+  // The reader sees a piece of a long answer and interrupts; the rest is never made.
+  NodeProcess node;
+  Process process({"complete", "--connect", node.endpoint(), "--prompt", "Once upon a time",
+                   "--max-tokens", "4000", "--ignore-eos", "--temperature", "0"});
+  const std::string piece = process.read_until(" ");
+  BOOST_TEST(contains(piece, " "));
+  process.send_signal(SIGINT);
+  const Exit exit = process.finish();
+  BOOST_TEST(exit.code == 1);
+  BOOST_TEST(contains(exit.err, "sluice: cancelled: "), exit.err);
+  BOOST_TEST(node.stop().code == 0);
+}
+
+BOOST_AUTO_TEST_CASE(several_answers_with_logprobs_and_a_stop) {
+  const auto out = json_of(run({"complete", "--model", model, "--prompt", prompt, "--max-tokens",
+                                "6", "--n", "2", "--seed", "3", "--logprobs", "2", "--json"}));
+  BOOST_REQUIRE(out.at("choices").size() == 2U);
+  for (const auto& choice : out.at("choices")) {
+    BOOST_REQUIRE(choice.at("logprobs").size() == choice.at("tokens").size());
+    BOOST_TEST(choice.at("logprobs")[0].size() == 3U);
+    BOOST_TEST(choice.at("logprobs")[0][0].at("token") == choice.at("tokens")[0]);
+  }
+  BOOST_TEST(out.at("choices")[0].at("tokens") != out.at("choices")[1].at("tokens"));
+
+  const auto stopped = json_of(
+      run(greedy({"--model", model, "--prompt", prompt, "--stop", "Paris", "--json"})));
+  BOOST_TEST(stopped.at("finish_reason") == "stop");
+  BOOST_TEST(!contains(stopped.at("text"), "Paris"), stopped.dump());
+}
+
+BOOST_AUTO_TEST_CASE(the_receipt_goes_to_stderr) {
+  const Exit exit = run(greedy({"--model", model, "--prompt", prompt, "--receipt"}));
+  BOOST_TEST(exit.code == 0);
+  BOOST_TEST(contains(exit.err, "receipt  5 + 8 tokens"), exit.err);
+  BOOST_TEST(!contains(exit.out, "receipt"));
+}
+
+BOOST_AUTO_TEST_SUITE_END()
