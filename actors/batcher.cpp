@@ -100,14 +100,18 @@ BatcherActor::behavior_type batcher(Self self, EngineFactsPtr engine, BatcherPee
       },
       [self](stats_atom) {
         const auto stats = self->state.scheduler->stats();
-        const std::string prefix = "engine." + self->state.engine->name + ".";
-        return NamedValues{{prefix + "blocks_free", stats.blocks_free},
-                           {prefix + "blocks_total", stats.blocks_total},
-                           {prefix + "preemptions", static_cast<double>(stats.preemptions)},
-                           {prefix + "running", stats.running},
-                           {prefix + "steps", static_cast<double>(stats.steps)},
-                           {prefix + "tokens", static_cast<double>(stats.tokens)},
-                           {prefix + "waiting", stats.waiting}};
+        NamedValues values;
+        // Under the engine's own name, and under "engine", where those of all engines add up.
+        for (const auto& prefix : {"engine." + self->state.engine->name, std::string("engine")}) {
+          values.emplace_back(prefix + ".blocks_free", stats.blocks_free);
+          values.emplace_back(prefix + ".blocks_total", stats.blocks_total);
+          values.emplace_back(prefix + ".preemptions", stats.preemptions);
+          values.emplace_back(prefix + ".running", stats.running);
+          values.emplace_back(prefix + ".steps", stats.steps);
+          values.emplace_back(prefix + ".tokens", stats.tokens);
+          values.emplace_back(prefix + ".waiting", stats.waiting);
+        }
+        return values;
       },
   };
 }

@@ -91,7 +91,7 @@ Result<std::unique_ptr<kernels::Backend>> make_backend(const EngineConfig& confi
   return kernels::make_cpu_backend({.threads = config.threads}, std::move(completion));
 }
 
-std::vector<std::string> compiled_backends() { return {"cpu (usable)"}; }
+std::vector<std::string> compiled_backends() { return {"cpu   usable", "cuda  not compiled in"}; }
 
 Result<LoadedEngine> load_engine(const EngineConfig& config, const SiteConfig& site,
                                  const BackendFactory& make_backend, kernels::Completion completion,

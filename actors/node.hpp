@@ -56,7 +56,7 @@ struct NodeConfig {
                                                           kernels::Completion)> make_backend;
 };
 
-/// The backends in this binary, each with whether it can be used here, e.g. "cpu (usable)".
+/// The backends in this binary, each with whether it can be used here, e.g. "cpu   usable".
 std::vector<std::string> compiled_backends();
 
 /// Called while an engine's model loads: its name, bytes done, bytes in all.

@@ -103,9 +103,9 @@ void write_now(const std::string& text) {
 Result<void> complete(const Options& options) {
   auto prompt = read_prompt(options);
   if (!prompt) return tl::unexpected(prompt.error());
+  transport::Submit submit = make_submit(options.generation);
   auto connection = Connection::open(options.connection);
   if (!connection) return tl::unexpected(connection.error());
-  transport::Submit submit = make_submit(options.generation);
   submit.model = (*connection)->model();
   submit.prompt = std::move(*prompt);
   InterruptGuard interrupts;

@@ -9,8 +9,8 @@
 namespace sluice::cli {
 
 std::string version_text() {
-  return fmt::format("sluice {} (commit {})\nbackends: {}", version_number, version_commit,
-                     fmt::join(actors::compiled_backends(), ", "));
+  return fmt::format("sluice {} (commit {})\n  {}", version_number, version_commit,
+                     fmt::join(actors::compiled_backends(), "\n  "));
 }
 
 }  // namespace sluice::cli

@@ -53,7 +53,7 @@ fuzzers() {
 
 # run_fuzzer NAME SECONDS: from the committed seeds, into a corpus kept in the build folder.
 run_fuzzer() {
-  local name=$1 seconds=$2 corpus=$root/build/fuzz/corpus/$1 seeds=$root/tests/fixtures/fuzz/$1
+  local name=$1 seconds=$2 corpus=$root/build/fuzz/corpus/$1 seeds=$root/tests/fuzz/corpus/$1
   mkdir -p "$corpus"
   [[ -d $seeds ]] || seeds=
   "build/fuzz/fuzz_$name" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 \

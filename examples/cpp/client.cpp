@@ -1,4 +1,5 @@
-// The smallest whole client in C++: submits a prompt, prints the text as it comes, then the receipt.
+// The smallest whole client in C++: submits a prompt, prints the text as it comes, then the
+// receipt.
 //
 //   example-client tcp://127.0.0.1:5555 "The capital of France is" [MAX_TOKENS]
 //

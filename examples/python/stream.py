@@ -34,7 +34,7 @@ class Stream:
         self.done = None
 
     def take(self, chunk):
-        """Takes a chunk. Returns the text that is new, or None if something before it is missing."""
+        """Takes a chunk. Returns the text that is new, or None if something before it misses."""
         held = self.index - chunk["index"]
         if held < 0 or chunk["text_offset"] > len(self.text):
             return None

@@ -1,5 +1,5 @@
-// Shows that the configuration file is checked to the last key, and that what is printed as being in
-// force can be read back. Runs `sluice node --print-config`, which starts nothing.
+// Shows that the configuration file is checked to the last key, and that what is printed as being
+// in force can be read back. Runs `sluice node --print-config`, which starts nothing.
 
 #include <boost/test/unit_test.hpp>
 #include <fstream>

@@ -67,7 +67,8 @@ BOOST_AUTO_TEST_CASE(a_finished_stream_can_be_read_again_from_anywhere) {
   BOOST_TEST(whole.code == 0, whole.err);
   BOOST_TEST(whole.out == out.at("text").get<std::string>() + "\n");
 
-  const Exit part = run({"subscribe", "--connect", node.endpoint(), stream, "--from", "4", "--json"});
+  const Exit part =
+      run({"subscribe", "--connect", node.endpoint(), stream, "--from", "4", "--json"});
   BOOST_TEST(part.code == 0, part.err);
   auto tokens = nlohmann::json::array();
   std::istringstream lines(part.out);
