@@ -1,7 +1,5 @@
 #include "cli/connection.hpp"
 
-#include <csignal>
-
 #include "cli/command.hpp"
 #include "cli/terminal.hpp"
 
@@ -28,27 +26,6 @@ void add_connection_options(CLI::App& app, ConnectionOptions& options) {
       ->type_name("NAME");
 }
 
-namespace {
-
-/// Threads started while one lives take no SIGINT: it must reach the one that reads the terminal.
-class SignalsBlocked {
- public:
-  SignalsBlocked() {
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    pthread_sigmask(SIG_BLOCK, &set, &before_);
-  }
-  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-  SignalsBlocked(const SignalsBlocked&) = delete;
-  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
-
- private:
-  sigset_t before_;
-};
-
-}  // namespace
-
 Result<std::unique_ptr<Connection>> Connection::open(const ConnectionOptions& options) {
   auto connection = std::unique_ptr<Connection>(new Connection);
   transport::ClientConfig client;
@@ -63,7 +40,6 @@ Result<std::unique_ptr<Connection>> Connection::open(const ConnectionOptions& op
     config.engines = {options.engine};
     config.engines.front().model = options.model;
     ProgressBar bar;
-    const SignalsBlocked blocked;
     auto node = actors::Node::start(
         std::move(config), connection->context_,
         [&](const std::string& name, std::size_t done, std::size_t total) {

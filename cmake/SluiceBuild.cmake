@@ -74,6 +74,10 @@ function(sluice_tests folder)
     PRIVATE sluice_options Boost::unit_test_framework ${arg_LINK})
   foreach(source ${sources})
     get_filename_component(suite ${source} NAME_WE)
+    file(STRINGS ${source} has_suite REGEX "TEST_SUITE\\(" LIMIT_COUNT 1)
+    if(NOT has_suite)
+      continue()  # what several suites share
+    endif()
     add_test(NAME ${folder}/${suite}
       COMMAND test_${folder} --run_test=${suite} --catch_system_errors=no)
     set_tests_properties(${folder}/${suite} PROPERTIES

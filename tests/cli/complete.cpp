@@ -1,6 +1,6 @@
 // Shows that one completion comes out right, whole and as it is made: embedded, over a node, from
-// an option, a file or a pipe, as text and as JSON. Runs the binary on SmolLM2, whose greedy answer to
-// this prompt names Paris.
+// an option, a file or a pipe, as text and as JSON. Runs the binary on SmolLM2, whose greedy answer
+// to this prompt names Paris.
 
 #include <boost/test/unit_test.hpp>
 #include <fstream>
