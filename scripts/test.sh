@@ -44,10 +44,12 @@ if [[ $all == yes ]]; then
   fi
 fi
 
+# run_example FILE ENDPOINT
+run_example() { .venv/bin/python "$1" --max-tokens 8 "$2" "The capital of France is"; }
 for example in examples/python/*.py; do
   [[ -e $example ]] || continue
   step "example $example" "docs/protocol.md and the example must agree" \
-    with_node .venv/bin/python "$example"
+    with_node run_example "$example"
 done
 
 printf '\n'
