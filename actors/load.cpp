@@ -129,6 +129,7 @@ Result<LoadedEngine> load_engine(const EngineConfig& config, const SiteConfig& s
                                      });
   if (!decoder) return tl::unexpected(decoder.error());
   loaded.program = decoder->program;
+  loaded.decoder = std::move(*decoder);
 
   facts->backend = device.backend;
   facts->numerics = numerics_id(**file, **tokenizer, device);

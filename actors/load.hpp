@@ -8,12 +8,14 @@
 #include "actors/node.hpp"
 #include "kernels/backend.hpp"
 #include "model/config.hpp"
+#include "model/decoder.hpp"
 #include "model/gguf.hpp"
 
 namespace sluice::actors {
 
 struct LoadedEngine {
   std::shared_ptr<const model::GgufFile> file;  ///< the backend reads weights in place: outlives it
+  model::Decoder decoder;                       ///< likewise: its rope table
   std::unique_ptr<kernels::Backend> backend;
   kernels::ProgramId program;
   EngineFactsPtr facts;
