@@ -1,6 +1,8 @@
 #include "actors/streamer.hpp"
 
+#include <algorithm>
 #include <chrono>
+#include <tuple>
 #include <utility>
 #include <variant>
 
@@ -57,7 +59,7 @@ void open(Self self, StreamOpen& open) {
 void end(Self self, const transport::StreamId& id, StreamerState::Kept& kept,
          engine::FinishReason finish, const transport::Receipt& receipt, const Error& error) {
   auto& state = self->state;
-  kept.finished = true;
+  kept.finished_ns = now(self);
   transport::Message terminal;
   if (finish == engine::FinishReason::error)
     terminal = transport::Failed{id, kept.epoch, error};
@@ -71,7 +73,8 @@ void end(Self self, const transport::StreamId& id, StreamerState::Kept& kept,
 void take(Self self, StreamEvent& news) {
   auto& state = self->state;
   const auto found = state.streams.find(news.stream);
-  if (found == state.streams.end() || found->second.epoch != news.epoch || found->second.finished)
+  if (found == state.streams.end() || found->second.epoch != news.epoch ||
+      found->second.finished_ns)
     return;
   auto& kept = found->second;
   auto& event = news.event;
@@ -108,18 +111,46 @@ void follow(Self self, const transport::Follow& follow) {
   deliver(self, id);
 }
 
+/// Frees ended streams until what all of them hold is within bounds: those nobody waits for
+/// first, of these the oldest.
+void bound_retention(StreamerState& state) {
+  struct Ended {
+    bool awaited;
+    std::uint64_t finished_ns;
+    transport::StreamId id;
+    std::size_t bytes;
+  };
+  std::vector<Ended> ended;
+  std::size_t bytes = 0;
+  for (const auto& [id, kept] : state.streams) {
+    if (!kept.finished_ns) continue;
+    ended.push_back({!kept.stream.settled(), *kept.finished_ns, id, kept.stream.memory_bytes()});
+    bytes += ended.back().bytes;
+  }
+  if (bytes <= state.config.retention_bytes) return;
+  std::ranges::sort(ended, [](const Ended& a, const Ended& b) {
+    return std::tie(a.awaited, a.finished_ns) < std::tie(b.awaited, b.finished_ns);
+  });
+  for (const auto& [awaited, finished_ns, id, size] : ended) {
+    state.streams.erase(id);
+    bytes -= size;
+    if (bytes <= state.config.retention_bytes) return;
+  }
+}
+
 void tick(Self self) {
   auto& state = self->state;
   for (auto at = state.streams.begin(); at != state.streams.end();) {
     auto& [id, kept] = *at;
     const auto verdict = kept.stream.tick(now(self), state.deliveries);
     deliver(self, id);
-    if (verdict.abandoned && !kept.abandoned && !kept.finished) {
+    if (verdict.abandoned && !kept.abandoned && !kept.finished_ns) {
       kept.abandoned = true;
       self->send(state.session, cancel_atom::value, id, kept.epoch);
     }
     at = verdict.expired ? state.streams.erase(at) : std::next(at);
   }
+  bound_retention(state);
   state.ticking = false;
   keep_ticking(self);
 }
@@ -142,7 +173,7 @@ StreamerActor::behavior_type streamer(Self self, OutboxPtr outbox, transport::St
       },
       [self](engine_atom, const EngineFactsPtr& engine, const Error& why) {
         for (auto& [id, kept] : self->state.streams) {
-          if (kept.engine != engine || kept.finished) continue;
+          if (kept.engine != engine || kept.finished_ns) continue;
           end(self, id, kept, engine::FinishReason::error, {}, why);
           deliver(self, id);
         }

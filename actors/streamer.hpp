@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "actors/actors.hpp"
@@ -20,7 +21,7 @@ struct StreamerState {
     EngineFactsPtr engine;
     std::uint64_t epoch = 0;
     std::uint32_t tokens = 0;
-    bool finished = false;
+    std::optional<std::uint64_t> finished_ns{};
     bool abandoned = false;  ///< its cancellation is on the way
   };
   OutboxPtr outbox;

@@ -63,6 +63,8 @@ const std::vector<NodeKey>& node_keys() {
        "a terminal is repeated this often until acknowledged", 10, 600000, ns_per_ms},
       {"stream", "retention_ms", SLUICE_FIELD(Config, node.stream.retention_ns),
        "how long a finished stream can be replayed", 0, 86400000, ns_per_ms},
+      {"stream", "retention_bytes", SLUICE_FIELD(Config, node.stream.retention_bytes),
+       "what all finished streams may hold, in each streamer; the oldest go first", 0, 1e12},
       {"stream", "grace_ms", SLUICE_FIELD(Config, node.stream.grace_ns),
        "how long a stream that nobody follows goes on", 0, 86400000, ns_per_ms},
 

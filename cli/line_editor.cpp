@@ -2,9 +2,9 @@
 
 #include <histedit.h>
 #include <langinfo.h>
+#include <signal.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <clocale>
 #include <cstdio>
 #include <cstdlib>
@@ -32,6 +32,7 @@ struct LineEditor::State {
   EditLine* edit = nullptr;
   History* history = nullptr;
   HistEvent event{};
+  bool dropped = false;  // Ctrl-C ended the line
 
   ~State() {
     if (history != nullptr) history_end(history);
@@ -44,6 +45,20 @@ struct LineEditor::State {
     return state->prompt.data();
   }
 
+  static unsigned char drop_line(EditLine* edit, int) {
+    State* state = nullptr;
+    el_get(edit, EL_CLIENTDATA, &state);
+    state->dropped = true;
+    return CC_NEWLINE;
+  }
+
+  static unsigned char suspend(EditLine* edit, int) {
+    el_set(edit, EL_PREP_TERM, 0);
+    kill(0, SIGTSTP);  // the whole job, as the terminal would
+    el_set(edit, EL_PREP_TERM, 1);
+    return CC_REDISPLAY;
+  }
+
   void open() {
     use_utf8();
     edit = el_init("sluice", stdin, stdout, stderr);
@@ -54,6 +69,13 @@ struct LineEditor::State {
     el_set(edit, EL_EDITOR, "emacs");
     el_set(edit, EL_HIST, ::history, history);
     el_set(edit, EL_BIND, "^R", "em-inc-search-prev", nullptr);
+    // While a line is edited Ctrl-C and Ctrl-Z are keys like others: libedit reads on after a
+    // signal, and nothing can be lost between a look for one and the next read.
+    el_set(edit, EL_SETTY, "-d", "-isig", nullptr);
+    el_set(edit, EL_ADDFN, "drop-line", "Drop the line", &State::drop_line);
+    el_set(edit, EL_BIND, "^C", "drop-line", nullptr);
+    el_set(edit, EL_ADDFN, "suspend", "Stop until the shell goes on with it", &State::suspend);
+    el_set(edit, EL_BIND, "^Z", "suspend", nullptr);
     ::history(history, &event, H_SETSIZE, history_lines);
     ::history(history, &event, H_SETUNIQUE, 1);
     if (!history_file.empty()) ::history(history, &event, H_LOAD, history_file.c_str());
@@ -67,14 +89,15 @@ struct LineEditor::State {
 
   LineEnd read_edited(std::string& line) {
     int count = 0;
-    errno = 0;
+    dropped = false;
+    el_resize(edit);
+    el_set(edit, EL_PREP_TERM, 1);  // before the prompt: nothing typed at it is echoed twice
     const char* const text = el_gets(edit, &count);
-    if (text == nullptr || count <= 0) {
-      if (errno != EINTR) return LineEnd::end;
-      el_set(edit, EL_UNBUFFERED, 0);
-      std::fputs("\n", stdout);
+    if (dropped) {
+      std::fputs("^C\n", stdout);
       return LineEnd::interrupted;
     }
+    if (text == nullptr || count <= 0) return LineEnd::end;
     line.assign(text, static_cast<std::size_t>(count));
     if (line.back() == '\n') line.pop_back();
     return LineEnd::line;

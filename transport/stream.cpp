@@ -40,8 +40,6 @@ struct StreamState::State {
   Frame terminal;  // once finished
   std::uint64_t finished_ns = 0;
   bool owner_has_all = false;
-  std::uint64_t acked_ns = 0;  // when the owner said so
-  bool readers = false;        // others than the owner have asked for it
   std::uint64_t orphaned_ns = 0;  // since when there has been no follower
 
   using Deliveries = std::vector<Delivery>;
@@ -203,7 +201,6 @@ void StreamState::on_attach(const Peer& peer, const Attach& attach, bool owner,
   if (!at && !(at.error().code == ErrorCode::bad_request && waits))
     return state.refuse(peer, at.error(), out);
 
-  state.readers = state.readers || !owner;
   Follower* known = attach.live ? state.find(peer) : nullptr;
   Follower passing;  // without `live`: served once, not kept
   if (known == nullptr) {
@@ -236,10 +233,7 @@ void StreamState::on_ack(const Peer& peer, const Ack& ack, bool owner, std::uint
                          std::vector<Delivery>& out) {
   State& state = *state_;
   if (ack.choice >= state.logs.size()) return;
-  if (owner && ack.terminal && state.terminal != nullptr && !state.owner_has_all) {
-    state.owner_has_all = true;
-    state.acked_ns = now_ns;
-  }
+  if (owner && ack.terminal && state.terminal != nullptr) state.owner_has_all = true;
   Follower* follower = state.find(peer);
   if (follower == nullptr) return;
   Cursor& cursor = follower->cursors[ack.choice];
@@ -260,16 +254,10 @@ StreamState::Verdict StreamState::tick(std::uint64_t now_ns, std::vector<Deliver
   const auto due = [&](std::uint64_t at_ns) {
     verdict.next_tick_ns = std::min(verdict.next_tick_ns.value_or(at_ns), at_ns);
   };
-  bool all_sent = true;
-  for (Follower& follower : state.followers) {
+  for (Follower& follower : state.followers)
     if (const auto next = state.tend(follower, now_ns, out)) due(*next);
-    all_sent = all_sent && follower.terminal_sent;
-  }
   if (state.terminal != nullptr) {
-    std::uint64_t end_ns = state.finished_ns + state.config.retention_ns;
-    // Readers get the chance to see and mend a gap; subscribers are not followed here.
-    if (state.owner_has_all && all_sent)
-      end_ns = std::min(end_ns, state.acked_ns + (state.readers ? state.config.linger_ns : 0));
+    const std::uint64_t end_ns = state.finished_ns + state.config.retention_ns;
     verdict.expired = now_ns >= end_ns;
     due(end_ns);
   } else if (state.followers.empty()) {
@@ -279,6 +267,10 @@ StreamState::Verdict StreamState::tick(std::uint64_t now_ns, std::vector<Deliver
   }
   if (verdict.expired || verdict.abandoned) verdict.next_tick_ns.reset();
   return verdict;
+}
+
+bool StreamState::settled() const {
+  return state_->owner_has_all && std::ranges::all_of(state_->followers, &Follower::terminal_sent);
 }
 
 std::size_t StreamState::memory_bytes() const {

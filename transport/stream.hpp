@@ -18,7 +18,7 @@ struct StreamConfig {
   std::uint32_t chunk_tokens_max = 512;        ///< of a replayed chunk
   std::uint64_t resend_ns = 500'000'000;       ///< a terminal is repeated until acknowledged
   std::uint64_t retention_ns = 60'000'000'000; ///< log and terminal are kept so long after the end
-  std::uint64_t linger_ns = 5'000'000'000;     ///< by which the log outlives the ack if others read
+  std::uint64_t retention_bytes = 64'000'000;  ///< of all ended logs of a keeper; the oldest go
   std::uint64_t grace_ns = 10'000'000'000;     ///< an unfinished stream outlives its last follower
   std::uint64_t probe_ns = 2'000'000'000;      ///< a follower not sent to for so long is probed
   std::uint32_t followers_max = 1024;          ///< beyond: `overloaded`
@@ -54,19 +54,23 @@ class StreamState {
   /// reached yet waits if live, else it is a `bad_request`.
   void on_attach(const Peer& peer, const Attach& attach, bool owner, std::uint64_t now_ns,
                  std::vector<Delivery>& out);
-  /// Opens the window of the peer that sent it; the owner's `terminal` ends the retention.
+  /// Opens the window of the peer that sent it; after the owner's `terminal` the stream's own is
+  /// not repeated any more.
   void on_ack(const Peer& peer, const Ack& ack, bool owner, std::uint64_t now_ns,
               std::vector<Delivery>& out);
   void on_lost(const Peer& peer, std::uint64_t now_ns);
 
   struct Verdict {
     bool abandoned = false;  ///< nobody followed for the grace time: cancel the sequence
-    bool expired = false;    ///< finished, and retention is over or the owner has everything
+    bool expired = false;    ///< finished, and retention is over
     std::optional<std::uint64_t> next_tick_ns;  ///< when `tick` has something to do
   };
   /// Repeats an unacknowledged terminal, probes who heard nothing (so that a peer that is gone is
   /// found out, and an ack that was lost is given again), judges grace and retention.
   Verdict tick(std::uint64_t now_ns, std::vector<Delivery>& out);
+
+  /// Finished, the owner has everything, and every follower was sent it: nobody waits for more.
+  bool settled() const;
 
   std::size_t memory_bytes() const;
 

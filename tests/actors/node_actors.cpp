@@ -189,6 +189,54 @@ BOOST_AUTO_TEST_CASE(a_late_reader_gets_everything_once) {
   BOOST_TEST(heard.done.has_value());
 }
 
+BOOST_AUTO_TEST_CASE(a_finished_stream_is_read_again_until_its_retention_is_over) {
+  World world;
+  greet(world, "ann");
+  greet(world, "bob");
+  const auto submit = World::submit(1, "hello", 20);
+  world.say("ann", submit);
+  world.say("ann", transport::Ack{submit.stream, submit.owner, 0, 20, true});
+  for (int i = 0; i < 580; ++i) world.advance(std::chrono::milliseconds(100));
+  const transport::Attach again{.stream = submit.stream, .index = 0, .live = false};
+  world.say("bob", again);
+  const auto heard = listen(world, "bob", submit.stream);
+  BOOST_TEST(heard.text == World::expected("hello", 1, 20));
+  BOOST_TEST(heard.done.has_value());
+  for (int i = 0; i < 30; ++i) world.advance(std::chrono::milliseconds(100));
+  world.heard("bob").clear();
+  world.say("bob", again);
+  const auto late = listen(world, "bob", submit.stream);
+  BOOST_REQUIRE(late.failed.has_value());
+  BOOST_TEST((late.failed->error.code == ErrorCode::gone));
+  BOOST_TEST(world.stat("streams.kept") == 0);
+}
+
+BOOST_AUTO_TEST_CASE(finished_streams_are_held_within_bounds) {
+  WorldOptions options;
+  options.stream.retention_bytes = 8192;
+  World world(options);
+  greet(world, "ann");
+  for (std::uint8_t name = 1; name <= 60; ++name) {
+    const auto submit = World::submit(name, "hello", 40);
+    world.say("ann", submit);
+    // Of the first nobody says that it arrived: it is given up last.
+    if (name != 1) world.say("ann", transport::Ack{submit.stream, submit.owner, 0, 40, true});
+    world.advance(std::chrono::milliseconds(1));
+  }
+  world.advance(std::chrono::milliseconds(100));
+  BOOST_TEST(world.stat("streams.log_bytes") <= 2 * 8192);  // two streamers
+  BOOST_TEST(world.stat("streams.kept") >= 2);
+  const auto ends = [&](std::uint8_t name) {
+    world.heard("ann").clear();
+    const auto stream = World::submit(name, "hello", 40).stream;
+    world.say("ann", transport::Attach{.stream = stream, .index = 0, .live = false});
+    return listen(world, "ann", stream).done.has_value();
+  };
+  BOOST_TEST(ends(1));
+  BOOST_TEST(!ends(2));
+  BOOST_TEST(ends(60));
+}
+
 BOOST_AUTO_TEST_CASE(bad_requests_get_typed_errors_and_harm_nobody) {
   World world({.hold = true});
   greet(world, "ann");

@@ -21,6 +21,7 @@ World::World(WorldOptions options) : options_(options) {
   setup.status = status;
   setup.detach_executors = false;
   setup.streamers = 2;
+  setup.stream = options_.stream;
   supervisor = system_.spawn(actors::supervisor, std::move(setup));
   run();
 }

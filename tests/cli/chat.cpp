@@ -26,6 +26,54 @@ struct OwnState {
 
 BOOST_FIXTURE_TEST_SUITE(chat, OwnState)
 
+BOOST_AUTO_TEST_CASE(ctrl_c_stops_the_answer_and_keeps_the_session) {
+  Process process(talk({"--ignore-eos", "--max-tokens", "4000"}), Process::Input::terminal);
+  process.read_until("> ");
+  process.write("Tell me a long story.\n");
+  process.read_until("\n");  // the echo of the line
+  process.read_until(" ");   // a piece of the answer
+  process.write("\x03");
+  BOOST_TEST(contains(process.read_until("stopped]"), "tokens/s"));
+  process.read_until("> ");
+  process.write("/max-tokens 5\n");
+  process.read_until("max-tokens is 5");
+  process.write("And now?\n");
+  BOOST_TEST(contains(process.read_until("]"), "[5 tokens"));
+  process.write("/quit\n");
+  const Exit exit = process.finish();
+  BOOST_TEST(exit.code == 0, exit.out);
+}
+
+BOOST_AUTO_TEST_CASE(ctrl_c_at_the_prompt_drops_the_line) {
+  Process process(talk({"--max-tokens", "3"}), Process::Input::terminal);
+  process.read_until("> ");
+  process.write("never mind");
+  process.read_until("mind");
+  process.write("\x03");
+  process.read_until("> ");
+  process.write("/history\n");
+  BOOST_TEST(!contains(process.read_until("> "), "user: "));
+  process.write("\x04");
+  BOOST_TEST(process.finish().code == 0);
+}
+
+BOOST_AUTO_TEST_CASE(history_is_kept_from_run_to_run) {
+  {
+    Process process(talk({}), Process::Input::terminal);
+    process.read_until("> ");
+    process.write("/seed 1234\n");
+    process.read_until("seed is 1234");
+    process.write("/quit\n");
+    BOOST_TEST(process.finish().code == 0);
+  }
+  Process process(talk({}), Process::Input::terminal);
+  process.read_until("> ");
+  process.write("\x1b[A\x1b[A\n");  // up, up, enter: the line before /quit
+  BOOST_TEST(contains(process.read_until("seed is 1234"), "/seed 1234"));
+  process.write("/quit\n");
+  BOOST_TEST(process.finish().code == 0);
+}
+
 BOOST_AUTO_TEST_CASE(a_pipe_is_answered_line_by_line) {
   const Exit exit = run(talk({"--max-tokens", "12", "--no-stats"}),
                         "What is the capital of France?\n/history\n");
@@ -50,6 +98,20 @@ BOOST_AUTO_TEST_CASE(a_conversation_is_saved_and_gone_on_with) {
   const Exit second = run(talk({"--max-tokens", "8"}), "/load " + path + "\n/history\n");
   BOOST_TEST(second.code == 0, second.err);
   BOOST_TEST(contains(second.out, "system: " + system + "\nuser: My name is Ada.\nassistant: "));
+}
+
+BOOST_AUTO_TEST_CASE(the_history_decides_the_answer) {
+  // Greedy: the second answer can differ only because the first turn is part of its prompt.
+  const auto last_answer = [](const std::string& before) {
+    std::string out =
+        run(talk({"--max-tokens", "12", "--no-stats"}), before + "Repeat my name.\n").out;
+    out.pop_back();
+    return out.substr(out.rfind('\n') + 1);
+  };
+  const std::string fresh = last_answer("");
+  BOOST_TEST(!contains(fresh, "Ada"), fresh);
+  BOOST_TEST(contains(last_answer("My name is Ada.\n"), "Ada"));
+  BOOST_TEST(last_answer("My name is Ada.\n/clear\n") == fresh);
 }
 
 BOOST_AUTO_TEST_CASE(wrong_commands_are_refused_and_fail_a_script) {

@@ -31,6 +31,21 @@ BOOST_AUTO_TEST_CASE(it_is_ready_then_healthy_then_stops_with_0) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(a_running_stream_finishes_before_the_node_does) {
+  NodeProcess node;
+  Process client({"complete", "--connect", node.endpoint(), "--prompt", "Once upon a time",
+                  "--max-tokens", "60", "--ignore-eos", "--temperature", "0", "--json"});
+  // The stream runs as soon as its tokens are counted.
+  while (nlohmann::json::parse(run({"health", "--connect", node.endpoint(), "--json"}).out)
+             .at("stats")
+             .value("engine.tokens", 0.0) == 0.0) {
+  }
+  BOOST_TEST(node.stop().code == 0);
+  const Exit exit = client.finish();
+  BOOST_REQUIRE_MESSAGE(exit.code == 0, exit.err);
+  BOOST_TEST(nlohmann::json::parse(exit.out).at("tokens").size() == 60U);
+}
+
 BOOST_AUTO_TEST_CASE(a_second_signal_stops_at_once) {
   NodeProcess node;
   Process client({"complete", "--connect", node.endpoint(), "--prompt", "Once upon a time",

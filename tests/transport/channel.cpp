@@ -354,7 +354,7 @@ class World {
     // Readers may lag behind the owner's last ack; this keeper waits for them.
     bool readers_done = true;
     for (const Client& client : clients_) readers_done &= client.receiver.terminals > 0;
-    if (verdict.expired && readers_done) {
+    if ((verdict.expired || kept_->settled()) && readers_done) {
       expired_ = true;
       kept_.reset();
     }

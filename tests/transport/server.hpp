@@ -81,7 +81,7 @@ class Server {
   std::atomic<int> starts = 0;
   std::atomic<int> stops = 0;
   std::atomic<int> lost = 0;
-  std::atomic<int> expired = 0;
+  std::atomic<int> settled = 0;
 
  private:
   struct Running {
@@ -91,6 +91,7 @@ class Server {
     std::uint32_t said = 0;
     bool finished = false;
     std::uint64_t epoch = 0;
+    bool settled = false;
   };
 
   bool open() {
@@ -156,7 +157,7 @@ class Server {
       } else if (auto* follow = std::get_if<Follow>(&action)) {
         keep(*follow);
       } else if (auto* stats = std::get_if<AskStats>(&action)) {
-        say(stats->peer, Stats{{{"streams", static_cast<double>(streams_.size())}}});
+        say(stats->peer, Stats{{{"streams", static_cast<double>(streams_.size() - settled)}}});
       } else if (auto* health = std::get_if<AskHealth>(&action)) {
         say(health->peer, Health{true, ""});
       }
@@ -238,7 +239,7 @@ class Server {
       if (!stream.finished && stream.said == stream.tokens)
         finish(id, engine::FinishReason::length);
       if (verdict.abandoned) ++stops;
-      if (verdict.expired) ++expired;
+      if (stream.state.settled() && !std::exchange(stream.settled, true)) ++settled;
       at = verdict.expired || verdict.abandoned ? streams_.erase(at) : std::next(at);
     }
     return busy;
