@@ -4,7 +4,7 @@
 #include <span>
 #include <string_view>
 
-#include "engine/utf8.hpp"
+#include "model/unicode.hpp"
 
 namespace sluice::engine {
 
@@ -90,7 +90,7 @@ Result<void> check_request(const Request& request, std::uint32_t vocabulary) {
                 request.max_tokens);
   }
   for (std::size_t i = 0; i < request.stops.size(); ++i) {
-    if (request.stops[i].empty() || !is_utf8(request.stops[i])) {
+    if (request.stops[i].empty() || !model::is_valid_utf8(request.stops[i])) {
       return fail(ErrorCode::bad_request, "stop string {} is {}; leave it out or mend it", i,
                   request.stops[i].empty() ? "empty" : "not valid UTF-8");
     }

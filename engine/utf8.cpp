@@ -44,12 +44,4 @@ void Utf8Cleaner::finish(std::string& out) {
   high_ = 0xBF;
 }
 
-bool is_utf8(std::string_view text) {
-  Utf8Cleaner cleaner;
-  std::string clean;
-  clean.reserve(text.size());
-  for (const char c : text) cleaner.push(static_cast<std::uint8_t>(c), clean);
-  return cleaner.at_border() && clean == text;
-}
-
 }  // namespace sluice::engine

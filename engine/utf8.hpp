@@ -30,7 +30,4 @@ class Utf8Cleaner {
   std::uint8_t high_ = 0xBF;
 };
 
-/// Whether `text` is well-formed UTF-8: no surrogates, no overlong forms, nothing over U+10FFFF.
-bool is_utf8(std::string_view text);
-
 }  // namespace sluice::engine

@@ -25,6 +25,7 @@ void append_utf8(std::string& out, char32_t code);
 /// not looked at: SPM tokenizers cut text by this alone.
 std::size_t announced_bytes(char lead);
 
+/// Whether `text` is well-formed: no overlong forms, surrogates or codes above U+10FFFF.
 bool is_valid_utf8(std::string_view text);
 
 /// Replaces each byte that is no UTF-8 by U+FFFD. As llama.cpp does, an overlong form becomes the

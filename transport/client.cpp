@@ -295,7 +295,6 @@ const Welcome& Client::welcome() const { return *state_->welcome; }
 Result<StreamId> Client::submit(Submit submit) {
   if (submit.stream == StreamId{}) submit.stream = random_stream_id();
   if (submit.owner == OwnerSecret{}) submit.owner = random_stream_id();
-  if (submit.sampling.seed == 0) submit.sampling.seed = random_seed();
   const auto found = state_->streams.find(submit.stream);
   if (found != state_->streams.end() && !found->second.state->ended())
     return fail(ErrorCode::conflict, "stream {} is followed already", to_hex(submit.stream));
@@ -371,7 +370,7 @@ StreamId Client::random_stream_id() {
 
 std::uint64_t Client::random_seed() {
   std::uint64_t seed = 0;
-  while (seed == 0) randombytes_buf(&seed, sizeof seed);
+  randombytes_buf(&seed, sizeof seed);
   return seed;
 }
 

@@ -32,8 +32,8 @@ class Client {
 
   const Welcome& welcome() const;
 
-  /// Sends a request. Fills in stream id, owner secret and seed where they are zero; returns the
-  /// stream id.
+  /// Sends a request. Fills in stream id and owner secret where they are zero; returns the stream
+  /// id. The seed is sent as it is: `random_seed()` draws one.
   Result<StreamId> submit(Submit submit);
 
   /// Follows a stream from token `from` on, through the subscriber socket and `attach`.

@@ -8,6 +8,7 @@
 #include <limits>
 #include <msgpack.hpp>
 
+#include "model/unicode.hpp"
 #include "transport/protocol.hpp"
 
 namespace sluice::transport {
@@ -187,7 +188,7 @@ class Reader {
     if (value.via.str.size > bytes_max)
       return too_large(key, value.via.str.size, bytes_max, "bytes");
     const std::string_view text(value.via.str.ptr, value.via.str.size);
-    if (!valid_utf8(text)) return refuse(key, "is not valid UTF-8");
+    if (!model::is_valid_utf8(text)) return refuse(key, "is not valid UTF-8");
     out = text;
   }
 

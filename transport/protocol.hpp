@@ -229,9 +229,6 @@ Subject subject_of(std::string_view frame, const Limits& limits);
 /// The reason's name on the wire, e.g. "stop".
 std::string_view to_string(engine::FinishReason reason);
 
-/// Whether `text` is well-formed UTF-8: no overlong forms, surrogates or values above U+10FFFF.
-bool valid_utf8(std::string_view text);
-
 std::string to_hex(std::span<const std::uint8_t> bytes);
 std::optional<StreamId> stream_from_hex(std::string_view hex);
 

@@ -5,12 +5,15 @@
 
 #include <boost/test/unit_test.hpp>
 #include <chrono>
+#include <filesystem>
+#include <functional>
 #include <map>
 #include <string>
 #include <thread>
 #include <zmq.hpp>
 
 #include "bench/instant_backend.hpp"
+#include "tests/transport/rude.hpp"
 #include "transport/client.hpp"
 
 namespace {
@@ -72,6 +75,26 @@ double stat(transport::Client& client, const std::string& name) {
   return 0;
 }
 
+void eventually(const std::function<bool()>& done) {
+  const auto deadline = std::chrono::steady_clock::now() + 60s;
+  while (!done()) {
+    BOOST_REQUIRE(std::chrono::steady_clock::now() < deadline);
+    std::this_thread::yield();
+  }
+}
+
+/// No stream runs or is kept, and every block is free.
+void wait_until_idle(transport::Client& client) {
+  eventually([&] {
+    return stat(client, "session.open") == 0 && stat(client, "engine.smol.running") == 0 &&
+           stat(client, "engine.smol.blocks_free") == stat(client, "engine.smol.blocks_total");
+  });
+}
+
+std::ptrdiff_t open_descriptors() {
+  return std::ranges::distance(std::filesystem::directory_iterator("/proc/self/fd"));
+}
+
 transport::Submit request(const std::string& prompt, std::uint32_t max_tokens, std::uint64_t seed) {
   transport::Submit submit;
   submit.prompt = prompt;
@@ -122,26 +145,66 @@ BOOST_AUTO_TEST_CASE(eight_streams_together_give_what_each_gives_alone) {
 
 BOOST_AUTO_TEST_CASE(a_client_that_goes_away_frees_its_blocks) {
   zmq::context_t context;
-  auto config = config_for("tcp://127.0.0.1:0", true);
+  auto config = config_for("tcp://127.0.0.1:0", false);
   config.stream.grace_ns = 1'000'000;
+  config.stream.probe_ns = 1'000'000;
   auto node = actors::Node::start(config, context);
   BOOST_REQUIRE(node);
   auto watcher = transport::Client::connect({.connect = (*node)->address()});
   BOOST_REQUIRE(watcher);
-  const double total = stat(**watcher, "engine.smol.blocks_total");
   {
     auto doomed = transport::Client::connect({.connect = (*node)->address()});
     BOOST_REQUIRE(doomed);
-    // Never reads, so its window closes and the stream stays open behind it.
-    for (int i = 0; i < 4; ++i) BOOST_REQUIRE((*doomed)->submit(request("going", 500, 1)));
+    for (int i = 0; i < 4; ++i) {
+      auto submit = request("Once upon a time", 500, 1);
+      submit.ignore_eos = true;
+      BOOST_REQUIRE((*doomed)->submit(submit));
+    }
     BOOST_REQUIRE((*doomed)->next(30s));
   }
-  const auto deadline = std::chrono::steady_clock::now() + 60s;
-  while (stat(**watcher, "engine.smol.blocks_free") != total ||
-         stat(**watcher, "session.open") != 0) {
-    BOOST_REQUIRE(std::chrono::steady_clock::now() < deadline);
-    std::this_thread::yield();
+  wait_until_idle(**watcher);
+  BOOST_TEST(stat(**watcher, "engine.smol.tokens") < 4 * 500);  // they did not just end
+}
+
+BOOST_AUTO_TEST_CASE(a_hundred_rude_peers_harm_nobody_and_leave_nothing) {
+  zmq::context_t context;
+  auto config = config_for("tcp://127.0.0.1:0", false);
+  config.stream.grace_ns = 1'000'000;
+  config.stream.probe_ns = 1'000'000;
+  config.stream.retention_ns = 1'000'000;
+  auto node = actors::Node::start(config, context);
+  BOOST_REQUIRE(node);
+  const std::string address = (*node)->address();
+  auto client = transport::Client::connect({.connect = address});
+  BOOST_REQUIRE(client);
+  auto submit = request("Once upon a time", 120, 5);
+  submit.ignore_eos = true;
+  const auto first = *(*client)->submit(submit);
+  const auto alone = collect(**client, 1).at(first);
+  wait_until_idle(**client);
+  const auto descriptors = open_descriptors();
+
+  const auto stream = *(*client)->submit(submit);
+  {
+    zmq::context_t theirs;
+    std::mt19937_64 random(11);
+    for (int i = 0; i < 100; ++i) {
+      fakes::visit_as_stranger(address, random);
+      fakes::visit_with_nonsense(theirs, address, 10, random);
+      if (i % 10 != 0) continue;
+      // One that asks for something and leaves without a word.
+      auto leaver = transport::Client::connect({.connect = address});
+      BOOST_REQUIRE(leaver);
+      BOOST_REQUIRE((*leaver)->submit(request("Going", 400, 1)));
+    }
   }
+  const auto answer = collect(**client, 1).at(stream);
+  BOOST_TEST(answer.text == alone.text);
+  BOOST_TEST(answer.tokens == alone.tokens, boost::test_tools::per_element());
+  wait_until_idle(**client);
+  BOOST_TEST(stat(**client, "io.frames_malformed") >= 1000);
+  eventually([&] { return open_descriptors() == descriptors; });
+  BOOST_TEST((*client)->health(10s).value().ready);
 }
 
 BOOST_AUTO_TEST_CASE(a_drained_node_finishes_its_streams) {

@@ -2,6 +2,7 @@
 // to go. Runs the binary; signals and pipes only, no waiting for time to pass.
 
 #include <boost/test/unit_test.hpp>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "tests/cli/process.hpp"
@@ -44,6 +45,28 @@ BOOST_AUTO_TEST_CASE(a_running_stream_finishes_before_the_node_does) {
   const Exit exit = client.finish();
   BOOST_REQUIRE_MESSAGE(exit.code == 0, exit.err);
   BOOST_TEST(nlohmann::json::parse(exit.out).at("tokens").size() == 60U);
+}
+
+BOOST_AUTO_TEST_CASE(a_killed_client_frees_its_blocks) {
+  ScratchFolder folder;
+  const std::string path = folder.file("node.toml");
+  std::ofstream(path) << "[stream]\ngrace_ms = 1\n[[engine]]\nmodel = \"" << model << "\"\n";
+  NodeProcess node({"--config", path});
+  Process client({"complete", "--connect", node.endpoint(), "--prompt", "Once upon a time",
+                  "--max-tokens", "8000", "--ignore-eos", "--temperature", "0"});
+  client.read_until(" ");
+  client.send_signal(SIGKILL);
+  BOOST_TEST(client.finish().code == 128 + SIGKILL);
+  const auto stats = [&] {
+    return nlohmann::json::parse(run({"health", "--connect", node.endpoint(), "--json"}).out)
+        .at("stats");
+  };
+  auto now = stats();
+  // 8,000 tokens would take a minute; ctest's time limit is what makes a miss fail.
+  while (now.at("engine.running") != 0.0) now = stats();
+  BOOST_TEST(now.at("engine.blocks_free") == now.at("engine.blocks_total"));
+  BOOST_TEST(now.at("engine.tokens").get<double>() < 8000.0);
+  BOOST_TEST(node.stop().code == 0);
 }
 
 BOOST_AUTO_TEST_CASE(a_second_signal_stops_at_once) {

@@ -7,6 +7,7 @@
 #include <boost/test/unit_test.hpp>
 #include <random>
 
+#include "model/unicode.hpp"
 #include "tests/engine/fake_tokenizer.hpp"
 
 using namespace sluice;
@@ -143,7 +144,7 @@ BOOST_AUTO_TEST_CASE(random_bytes_in_random_tokens_read_as_the_whole) {
     const auto [tokenizer, tokens] = cut(bytes, random);
     TextStream stream(tokenizer, std::vector<std::string>{});
     BOOST_REQUIRE_EQUAL(run(stream, tokens), decode_whole(bytes));
-    BOOST_REQUIRE_EQUAL(is_utf8(bytes), valid(bytes));
+    BOOST_REQUIRE_EQUAL(model::is_valid_utf8(bytes), valid(bytes));
   }
 }
 

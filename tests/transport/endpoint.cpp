@@ -16,6 +16,7 @@
 #include <random>
 #include <zmq.hpp>
 
+#include "tests/transport/rude.hpp"
 #include "tests/transport/server.hpp"
 #include "transport/client.hpp"
 #include "transport/handover.hpp"
@@ -473,28 +474,10 @@ BOOST_AUTO_TEST_CASE(garbage_hurts_nobody) {
   const auto client = client_of(server, context);
   const StreamId id = client->submit(request(1, 20000)).value();
   std::mt19937_64 random(7);
-  const auto junk = [&](std::size_t size) {
-    std::string bytes(1 + random() % size, '\0');
-    for (char& byte : bytes) byte = static_cast<char>(random());
-    bytes[0] = static_cast<char>(0xc1);  // no msgpack begins so
-    return bytes;
-  };
-  const auto port = node.listen_address().substr(node.listen_address().rfind(':') + 1);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(static_cast<std::uint16_t>(std::stoi(port)));
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   constexpr int peers = 100;
   for (int i = 0; i < peers; ++i) {
-    // One that does not even speak ZMTP, and one that does and then talks nonsense.
-    const int raw = socket(AF_INET, SOCK_STREAM, 0);
-    BOOST_REQUIRE_EQUAL(connect(raw, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-    const std::string bytes = junk(300);
-    [[maybe_unused]] const auto sent = ::send(raw, bytes.data(), bytes.size(), MSG_NOSIGNAL);
-    close(raw);
-    auto socket = bare(context, node.listen_address());
-    for (int k = 0; k < 10; ++k) socket.send(zmq::buffer(junk(200)));
-    std::get<Failed>(answer(socket));  // so that they arrived
+    fakes::visit_as_stranger(node.listen_address(), random);
+    fakes::visit_with_nonsense(context, node.listen_address(), 10, random);
   }
   check_whole(gather(*client, 1).at(id), 1, 20000);
   BOOST_CHECK(eventually([&] { return node.stats().frames_malformed >= 10 * peers; }));
