@@ -55,9 +55,7 @@ endfunction()
 
 # What every sanitized test runs with; processes that a test starts inherit it.
 set(tsan_options halt_on_error=1:second_deadlock_stack=1)
-if(EXISTS ${CMAKE_SOURCE_DIR}/tests/tsan.supp)
-  string(APPEND tsan_options :suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp)
-endif()
+string(APPEND tsan_options :suppressions=${CMAKE_SOURCE_DIR}/tests/tsan/suppressions)
 set(SLUICE_TEST_ENVIRONMENT
   ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:check_initialization_order=1
   UBSAN_OPTIONS=print_stacktrace=1
