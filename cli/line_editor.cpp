@@ -72,9 +72,9 @@ struct LineEditor::State {
     // While a line is edited Ctrl-C and Ctrl-Z are keys like others: libedit reads on after a
     // signal, and nothing can be lost between a look for one and the next read.
     el_set(edit, EL_SETTY, "-d", "-isig", nullptr);
-    el_set(edit, EL_ADDFN, "drop-line", "Drop the line", &State::drop_line);
+    el_wset(edit, EL_ADDFN, L"drop-line", L"Drop the line", &State::drop_line);
     el_set(edit, EL_BIND, "^C", "drop-line", nullptr);
-    el_set(edit, EL_ADDFN, "suspend", "Stop until the shell goes on with it", &State::suspend);
+    el_wset(edit, EL_ADDFN, L"suspend", L"Stop until the shell goes on", &State::suspend);
     el_set(edit, EL_BIND, "^Z", "suspend", nullptr);
     ::history(history, &event, H_SETSIZE, history_lines);
     ::history(history, &event, H_SETUNIQUE, 1);

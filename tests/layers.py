@@ -46,6 +46,7 @@ LIBRARIES = {
     "cli": ["fmt/", "tl/", "zmq", "CLI/", "nlohmann/", "toml++/", "spdlog/", "histedit.h"],
     "bench": ["fmt/", "tl/", "zmq", "CLI/", "nlohmann/"],
     "examples": ["fmt/", "tl/", "zmq"],
+    "tsan": ["caf/"],
 }
 
 # Headers of the system are not libraries: <vector>, <sys/mman.h>, <unistd.h> ...
