@@ -90,7 +90,7 @@ BOOST_AUTO_TEST_SUITE(chat_template)
 
 BOOST_AUTO_TEST_CASE(every_family_renders_as_its_jinja) {
   const json fixture = json::parse(read_fixture("rendered.json"));
-  BOOST_REQUIRE_EQUAL(fixture.at("rendered").size(), 14);
+  BOOST_REQUIRE_EQUAL(fixture.at("rendered").size(), 13);
   for (const auto& [name, rendered] : fixture.at("rendered").items()) {
     check_rendered(name, fixture.at("conversations"), rendered);
   }
@@ -105,7 +105,7 @@ BOOST_AUTO_TEST_CASE(formats_and_default_system_messages_are_read) {
   const std::pair<const char*, ChatFormat> formats[] = {
       {"smollm2", ChatFormat::chatml},       {"llama2", ChatFormat::llama2},
       {"llama3.2", ChatFormat::llama3},      {"gemma3", ChatFormat::gemma},
-      {"mistral-nemo", ChatFormat::mistral}, {"tinyllama", ChatFormat::zephyr}};
+      {"mistral-nemo", ChatFormat::mistral}, {"zephyr", ChatFormat::zephyr}};
   for (const auto& [name, format] : formats) BOOST_CHECK(recognise(name).format == format);
 }
 
@@ -146,7 +146,7 @@ BOOST_AUTO_TEST_CASE(what_is_not_known_is_refused_by_name) {
   check_refused(changed("llama3", "<|end_header_id|>\n\n'", "<|end_header_id|>\n'"), "Llama 3");
   check_refused(changed("llama2", "content.strip()", "content"), "Llama 2");
   check_refused(changed("gemma2", "| trim", ""), "Gemma");
-  check_refused(changed("mistral-v3", "loop.last", "loop.index0 == 2"), "Mistral");
+  check_refused(changed("mistral-v3", "loop.last and", "loop.index0 == 2 and"), "Mistral");
   check_refused(changed("zephyr", "eos_token }}\n{% elif", "eos_token }}{% elif"), "Zephyr");
 }
 
