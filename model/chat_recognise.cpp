@@ -1,11 +1,14 @@
-// Which chat format a Jinja template writes. The template is brought into one spelling (white
-// space, quotes and ways to name a message's fields do not matter), then looked through for the
-// expressions that make each known format. Nothing is guessed: what differs from them is refused.
+// Which chat format a Jinja template writes. The template is brought into one spelling without its
+// branches for tools (model/jinja.hpp) and then read from its start to its end, as one of the texts
+// that published checkpoints ship. Nothing is guessed: what goes on otherwise is refused.
 
 #include <algorithm>
 #include <optional>
+#include <span>
 
 #include "model/chat_template.hpp"
+#include "model/jinja.hpp"
+#include "model/unicode.hpp"
 
 namespace sluice::model {
 
@@ -22,176 +25,94 @@ tl::unexpected<Error> refuse(std::string_view what) {
       what);
 }
 
-void replace_all(std::string& text, std::string_view find, std::string_view with) {
-  for (std::size_t at = 0; (at = text.find(find, at)) != std::string::npos; at += with.size()) {
-    text.replace(at, find.size(), with);
+/// The start of `text` on one line, whole characters of it, for a message.
+std::string excerpt(std::string_view text) {
+  constexpr std::size_t kBytes = 60;
+  std::size_t end = 0;
+  for (Utf8Char next = decode_utf8(text, 0); next.bytes > 0 && end + next.bytes <= kBytes;
+       next = decode_utf8(text, end)) {
+    end += next.bytes;
   }
+  std::string line = repair_utf8(text.substr(0, end));
+  std::replace_if(
+      line.begin(), line.end(), [](char c) { return c >= 0 && c < ' '; }, ' ');
+  return line;
 }
 
-bool is_blank(char c) { return c == ' ' || c == '\n' || c == '\r' || c == '\t'; }
-
-/// Brings Jinja into one spelling: see `canonical`.
-class Canonicalizer {
+/// Reads a template in its one spelling.
+class Reader {
  public:
-  explicit Canonicalizer(std::string_view jinja) : in_(jinja) {}
+  explicit Reader(std::string_view text) : rest_(text) {}
 
-  /// Tags without white space or trimming marks, strings in single quotes with newlines as \n, and
-  /// text outside of tags, so far as Jinja would print it, as {{text'...'}}.
-  std::string run() {
-    while (at_ < in_.size()) {
-      const std::size_t open = next_tag();
-      outside(in_.substr(at_, open - at_), open < in_.size() && in_[open + 1] != '{');
-      at_ = open;
-      if (at_ < in_.size()) tag();
-    }
-    replace_all(out_, "message.role", "message['role']");
-    replace_all(out_, "message.content", "message['content']");
-    replace_all(out_, "'+'", "");
-    return std::move(out_);
+  /// Steps over `piece` if that comes next.
+  bool take(std::string_view piece) {
+    if (!rest_.starts_with(piece)) return false;
+    rest_.remove_prefix(piece.size());
+    return true;
   }
 
- private:
-  std::size_t next_tag() const {
-    for (std::size_t i = at_; i + 1 < in_.size(); ++i) {
-      if (in_[i] == '{' && (in_[i + 1] == '{' || in_[i + 1] == '%' || in_[i + 1] == '#')) return i;
+  /// Steps over the one that comes next of `pieces`, the index of it.
+  std::optional<std::size_t> take_one(std::span<const std::string> pieces) {
+    for (std::size_t i = 0; i < pieces.size(); ++i) {
+      if (take(pieces[i])) return i;
     }
-    return in_.size();
+    return std::nullopt;
   }
 
-  /// Jinja as checkpoints are rendered: trim_blocks and lstrip_blocks are on.
-  void outside(std::string_view text, bool before_block) {
-    if (after_block_ && text.starts_with('\n')) text.remove_prefix(1);
-    if (after_dash_) {
-      while (!text.empty() && is_blank(text.front())) text.remove_prefix(1);
-    }
-    const std::size_t open = at_of(text);
-    const bool dash = open + 2 < in_.size() && in_[open + 2] == '-';
-    if (dash) {
-      while (!text.empty() && is_blank(text.back())) text.remove_suffix(1);
-    } else if (before_block) {
-      std::size_t end = text.size();
-      while (end > 0 && (text[end - 1] == ' ' || text[end - 1] == '\t')) --end;
-      if (end == 0 ? at_ == 0 || after_block_ : text[end - 1] == '\n') text = text.substr(0, end);
-    }
-    // A template's last newline is dropped.
-    if (open == in_.size() && text.ends_with('\n')) text.remove_suffix(1);
-    if (text.empty()) return;
-    out_ += "{{text'";
-    literal(text);
-    out_ += "'}}";
-  }
-  std::size_t at_of(std::string_view text) const {
-    return static_cast<std::size_t>(text.data() - in_.data()) + text.size();
-  }
-
-  void literal(std::string_view text) {
-    for (const char c : text) {
-      if (c == '\n') {
-        out_ += "\\n";
-      } else if (c == '\'') {
-        out_ += "\\'";
-      } else {
-        out_.push_back(c);
+  /// Steps over `open`, the rest of the string that goes on after it, and `close`; what lies
+  /// between them.
+  std::optional<std::string> take_string(std::string_view open, std::string_view close) {
+    if (!rest_.starts_with(open)) return std::nullopt;
+    std::string value;
+    for (std::size_t i = open.size(); i < rest_.size(); ++i) {
+      if (rest_.substr(i).starts_with(close)) {
+        rest_.remove_prefix(i + close.size());
+        return value;
       }
-    }
-  }
-
-  void tag() {
-    const char kind = in_[at_ + 1];
-    const std::string_view close = kind == '{' ? "}}" : kind == '%' ? "%}" : "#}";
-    after_block_ = kind != '{';
-    std::size_t i = at_ + 2;
-    if (kind == '#') {
-      const std::size_t end = in_.find("#}", i);
-      after_dash_ = end != std::string_view::npos && in_[end - 1] == '-';
-      at_ = end == std::string_view::npos ? in_.size() : end + 2;
-      return;
-    }
-    out_.append(in_.substr(at_, 2));
-    if (i < in_.size() && in_[i] == '-') ++i;
-    while (i < in_.size() && !in_.substr(i).starts_with(close)) {
-      if (in_[i] == '\'' || in_[i] == '"') {
-        i = string(i);
-      } else {
-        if (!is_blank(in_[i])) out_.push_back(in_[i]);
+      if (rest_[i] == '\'') return std::nullopt;
+      if (rest_[i] == '\\' && i + 1 < rest_.size()) {
         ++i;
-      }
-    }
-    after_dash_ = !out_.empty() && out_.back() == '-';
-    if (after_dash_) out_.pop_back();
-    out_ += close;
-    at_ = std::min(in_.size(), i + 2);
-  }
-
-  /// A string from its opening quote on; returns where it ends.
-  std::size_t string(std::size_t i) {
-    const char quote = in_[i++];
-    out_.push_back('\'');
-    while (i < in_.size() && in_[i] != quote) {
-      if (in_[i] == '\\' && i + 1 < in_.size()) {
-        if (in_[i + 1] == '"') {
-          out_.push_back('"');
-        } else {
-          out_.append(in_.substr(i, 2));
-        }
-        i += 2;
+        value.push_back(rest_[i] == 'n' ? '\n' : rest_[i] == 't' ? '\t' : rest_[i]);
       } else {
-        literal(in_.substr(i, 1));
-        ++i;
-      }
-    }
-    out_.push_back('\'');
-    return std::min(in_.size(), i + 1);
-  }
-
-  std::string_view in_;
-  std::size_t at_ = 0;
-  bool after_block_ = false, after_dash_ = false;
-  std::string out_;
-};
-
-/// A template in its one spelling.
-class Canonical {
- public:
-  explicit Canonical(std::string_view jinja) : text_(Canonicalizer(jinja).run()) {}
-
-  bool has(std::string_view part) const { return text_.find(part) != std::string::npos; }
-
-  /// Whether text outside of tags would be printed.
-  bool prints_outside() const { return has("{{text'"); }
-
-  /// The rest of the string that goes on after `start`, up to `end` within the same string.
-  std::optional<std::string> string_between(std::string_view start, std::string_view end) const {
-    for (std::size_t at = 0; (at = text_.find(start, at)) != std::string::npos;) {
-      at += start.size();
-      std::string value;
-      for (std::size_t i = at; i < text_.size(); ++i) {
-        if (std::string_view(text_).substr(i).starts_with(end)) return value;
-        if (text_[i] == '\'') break;
-        if (text_[i] == '\\' && i + 1 < text_.size()) {
-          ++i;
-          value.push_back(text_[i] == 'n' ? '\n' : text_[i] == 't' ? '\t' : text_[i]);
-        } else {
-          value.push_back(text_[i]);
-        }
+        value.push_back(rest_[i]);
       }
     }
     return std::nullopt;
   }
 
+  bool done() const { return rest_.empty(); }
+  std::string_view rest() const { return rest_; }
+
  private:
-  std::string text_;
+  std::string_view rest_;
 };
 
-/// The content of a message, as templates write it.
-constexpr std::string_view kContent = "message['content']";
+/// Refuses a template of a known family that goes on in an unknown way.
+tl::unexpected<Error> refuse_rest(std::string_view family, const Reader& reader) {
+  if (reader.done()) return refuse(fmt::format("is a variant of {} that ends too early", family));
+  return refuse(
+      fmt::format("is a variant of {} that goes on with \"{}\"", family, excerpt(reader.rest())));
+}
 
-/// Which of `content` and `content|trim` stands between two expressions; nothing if neither does.
-std::optional<bool> trims_between(const Canonical& jinja, std::string_view before,
-                                  std::string_view after) {
-  if (jinja.has(fmt::format("{}{}{}", before, kContent, after))) return false;
-  if (jinja.has(fmt::format("{}{}|trim{}", before, kContent, after))) return true;
-  return std::nullopt;
+// What several families write.
+constexpr std::string_view kEachMessage = "{%formessageinmessages%}";
+constexpr std::string_view kEachOfLoop = "{%formessageinloop_messages%}";
+constexpr std::string_view kIfSystem = "{%ifmessages[0]['role']=='system'%}";
+constexpr std::string_view kAlternates =
+    "{%if(message['role']=='user')!=(loop.index0%2==0)%}{{raise}}{%endif%}";
+
+/// The line that opens the answer, asked for or always.
+bool take_generation(Reader& reader, std::string_view line) {
+  return reader.take(fmt::format("{{%ifadd_generation_prompt%}}{}{{%endif%}}", line)) ||
+         reader.take(line);
+}
+
+/// `before`, a message's content and `after`; whether the content is trimmed.
+std::optional<bool> take_content(Reader& reader, std::string_view before, std::string_view after) {
+  const std::string kinds[] = {fmt::format("{}message['content']{}", before, after),
+                               fmt::format("{}message['content']|trim{}", before, after)};
+  const auto kind = reader.take_one(kinds);
+  return kind ? std::optional(*kind == 1) : std::nullopt;
 }
 
 ChatLayout chatml_layout() {
@@ -203,28 +124,43 @@ ChatLayout chatml_layout() {
   return layout;
 }
 
-Result<ChatTemplate> recognise_chatml(const Canonical& jinja) {
+Result<ChatTemplate> recognise_chatml(Reader reader) {
   for (const std::string_view extra : {"think", "reasoning", "strftime"}) {
-    if (jinja.has(extra))
+    if (reader.rest().find(extra) != std::string_view::npos)
       return refuse(fmt::format("is ChatML with its own rules for \"{}\"", extra));
   }
-  const auto trims =
-      trims_between(jinja, "'<|im_start|>'+message['role']+'\\n'+", "+'<|im_end|>\\n'");
-  if (!trims || !jinja.has("'<|im_start|>assistant\\n'")) {
-    return refuse("is a variant of ChatML whose turns are written otherwise");
-  }
   ChatTemplate chat{ChatFormat::chatml, {}, chatml_layout()};
-  chat.layout.trims_system = chat.layout.trims_user = chat.layout.trims_assistant = *trims;
-  if (jinja.has("bos_token")) {
-    if (!jinja.has("{{bos_token}}"))
-      return refuse("is ChatML with begin-of-text in an unknown place");
-    chat.layout.begin = "\x01";
+  if (reader.take("{{bos_token}}")) chat.layout.begin = "\x01";
+  const auto take_default = [&] {
+    const auto text = reader.take_string("{{'<|im_start|>system\\n", "<|im_end|>\\n'}}");
+    chat.default_system = text.value_or("");
+    return text.has_value();
+  };
+  const auto take_turn = [&] {
+    const auto trims =
+        take_content(reader, "{{'<|im_start|>'+message['role']+'\\n'+", "+'<|im_end|>\\n'}}");
+    ChatLayout& layout = chat.layout;
+    layout.trims_system = layout.trims_user = layout.trims_assistant = trims.value_or(false);
+    return trims.has_value();
+  };
+  bool known = false;
+  if (reader.take(kIfSystem)) {
+    known = reader.take("{{'<|im_start|>system\\n'+messages[0]['content']+'<|im_end|>\\n'}}") &&
+            (!reader.take("{%else%}") || take_default()) && reader.take("{%endif%}") &&
+            reader.take(kEachMessage) &&
+            reader.take(
+                "{%if(message['role']=='user')or(message['role']=='system'andnotloop.first)"
+                "or(message['role']=='assistant'andnotmessage.tool_calls)%}") &&
+            take_turn() && reader.take("{%endif%}");
+  } else {
+    known = reader.take(kEachMessage) &&
+            (!reader.take("{%ifloop.firstandmessages[0]['role']!='system'%}") ||
+             (take_default() && reader.take("{%endif%}"))) &&
+            take_turn();
   }
-  const auto system = jinja.string_between("<|im_start|>system\\n", "<|im_end|>");
-  if (!system && (jinja.has("default_system") || jinja.has("system_message='"))) {
-    return refuse("is ChatML with its default system message set apart");
-  }
-  chat.default_system = system.value_or("");
+  known = known && reader.take("{%endfor%}") &&
+          take_generation(reader, "{{'<|im_start|>assistant\\n'}}");
+  if (!known || !reader.done()) return refuse_rest("ChatML", reader);
   return chat;
 }
 
@@ -240,25 +176,70 @@ ChatLayout llama3_layout() {
   return layout;
 }
 
-Result<ChatTemplate> recognise_llama3(const Canonical& jinja) {
-  const auto trims = trims_between(
-      jinja, "'<|start_header_id|>'+message['role']+'<|end_header_id|>\\n\\n'+", "+'<|eot_id|>'");
-  if (!trims || !jinja.has("'<|start_header_id|>assistant<|end_header_id|>\\n\\n'")) {
-    return refuse("is a variant of Llama 3's whose turns are written otherwise");
+constexpr std::string_view kLlama3Role =
+    "'<|start_header_id|>'+message['role']+'<|end_header_id|>\\n\\n'+";
+constexpr std::string_view kLlama3End = "+'<|eot_id|>'";
+
+bool take_llama3_turn(Reader& reader, std::string_view open, std::string_view close,
+                      ChatLayout& layout) {
+  const auto trims = take_content(reader, fmt::format("{}{}", open, kLlama3Role),
+                                  fmt::format("{}{}", kLlama3End, close));
+  layout.trims_system = layout.trims_user = layout.trims_assistant = trims.value_or(false);
+  return trims.has_value();
+}
+
+/// The system turn of Llama 3.1 and later, which is there in any case and starts with dates. Where
+/// the template asks the clock, its own date for want of one keeps the prompt a function of the
+/// request alone.
+bool take_llama3_dates(Reader& reader, ChatLayout& layout) {
+  if (!reader.take("{%ifnotdate_stringisdefined%}")) return false;
+  const bool clock =
+      reader.take("{%ifstrftime_nowisdefined%}{%setdate_string=strftime_now('%d %b %Y')%}{%else%}");
+  const auto date = reader.take_string("{%setdate_string='", "'%}");
+  if (!date || (clock && !reader.take("{%endif%}")) || !reader.take("{%endif%}")) return false;
+  if (!reader.take(kIfSystem) ||
+      !reader.take("{%setsystem_message=messages[0]['content']|trim%}{%setmessages=messages[1:]%}"
+                   "{%else%}{%setsystem_message=''%}{%endif%}"
+                   "{{'<|start_header_id|>system<|end_header_id|>\\n\\n'}}")) {
+    return false;
   }
+  const auto cutoff = reader.take_string("{{'Cutting Knowledge Date: ", "\\n'}}");
+  if (!cutoff || !reader.take("{{'Today Date: '+date_string+'\\n\\n'}}")) return false;
+  layout.preamble = fmt::format("Cutting Knowledge Date: {}\nToday Date: {}\n\n", *cutoff, *date);
+  return reader.take("{{system_message}}{{'<|eot_id|>'}}");
+}
+
+Result<ChatTemplate> recognise_llama3(Reader reader) {
   ChatTemplate chat{ChatFormat::llama3, {}, llama3_layout()};
-  chat.layout.trims_system = chat.layout.trims_user = chat.layout.trims_assistant = *trims;
-  if (!jinja.has("bos_token")) chat.layout.begin.clear();
-  const auto cutoff = jinja.string_between("'Cutting Knowledge Date: ", "\\n");
-  if (!cutoff) return chat;
-  // Where the template asks the clock, its own date for want of one keeps the prompt a function of
-  // the request alone.
-  const auto date = jinja.string_between("date_string='", "'");
-  if (!date || !jinja.has("'Today Date: '+date_string+'\\n\\n'")) {
-    return refuse("is a variant of Llama 3's whose date is written otherwise");
+  ChatLayout& layout = chat.layout;
+  bool known = false;
+  if (reader.take("{%setloop_messages=messages%}")) {
+    known = reader.take(kEachOfLoop) && take_llama3_turn(reader, "{%setcontent=", "%}", layout) &&
+            reader.take(
+                "{%ifloop.index0==0%}{%setcontent=bos_token+content%}{%endif%}"
+                "{{content}}");
+  } else {
+    if (!reader.take("{{bos_token}}")) layout.begin.clear();
+    const bool dates = reader.rest().starts_with("{%ifnotdate_string");
+    known = (!dates || take_llama3_dates(reader, layout)) && reader.take(kEachMessage);
+    if (known && reader.take("{%ifmessage['role']=='user'%}")) {
+      // As the model's first release has it, with the roles spelled out.
+      for (const std::string_view role : {"user", "assistant"}) {
+        known = known &&
+                reader.take(fmt::format("{{{{'<|start_header_id|>{}<|end_header_id|>\\n\\n"
+                                        "'+message['content']|trim{}}}}}",
+                                        role, kLlama3End)) &&
+                reader.take(role == "user" ? "{%elifmessage['role']=='assistant'%}" : "{%else%}");
+      }
+      known = known && take_llama3_turn(reader, "{{", "}}", layout) && layout.trims_user &&
+              reader.take("{%endif%}");
+    } else {
+      known = known && take_llama3_turn(reader, "{{", "}}", layout);
+    }
   }
-  chat.layout.preamble =
-      fmt::format("Cutting Knowledge Date: {}\nToday Date: {}\n\n", *cutoff, *date);
+  known = known && reader.take("{%endfor%}") &&
+          take_generation(reader, "{{'<|start_header_id|>assistant<|end_header_id|>\\n\\n'}}");
+  if (!known || !reader.done()) return refuse_rest("Llama 3's", reader);
   return chat;
 }
 
@@ -276,15 +257,22 @@ ChatLayout llama2_layout() {
   return layout;
 }
 
-Result<ChatTemplate> recognise_llama2(const Canonical& jinja) {
+Result<ChatTemplate> recognise_llama2(Reader reader) {
   const bool known =
-      jinja.has("'<<SYS>>\\n'+system_message+'\\n<</SYS>>\\n\\n'+message['content']") &&
-      jinja.has("{{bos_token+'[INST] '+content.strip()+' [/INST]'}}") &&
-      jinja.has("{{' '+content.strip()+' '+eos_token}}");
-  if (!known) return refuse("is a variant of Llama 2's whose turns are written otherwise");
-  if (jinja.has("You are a helpful, respectful and honest assistant")) {
-    return refuse("is Llama 2's with its default system message set apart");
-  }
+      reader.take(kIfSystem) &&
+      reader.take(
+          "{%setloop_messages=messages[1:]%}{%setsystem_message=messages[0]['content']%}"
+          "{%else%}{%setloop_messages=messages%}{%setsystem_message=false%}{%endif%}") &&
+      reader.take(kEachOfLoop) && reader.take(kAlternates) &&
+      reader.take(
+          "{%ifloop.index0==0andsystem_message!=false%}"
+          "{%setcontent='<<SYS>>\\n'+system_message+'\\n<</SYS>>\\n\\n'+message['content']%}"
+          "{%else%}{%setcontent=message['content']%}{%endif%}") &&
+      reader.take(
+          "{%ifmessage['role']=='user'%}{{bos_token+'[INST] '+content|trim+' [/INST]'}}"
+          "{%elifmessage['role']=='assistant'%}{{' '+content|trim+' '+eos_token}}"
+          "{%endif%}{%endfor%}");
+  if (!known || !reader.done()) return refuse_rest("Llama 2's", reader);
   return ChatTemplate{ChatFormat::llama2, {}, llama2_layout()};
 }
 
@@ -300,24 +288,34 @@ ChatLayout gemma_layout() {
   return layout;
 }
 
-Result<ChatTemplate> recognise_gemma(const Canonical& jinja) {
+Result<ChatTemplate> recognise_gemma(Reader reader) {
   ChatTemplate chat{ChatFormat::gemma, {}, gemma_layout()};
-  const bool ends = jinja.has("{{bos_token}}") && jinja.has("{{'<start_of_turn>model\\n'}}") &&
-                    jinja.has("roles must alternate");
-  const bool first =
-      jinja.has("{{'<start_of_turn>'+role+'\\n'+message['content']|trim+'<end_of_turn>\\n'}}") &&
-      jinja.has("System role not supported");
-  const bool third =
-      jinja.has("{{'<start_of_turn>'+role+'\\n'+(first_user_prefixifloop.firstelse'')}}") &&
-      jinja.has("{{message['content']|trim}}") && jinja.has("{{'<end_of_turn>\\n'}}") &&
-      jinja.has("first_user_prefix=messages[0]['content']+'\\n\\n'");
-  if (!ends || first == third) {
-    return refuse("is a variant of Gemma's whose turns are written otherwise");
-  }
-  if (third) {
+  if (!reader.take("{{bos_token}}")) chat.layout.begin.clear();
+  constexpr std::string_view kRole =
+      "{%if(message['role']=='assistant')%}{%setrole='model'%}{%else%}"
+      "{%setrole=message['role']%}{%endif%}";
+  bool known = reader.take(kIfSystem);
+  if (known && reader.take("{{raise}}{%endif%}")) {
+    known = reader.take(kEachMessage) && reader.take(kAlternates) && reader.take(kRole) &&
+            reader.take(
+                "{{'<start_of_turn>'+role+'\\n'+message['content']|trim+"
+                "'<end_of_turn>\\n'}}");
+  } else {
     chat.layout.system = System::first_user;
     chat.layout.system_close = "\n\n";
+    known = known &&
+            reader.take(
+                "{%setfirst_user_prefix=messages[0]['content']+'\\n\\n'%}"
+                "{%setloop_messages=messages[1:]%}{%else%}{%setfirst_user_prefix=''%}"
+                "{%setloop_messages=messages%}{%endif%}") &&
+            reader.take(kEachOfLoop) && reader.take(kAlternates) && reader.take(kRole) &&
+            reader.take(
+                "{{'<start_of_turn>'+role+'\\n'+(first_user_prefixifloop.firstelse'')}}"
+                "{{message['content']|trim}}{{'<end_of_turn>\\n'}}");
   }
+  known = known && reader.take("{%endfor%}") &&
+          take_generation(reader, "{{'<start_of_turn>model\\n'}}");
+  if (!known || !reader.done()) return refuse_rest("Gemma's", reader);
   return chat;
 }
 
@@ -333,12 +331,47 @@ ChatLayout mistral_layout(std::string_view open, std::string_view close) {
   return layout;
 }
 
-/// How an assistant's turn is written: what comes before and after, and whether it is trimmed.
-bool read_mistral_assistant(const Canonical& jinja, ChatLayout& layout) {
+/// A loop before the turns that checks their order, as templates with tools have it.
+bool take_mistral_check(Reader& reader) {
+  return reader.take(
+             "{%setns=namespace()%}{%setns.index=0%}{%formessageinloop_messages%}"
+             "{%if(message['role']=='user')!=(ns.index%2==0)%}{{raise}}{%endif%}"
+             "{%setns.index=ns.index+1%}{%endfor%}") ||
+         reader.take(fmt::format("{{%formessageinloop_messages|rejectattr('role','equalto','tool')|"
+                                 "rejectattr('role','equalto','tool_results')|"
+                                 "selectattr('tool_calls','undefined')%}}{}{{%endfor%}}",
+                                 kAlternates));
+}
+
+bool take_mistral_user(Reader& reader, ChatLayout& layout, bool with_system) {
+  if (with_system) {
+    const bool first = reader.take("{%ifloop.firstandsystem_messageisdefined%}");
+    if (!first && !reader.take("{%ifloop.lastandsystem_messageisdefined%}")) return false;
+    layout.system = first ? System::first_user : System::last_user;
+  }
+  for (const std::string_view open : {"[INST] ", " [INST] ", "[INST]"}) {
+    for (const std::string_view close : {" [/INST]", "[/INST]"}) {
+      const std::string turn = fmt::format("message['content']+'{}'}}}}", close);
+      const std::string plain = fmt::format("{{{{'{}'+{}", open, turn);
+      if (!reader.take(with_system ? fmt::format("{{{{'{}'+system_message+'\\n\\n'+{}{{%else%}}{}"
+                                                 "{{%endif%}}",
+                                                 open, turn, plain)
+                                   : plain)) {
+        continue;
+      }
+      layout.user_open = open;
+      layout.user_close = close;
+      return true;
+    }
+  }
+  return false;
+}
+
+bool take_mistral_assistant(Reader& reader, ChatLayout& layout) {
   for (const std::string_view before : {"", " "}) {
     for (const std::string_view after : {"", " "}) {
-      const auto trims = trims_between(jinja, before.empty() ? "{{" : "{{' '+",
-                                       after.empty() ? "+eos_token}}" : "+eos_token+' '}}");
+      const auto trims = take_content(reader, before.empty() ? "{{" : "{{' '+",
+                                      after.empty() ? "+eos_token}}" : "+eos_token+' '}}");
       if (!trims) continue;
       layout.assistant_open = before;
       layout.assistant_close = fmt::format("\x02{}", after);
@@ -349,30 +382,26 @@ bool read_mistral_assistant(const Canonical& jinja, ChatLayout& layout) {
   return false;
 }
 
-Result<ChatTemplate> recognise_mistral(const Canonical& jinja) {
-  if (jinja.has("[SYSTEM_PROMPT]")) return refuse("is Mistral's version 7 ([SYSTEM_PROMPT])");
-  for (const std::string_view open : {"[INST] ", " [INST] ", "[INST]"}) {
-    for (const std::string_view close : {" [/INST]", "[/INST]"}) {
-      const std::string user = fmt::format("{{{{'{}'+{}+'{}'}}}}", open, kContent, close);
-      if (!jinja.has(user)) continue;
-      ChatTemplate chat{ChatFormat::mistral, {}, mistral_layout(open, close)};
-      if (!jinja.has("{{bos_token}}") || !jinja.has("must alternate") ||
-          !read_mistral_assistant(jinja, chat.layout)) {
-        return refuse("is a variant of Mistral's whose turns are written otherwise");
-      }
-      if (!jinja.has("system_message")) return chat;
-      const std::string system =
-          fmt::format("{{{{'{}'+system_message+'\\n\\n'+{}+'{}'}}}}", open, kContent, close);
-      const bool first = jinja.has("loop.firstandsystem_messageisdefined");
-      const bool last = jinja.has("loop.lastandsystem_messageisdefined");
-      if (!jinja.has(system) || first == last) {
-        return refuse("is a variant of Mistral's whose system message is written otherwise");
-      }
-      chat.layout.system = first ? System::first_user : System::last_user;
-      return chat;
-    }
+Result<ChatTemplate> recognise_mistral(Reader reader) {
+  if (reader.rest().find("[SYSTEM_PROMPT]") != std::string_view::npos) {
+    return refuse("is Mistral's version 7 ([SYSTEM_PROMPT])");
   }
-  return refuse("is a variant of Mistral's whose turns are written otherwise");
+  ChatTemplate chat{ChatFormat::mistral, {}, mistral_layout("", "")};
+  const bool with_system = reader.take(kIfSystem);
+  bool known = !with_system || reader.take(
+                                   "{%setsystem_message=messages[0]['content']%}"
+                                   "{%setloop_messages=messages[1:]%}{%else%}"
+                                   "{%setloop_messages=messages%}{%endif%}");
+  const bool checked = known && with_system && take_mistral_check(reader);
+  known = known && reader.take("{{bos_token}}") &&
+          reader.take(with_system ? kEachOfLoop : kEachMessage) &&
+          (checked || reader.take(kAlternates)) && reader.take("{%ifmessage['role']=='user'%}") &&
+          take_mistral_user(reader, chat.layout, with_system) &&
+          reader.take("{%elifmessage['role']=='assistant'%}") &&
+          take_mistral_assistant(reader, chat.layout) &&
+          reader.take("{%else%}{{raise}}{%endif%}{%endfor%}");
+  if (!known || !reader.done()) return refuse_rest("Mistral's", reader);
+  return chat;
 }
 
 ChatLayout zephyr_layout() {
@@ -384,41 +413,46 @@ ChatLayout zephyr_layout() {
   return layout;
 }
 
-Result<ChatTemplate> recognise_zephyr(const Canonical& jinja) {
-  for (const std::string_view role : {"system", "user", "assistant"}) {
-    if (!jinja.has(
-            fmt::format("{{{{'<|{}|>\\n'+{}+eos_token}}}}{{{{text'\\n'}}}}", role, kContent))) {
-      return refuse("is a variant of Zephyr's whose turns are written otherwise");
-    }
+Result<ChatTemplate> recognise_zephyr(Reader reader) {
+  bool known = reader.take(kEachMessage);
+  std::string_view tag = "if";
+  for (const std::string_view role : {"user", "system", "assistant"}) {
+    known = known && reader.take(fmt::format("{{%{}message['role']=='{}'%}}", tag, role)) &&
+            reader.take(fmt::format("{{{{'<|{}|>\\n'+message['content']+eos_token}}}}"
+                                    "{{{{text'\\n'}}}}",
+                                    role));
+    tag = "elif";
   }
-  if (!jinja.has("{{'<|assistant|>'}}{{text'\\n'}}")) {
-    return refuse("is a variant of Zephyr's that opens the answer otherwise");
-  }
+  known = known && reader.take(
+                       "{%endif%}{%ifloop.lastandadd_generation_prompt%}"
+                       "{{'<|assistant|>'}}{{text'\\n'}}{%endif%}{%endfor%}");
+  if (!known || !reader.done()) return refuse_rest("Zephyr's", reader);
   return ChatTemplate{ChatFormat::zephyr, {}, zephyr_layout()};
 }
 
 }  // namespace
 
 Result<ChatTemplate> recognise_chat_template(std::string_view jinja) {
-  const Canonical text(jinja);
   if (jinja.empty()) return refuse("is missing");
-  const bool zephyr = text.has("<|user|>") && text.has("eos_token") && !text.has("<|end|>");
-  if (zephyr) return recognise_zephyr(text);
-  using Recogniser = Result<ChatTemplate> (*)(const Canonical&);
+  const std::string text = canonical_jinja(jinja);
+  const auto has = [&](std::string_view part) { return text.find(part) != std::string::npos; };
+  const bool zephyr = has("<|user|>") && has("eos_token") && !has("<|end|>");
+  if (zephyr) return recognise_zephyr(Reader(text));
+  using Recogniser = Result<ChatTemplate> (*)(Reader);
   const std::pair<std::string_view, Recogniser> families[] = {
       {"<|im_start|>", recognise_chatml},   {"<|start_header_id|>", recognise_llama3},
       {"<start_of_turn>", recognise_gemma}, {"<<SYS>>", recognise_llama2},
       {"[INST]", recognise_mistral},
   };
   for (const auto& [marker, recognise] : families) {
-    if (!text.has(marker)) continue;
-    if (text.prints_outside()) return refuse("prints text outside of its tags");
-    return recognise(text);
+    if (!has(marker)) continue;
+    if (has("{{text'")) return refuse("prints text outside of its tags");
+    return recognise(Reader(text));
   }
   // Its first marker says best which family it is.
   const std::size_t marker = std::min(jinja.find('<'), jinja.size());
   return refuse(fmt::format("is of an unknown format (\"{}\")",
-                            jinja.substr(marker == jinja.size() ? 0 : marker, 40)));
+                            excerpt(jinja.substr(marker == jinja.size() ? 0 : marker))));
 }
 
 Result<ChatTemplate> named_chat_template(std::string_view name) {

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "model/gguf.hpp"
+#include "model/unicode.hpp"
 
 namespace sluice::model {
 namespace {
@@ -148,6 +149,54 @@ BOOST_AUTO_TEST_CASE(what_is_not_known_is_refused_by_name) {
   check_refused(changed("gemma2", "| trim", ""), "Gemma");
   check_refused(changed("mistral-v3", "loop.last and", "loop.index0 == 2 and"), "Mistral");
   check_refused(changed("zephyr", "eos_token }}\n{% elif", "eos_token }}{% elif"), "Zephyr");
+}
+
+BOOST_AUTO_TEST_CASE(a_known_turn_is_not_enough) {
+  // Each holds all that its family's turns are made of, and yet writes something else.
+  const std::string chatml = read_fixture("smollm2.jinja");
+  check_refused("{% if messages[0]['role'] == 'user' %}{{ bos_token }}{% endif %}" + chatml,
+                "goes on with \"{%ifmessages[0]['role']=='user'%}");
+  check_refused("{{ '<|im_start|>system\n' }}{{ 'Answer in verse.' }}" + chatml,
+                "goes on with \"{{'<|im_start|>system");
+  check_refused(chatml + "{{ eos_token }}", "goes on with \"{{eos_token}}");
+  check_refused(
+      changed("smollm2", "{% endfor %}", "{% endfor %}{% if tools %}{% else %}!{% endif %}"),
+      "outside of its tags");
+  check_refused(changed("qwen2.5", "and not loop.first", "and loop.last"), "ChatML");
+  check_refused(
+      changed("llama3.2", "set system_message = \"\"", "set system_message = \"Be kind.\""),
+      "Llama 3");
+  check_refused(changed("llama3.2", "{{- \"Cutting Knowledge Date: December 2023\\n\" }}", ""),
+                "Llama 3");
+  check_refused(changed("mistral-nemo", "(ns.index % 2 == 0)", "(ns.index % 2 == 1)"), "Mistral");
+  check_refused(changed("gemma3", "loop_messages = messages[1:]", "loop_messages = messages"),
+                "Gemma");
+  check_refused(changed("zephyr", "loop.last and ", ""), "Zephyr");
+  check_refused(chatml.substr(0, chatml.find("{% if add_generation")), "ends too early");
+}
+
+BOOST_AUTO_TEST_CASE(what_only_tools_reach_does_not_matter) {
+  const auto same = [](const char* name, std::string_view find, std::string_view with) {
+    const auto chat = recognise_chat_template(changed(name, find, with));
+    BOOST_REQUIRE_MESSAGE(chat, chat.error().message);
+    const std::vector<ChatMessage> messages = {{"system", "s"}, {"user", "u"}};
+    BOOST_CHECK_EQUAL(*render(*chat, messages), *render(recognise(name), messages));
+  };
+  same("qwen2.5", "# Tools", "# Tools to think with");
+  same("llama3.2", "Do not use variables.", "<|im_start|>");
+  same("mistral-nemo", "[TOOL_RESULTS]", "[SYSTEM_PROMPT]");
+  same("smollm2", "{% endfor %}", "{% endfor %}{% if tools %}Tools: {{ tools }}{% endif %}");
+}
+
+BOOST_AUTO_TEST_CASE(a_refusal_is_one_line_of_whole_characters) {
+  std::string words;
+  while (words.size() < 90) words += "\u4f60\u597d";
+  for (const std::string_view pad : {"", "x", "xx"}) {
+    const auto got = recognise_chat_template(fmt::format("{{{{ '<\n{}{}' }}}}", pad, words));
+    BOOST_REQUIRE(!got);
+    BOOST_CHECK_MESSAGE(is_valid_utf8(got.error().message), got.error().message);
+    BOOST_CHECK(got.error().message.find('\n') == std::string::npos);
+  }
 }
 
 BOOST_AUTO_TEST_CASE(roles_and_orders_are_checked) {
