@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # The gate: builds, and runs every test. One line a step; a failure shows its output and a remedy.
-#   scripts/test.sh         the release suite and the examples
-#   scripts/test.sh --all   asan-ubsan suite, tsan on actors and transport, and the fuzzers too
+#   scripts/test.sh           release, asan-ubsan, tsan on actors and transport, fuzzers, examples
+#   scripts/test.sh --quick   the release suite and the examples
 set -euo pipefail
 # shellcheck source=scripts/steps.sh
 . "$(dirname "$0")/steps.sh"
 
-all=no
+quick=no
 case ${1:-} in
   '') ;;
-  --all) all=yes ;;
+  --quick) quick=yes ;;
   *) sed -n '2,4s/^# \{0,1\}//p' "$0"; [[ $1 == --help ]] && exit 0 || exit 2 ;;
 esac
 
@@ -29,7 +29,7 @@ step model "the message above names what could not be fetched" scripts/fetch-mod
 step "build release" "${memory/PRESET/release}" build_preset release
 suite release
 
-if [[ $all == yes ]]; then
+if [[ $quick == no ]]; then
   step "build asan-ubsan" "${memory/PRESET/asan-ubsan}" build_preset asan-ubsan
   suite asan-ubsan
   step "build tsan" "${memory/PRESET/tsan}" build_preset tsan test_actors test_transport
