@@ -3,11 +3,13 @@ set(SLUICE_SANITIZE "" CACHE STRING "Sanitizers for every target, e.g. address,u
 
 add_library(sluice_options INTERFACE)
 target_include_directories(sluice_options INTERFACE ${CMAKE_SOURCE_DIR})
-target_compile_options(sluice_options INTERFACE -Wall -Wextra -Wshadow -Wconversion
-  -Wno-sign-conversion -Wnon-virtual-dtor -Werror -ffp-contract=off)
+target_include_directories(sluice_options SYSTEM INTERFACE ${EXPECTED_INCLUDE_DIR})
+set(cxx_options -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wnon-virtual-dtor -Werror
+  -ffp-contract=off)
+target_compile_options(sluice_options INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${cxx_options}>")
 if(CMAKE_CXX_COMPILER_ID STREQUAL GNU AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
   # GCC 12 sees overlaps in std::string's operator+ that cannot be (its bug 105651).
-  target_compile_options(sluice_options INTERFACE -Wno-restrict)
+  target_compile_options(sluice_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wno-restrict>)
 endif()
 if(SLUICE_SANITIZE)
   # -O1 and -g1 halve the time that a sanitized build takes.
@@ -66,7 +68,7 @@ set(SLUICE_TEST_ENVIRONMENT
 function(sluice_tests folder)
   cmake_parse_arguments(arg "" "" "LINK" ${ARGN})
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/${folder}/*.cpp)
-  if(NOT sources)
+  if(NOT sources OR NOT Boost_FOUND)
     return()
   endif()
   add_executable(test_${folder} ${sources} ${CMAKE_SOURCE_DIR}/tests/main.cpp)

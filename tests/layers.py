@@ -44,7 +44,7 @@ LIBRARIES = {
     "router": ["fmt/", "tl/", "zmq"],
     "gateway": ["fmt/", "tl/", "zmq", "nlohmann/", "boost/"],
     "cli": ["fmt/", "tl/", "zmq", "CLI/", "nlohmann/", "toml++/", "spdlog/", "histedit.h"],
-    "bench": ["fmt/", "tl/", "zmq", "CLI/", "nlohmann/"],
+    "bench": ["fmt/", "tl/", "zmq", "nlohmann/"],
     "examples": ["fmt/", "tl/", "zmq"],
     "tsan": ["caf/"],
 }
@@ -52,7 +52,7 @@ LIBRARIES = {
 # Headers of the system are not libraries: <vector>, <sys/mman.h>, <unistd.h> ...
 SYSTEM = re.compile(r"^([a-z0-9_]+|c[a-z]+|sys/\w+\.h|netinet/\w+\.h|arpa/\w+\.h|linux/\w+\.h|"
                     r"(unistd|fcntl|signal|poll|pthread|sched|termios|pty|pwd|dlfcn|errno|dirent|"
-                    r"immintrin|cpuid|time|langinfo)\.h)$")
+                    r"immintrin|cpuid|time|langinfo|getopt)\.h)$")
 
 # path pattern -> includes refused there although the folder has them, and why
 NARROWER = [

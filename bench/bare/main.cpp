@@ -1,35 +1,95 @@
 // sluice-bench: what `sluice bench latency` measures, built without actors and sockets for hosts
-// that have neither.
-//
-//   sluice-bench --model FILE [--threads N] [--prompt N] [--generate N] [--repetitions N] [--json]
+// that have neither; so its options are read by the C library.
 
-#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+#include <getopt.h>
+
+#include <charconv>
 #include <cstdio>
+#include <cstring>
+#include <optional>
 
 #include "bench/latency.hpp"
 
-int main(int argc, char** argv) {
-  sluice::bench::LatencyOptions options;
-  bool json = false;
-  CLI::App app("One sequence's speed, and the machine's limit beside it", "sluice-bench");
-  app.add_option("--model", options.model, "GGUF file")->required();
-  app.add_option("--threads", options.threads, "threads; 0: one a core");
-  app.add_option("--prompt", options.prompt_tokens, "prompt tokens");
-  app.add_option("--generate", options.generated_tokens, "generated tokens");
-  app.add_option("--repetitions", options.repetitions, "counted repetitions");
-  app.add_flag("--json", json, "one JSON object on stdout");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
-  const auto result = sluice::bench::measure_latency(options);
+namespace {
+
+using namespace sluice;
+
+constexpr const char* usage =
+    "One sequence's speed, and the machine's limit beside it.\n"
+    "Usage: sluice-bench --model FILE [options]\n"
+    "  --model FILE        GGUF file\n"
+    "  --threads N         threads; 0: one a core\n"
+    "  --prompt N          prompt tokens\n"
+    "  --generate N        generated tokens\n"
+    "  --repetitions N     counted repetitions\n"
+    "  --json              one JSON object on stdout\n"
+    "  --help              this text\n";
+
+/// Exit code 2 and where to read on.
+int wrong_usage(const std::string& why) {
+  if (!why.empty()) fmt::print(stderr, "sluice-bench: bad_request: {}\n", why);
+  fmt::print(stderr, "Run `sluice-bench --help` for what it takes.\n");
+  return 2;
+}
+
+std::optional<std::uint32_t> read_count(const char* text) {
+  std::uint32_t count = 0;
+  const char* end = text + std::strlen(text);
+  const auto [stop, error] = std::from_chars(text, end, count);
+  if (error != std::errc{} || stop != end) return std::nullopt;
+  return count;
+}
+
+int measure(const bench::LatencyOptions& options, bool json) {
+  const auto result = bench::measure_latency(options);
   if (!result) {
-    std::fprintf(stderr, "sluice-bench: %s: %s\n",
-                 std::string(sluice::to_string(result.error().code)).c_str(),
-                 result.error().message.c_str());
+    fmt::print(stderr, "sluice-bench: {}: {}\n", to_string(result.error().code),
+               result.error().message);
     return 1;
   }
-  std::printf("%s", (json ? to_json(*result) + "\n" : to_text(*result)).c_str());
+  fmt::print("{}", json ? bench::to_json(*result) + "\n" : bench::to_text(*result));
   return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  enum Option { model = 1, json, help, threads, prompt, generate, repetitions };
+  constexpr option options[] = {{"model", required_argument, nullptr, model},
+                                {"threads", required_argument, nullptr, threads},
+                                {"prompt", required_argument, nullptr, prompt},
+                                {"generate", required_argument, nullptr, generate},
+                                {"repetitions", required_argument, nullptr, repetitions},
+                                {"json", no_argument, nullptr, json},
+                                {"help", no_argument, nullptr, help},
+                                {}};
+  bench::LatencyOptions latency;
+  bool as_json = false;
+  for (int index = 0, found; (found = getopt_long(argc, argv, "", options, &index)) != -1;) {
+    switch (found) {
+      case model:
+        latency.model = optarg;
+        continue;
+      case json:
+        as_json = true;
+        continue;
+      case help:
+        fmt::print("{}", usage);
+        return 0;
+      case '?':
+        return wrong_usage({});  // getopt has said what is wrong
+      default:
+        break;
+    }
+    const auto count = read_count(optarg);
+    if (!count) return wrong_usage(fmt::format("--{} {}: no count", options[index].name, optarg));
+    (found == threads    ? latency.threads
+     : found == prompt   ? latency.prompt_tokens
+     : found == generate ? latency.generated_tokens
+                         : latency.repetitions) = *count;
+  }
+  if (optind < argc) return wrong_usage(fmt::format("'{}' is no option", argv[optind]));
+  if (latency.model.empty()) return wrong_usage("give --model FILE");
+  return measure(latency, as_json);
 }

@@ -1,0 +1,29 @@
+# Everything above kernels, model and engine: what speaks and what people use.
+sluice_library(transport PUBLIC sluice_engine PRIVATE PkgConfig::ZEROMQ PkgConfig::SODIUM)
+sluice_library(actors PUBLIC sluice_transport CAF::core
+               PRIVATE spdlog::spdlog nlohmann_json::nlohmann_json PkgConfig::ZEROMQ
+                       PkgConfig::SODIUM)
+if(SLUICE_SANITIZE MATCHES thread)
+  add_library(sluice_tsan OBJECT tests/tsan/caf.cpp)
+  target_link_libraries(sluice_tsan PUBLIC sluice_options CAF::core ${CMAKE_DL_LIBS})
+  target_link_libraries(sluice_actors PUBLIC sluice_tsan $<TARGET_OBJECTS:sluice_tsan>)
+endif()
+sluice_program(cli NAME sluice
+               LINK sluice_actors sluice_latency PkgConfig::EDIT PkgConfig::ZEROMQ CLI11::CLI11
+                    nlohmann_json::nlohmann_json tomlplusplus::tomlplusplus spdlog::spdlog)
+
+if(TARGET sluice)
+  add_custom_target(sluice_version BYPRODUCTS ${CMAKE_BINARY_DIR}/version.cpp
+    COMMAND ${CMAKE_COMMAND} -D SOURCE=${CMAKE_SOURCE_DIR} -D VERSION=${PROJECT_VERSION}
+      -D OUTPUT=${CMAKE_BINARY_DIR}/version.cpp -P ${CMAKE_SOURCE_DIR}/cmake/Version.cmake)
+  target_sources(sluice PRIVATE ${CMAKE_BINARY_DIR}/version.cpp)
+  add_dependencies(sluice sluice_version)
+endif()
+
+sluice_tests(transport LINK sluice_transport PkgConfig::ZEROMQ)
+sluice_tests(actors LINK sluice_actors PkgConfig::ZEROMQ)
+sluice_tests(cli LINK nlohmann_json::nlohmann_json)
+sluice_program(bench/path NAME sluice-bench-path
+               LINK sluice_actors PkgConfig::ZEROMQ nlohmann_json::nlohmann_json)
+sluice_program(examples/cpp NAME example-client LINK sluice_transport)
+sluice_fuzzers()
