@@ -6,7 +6,6 @@
 #include <filesystem>
 #include <utility>
 
-#include "kernels/cpu/backend.hpp"
 #include "model/chat_template.hpp"
 #include "model/decoder.hpp"
 #include "model/tokenizer.hpp"
@@ -83,15 +82,15 @@ Result<kernels::PoolShape> plan_pool(const EngineConfig& config, const model::Mo
   return pool;
 }
 
-Result<std::unique_ptr<kernels::Backend>> make_backend(const EngineConfig& config,
-                                                       kernels::Completion completion) {
-  if (config.backend != "auto" && config.backend != "cpu")
-    return fail(ErrorCode::unsupported, "backend '{}' is not compiled in: use auto or cpu",
-                config.backend);
-  return kernels::make_cpu_backend({.threads = config.threads}, std::move(completion));
+Result<std::unique_ptr<kernels::Backend>> make_backend(
+    const EngineConfig& config, const kernels::BackendSearch& search,
+    kernels::Completion completion, const std::function<void(const std::string&)>& note) {
+  const auto choice = kernels::choose_backend(config.backend, search);
+  if (!choice) return tl::unexpected(choice.error());
+  if (!choice->note.empty()) note(choice->note);
+  return kernels::make_backend(choice->name, {.threads = config.threads, .device = config.device},
+                               std::move(completion), search);
 }
-
-std::vector<std::string> compiled_backends() { return {"cpu   usable", "cuda  not compiled in"}; }
 
 Result<LoadedEngine> load_engine(const EngineConfig& config, const SiteConfig& site,
                                  const BackendFactory& make_backend, kernels::Completion completion,

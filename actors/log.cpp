@@ -115,6 +115,10 @@ void RequestLog::node(std::string_view event, std::string_view detail) {
   state_->write(spdlog::level::info, {{"name", event}, {"detail", detail}});
 }
 
+void RequestLog::node_warning(std::string_view event, std::string_view detail) {
+  state_->write(spdlog::level::warn, {{"name", event}, {"detail", detail}});
+}
+
 void RequestLog::node_failed(std::string_view event, const Error& why) {
   state_->write(spdlog::level::err,
                 {{"name", event}, {"code", to_string(why.code)}, {"message", why.message}});

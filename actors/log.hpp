@@ -25,8 +25,9 @@ class RequestLog {
   /// With `log_prompts` only: what was asked, at `debug`.
   void prompt(const transport::Submit& submit);
 
-  /// Something about the node itself: `info`, or `error` with a failure.
+  /// Something about the node itself: `info`, `warn`, or `error` with a failure.
   void node(std::string_view event, std::string_view detail);
+  void node_warning(std::string_view event, std::string_view detail);
   void node_failed(std::string_view event, const Error& why);
 
  private:

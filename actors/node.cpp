@@ -100,7 +100,13 @@ Result<std::unique_ptr<Node>> Node::start(NodeConfig config, zmq::context_t& con
     return tl::unexpected(bound.error());
 
   SupervisorSetup setup;
-  const BackendFactory backends = settings.make_backend ? settings.make_backend : make_backend;
+  BackendFactory backends = settings.make_backend;
+  if (!backends)
+    backends = [log = *log, search = settings.backends](const EngineConfig& engine,
+                                                        kernels::Completion completion) {
+      return make_backend(engine, search, std::move(completion),
+                          [&](const std::string& note) { log->node_warning("backend", note); });
+    };
   for (const auto& engine : settings.engines)
     setup.engines.push_back(
         [engine, site = settings.site, backends, progress](kernels::Completion completion) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/backend.hpp"
+#include "kernels/backends.hpp"
 #include "kernels/core.hpp"
 #include "transport/endpoint_config.hpp"
 #include "transport/stream.hpp"
@@ -30,7 +31,8 @@ struct SiteConfig {
 struct EngineConfig {
   std::string name;                  ///< what `submit.model` picks; empty: the file's own name
   std::string model;                 ///< path of a GGUF file
-  std::string backend = "auto";      ///< auto, cpu
+  std::string backend = "auto";      ///< auto, cpu, cuda
+  std::uint32_t device = 0;          ///< cuda: which of its devices
   std::uint32_t threads = 0;         ///< 0: one a core
   std::uint32_t slots = 64;          ///< sequences running at once
   std::uint32_t context_tokens = 0;  ///< 0: the model's own, as far as the KV pool holds one
@@ -54,10 +56,8 @@ struct NodeConfig {
   /// Makes an engine's backend; empty: by `EngineConfig::backend`. Benches and tests pass one.
   std::function<Result<std::unique_ptr<kernels::Backend>>(const EngineConfig&,
                                                           kernels::Completion)> make_backend;
+  kernels::BackendSearch backends;    ///< where drivers and plugins are; tests name other places
 };
-
-/// The backends in this binary, each with whether it can be used here, e.g. "cpu   usable".
-std::vector<std::string> compiled_backends();
 
 /// Called while an engine's model loads: its name, bytes done, bytes in all.
 using LoadProgress = std::function<void(const std::string&, std::size_t, std::size_t)>;

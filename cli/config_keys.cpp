@@ -87,6 +87,8 @@ const std::vector<EngineKey>& engine_keys() {
       {"engine", "model", SLUICE_FIELD(EngineConfig, model), "path of a GGUF file"},
       {"engine", "backend", SLUICE_FIELD(EngineConfig, backend), "what computes", 0, 0, 1,
        "auto|cpu|cuda"},
+      {"engine", "device", SLUICE_FIELD(EngineConfig, device), "cuda: which of its devices", 0,
+       1023},
       {"engine", "threads", SLUICE_FIELD(EngineConfig, threads), "0: one a core", 0, 1024},
       {"engine", "slots", SLUICE_FIELD(EngineConfig, slots), "sequences running at once", 1, 65536},
       {"engine", "context_tokens", SLUICE_FIELD(EngineConfig, context_tokens),

@@ -1,16 +1,15 @@
-#include <fmt/ranges.h>
-
 #include <string>
 
-#include "actors/node.hpp"
 #include "cli/command.hpp"
 #include "cli/version.hpp"
+#include "kernels/backends.hpp"
 
 namespace sluice::cli {
 
 std::string version_text() {
-  return fmt::format("sluice {} (commit {})\n  {}", version_number, version_commit,
-                     fmt::join(actors::compiled_backends(), "\n  "));
+  std::string text = fmt::format("sluice {} (commit {})", version_number, version_commit);
+  for (const auto& backend : kernels::list_backends()) text += "\n  " + kernels::to_text(backend);
+  return text;
 }
 
 }  // namespace sluice::cli

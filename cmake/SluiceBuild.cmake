@@ -33,6 +33,7 @@ endif()
 function(sluice_library folder)
   cmake_parse_arguments(arg "" "" "PUBLIC;PRIVATE" ${ARGN})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/${folder}/*.cpp)
+  list(FILTER sources EXCLUDE REGEX "/kernels/cuda/")  # a plugin: SluiceCuda.cmake
   if(NOT sources)
     add_library(sluice_${folder} INTERFACE)
     target_link_libraries(sluice_${folder} INTERFACE sluice_options ${arg_PUBLIC} ${arg_PRIVATE})
@@ -41,6 +42,20 @@ function(sluice_library folder)
   add_library(sluice_${folder} STATIC ${sources})
   target_link_libraries(sluice_${folder} PUBLIC sluice_options ${arg_PUBLIC}
     PRIVATE ${arg_PRIVATE})
+endfunction()
+
+# sluice_interface(target): adds the hash by which programs and plugins know each other.
+file(GLOB interface_headers CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/*.hpp)
+set(interface_build "${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION} ${SLUICE_SANITIZE}")
+add_custom_command(OUTPUT ${CMAKE_BINARY_DIR}/kernels_interface.cpp
+  COMMAND ${CMAKE_COMMAND} "-DHEADERS=${interface_headers}" "-DBUILD=${interface_build}"
+    -DOUTPUT=${CMAKE_BINARY_DIR}/kernels_interface.cpp
+    -P ${CMAKE_SOURCE_DIR}/cmake/Interface.cmake
+  DEPENDS ${interface_headers} ${CMAKE_SOURCE_DIR}/cmake/Interface.cmake VERBATIM)
+add_custom_target(sluice_interface DEPENDS ${CMAKE_BINARY_DIR}/kernels_interface.cpp)
+function(sluice_interface target)
+  add_dependencies(${target} sluice_interface)
+  target_sources(${target} PRIVATE ${CMAKE_BINARY_DIR}/kernels_interface.cpp)
 endfunction()
 
 # sluice_program(folder NAME binary LINK libs...)
@@ -74,7 +89,8 @@ function(sluice_tests folder)
   add_executable(test_${folder} ${sources} ${CMAKE_SOURCE_DIR}/tests/main.cpp)
   target_compile_definitions(test_${folder} PRIVATE
     SLUICE_FIXTURES="${CMAKE_SOURCE_DIR}/tests/fixtures" SLUICE_MODELS="${CMAKE_SOURCE_DIR}/models"
-    SLUICE_BINARY="${CMAKE_BINARY_DIR}/sluice" BOOST_TEST_DYN_LINK)
+    SLUICE_BINARY="${CMAKE_BINARY_DIR}/sluice" SLUICE_TEST_PLUGINS="${CMAKE_BINARY_DIR}/plugins"
+    BOOST_TEST_DYN_LINK)
   target_link_libraries(test_${folder}
     PRIVATE sluice_options Boost::unit_test_framework ${arg_LINK})
   foreach(source ${sources})

@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "bench/latency.hpp"
+#include "kernels/backends.hpp"
 
 namespace {
 
@@ -24,6 +25,7 @@ constexpr const char* usage =
     "  --generate N        generated tokens\n"
     "  --repetitions N     counted repetitions\n"
     "  --json              one JSON object on stdout\n"
+    "  --backends          list the backends that this machine can use, and why not\n"
     "  --help              this text\n";
 
 /// Exit code 2 and where to read on.
@@ -55,13 +57,14 @@ int measure(const bench::LatencyOptions& options, bool json) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  enum Option { model = 1, json, help, threads, prompt, generate, repetitions };
+  enum Option { model = 1, json, backends, help, threads, prompt, generate, repetitions };
   constexpr option options[] = {{"model", required_argument, nullptr, model},
                                 {"threads", required_argument, nullptr, threads},
                                 {"prompt", required_argument, nullptr, prompt},
                                 {"generate", required_argument, nullptr, generate},
                                 {"repetitions", required_argument, nullptr, repetitions},
                                 {"json", no_argument, nullptr, json},
+                                {"backends", no_argument, nullptr, backends},
                                 {"help", no_argument, nullptr, help},
                                 {}};
   bench::LatencyOptions latency;
@@ -74,6 +77,10 @@ int main(int argc, char** argv) {
       case json:
         as_json = true;
         continue;
+      case backends:
+        for (const auto& backend : kernels::list_backends())
+          fmt::print("{}\n", kernels::to_text(backend));
+        return 0;
       case help:
         fmt::print("{}", usage);
         return 0;

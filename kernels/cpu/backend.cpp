@@ -53,8 +53,8 @@ class CpuBackend final : public Backend {
   CpuBackend(std::uint32_t threads, Completion completion)
       : completion_(std::move(completion)), pool_(threads), runner_(pool_, kv_, slots_) {
     info_.backend = "cpu";
-    info_.device = fmt::format("{}, {}, {} thread{}", processor_name(), target_name(), threads,
-                               threads == 1 ? "" : "s");
+    info_.device =
+        fmt::format("{}, {} thread{}", cpu_device_name(), threads, threads == 1 ? "" : "s");
     info_.arithmetic = "f32-16-lanes-fma/1";
     info_.paths_equal = true;
     info_.threads = threads;
@@ -252,6 +252,8 @@ class CpuBackend final : public Backend {
 };
 
 }  // namespace
+
+std::string cpu_device_name() { return fmt::format("{}, {}", processor_name(), target_name()); }
 
 Result<std::unique_ptr<Backend>> make_cpu_backend(CpuConfig config, Completion completion) {
   const std::uint32_t threads = config.threads == 0 ? usable_cores() : config.threads;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "kernels/backend.hpp"
 
@@ -16,5 +17,8 @@ struct CpuConfig {
 /// `completion` is called on the backend's driver thread. `bad_request` for a senseless number of
 /// threads, `unavailable` when the system refuses to start them.
 Result<std::unique_ptr<Backend>> make_cpu_backend(CpuConfig config, Completion completion);
+
+/// "AMD EPYC, AVX3": the processor, and the instructions that the kernels choose on it.
+std::string cpu_device_name();
 
 }  // namespace sluice::kernels

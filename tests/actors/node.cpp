@@ -6,6 +6,7 @@
 #include <boost/test/unit_test.hpp>
 #include <chrono>
 #include <filesystem>
+#include <fstream>
 #include <functional>
 #include <map>
 #include <string>
@@ -246,6 +247,34 @@ BOOST_AUTO_TEST_CASE(a_plain_address_for_other_hosts_is_refused) {
     BOOST_REQUIRE(!node);
     BOOST_TEST(to_string(node.error().code) == "bad_request");
   }
+}
+
+BOOST_AUTO_TEST_CASE(a_gpu_that_cannot_be_used_is_said_once_and_the_cpu_serves) {
+  const std::string log = SLUICE_TEST_PLUGINS "/node.log";
+  std::filesystem::remove(log);
+  zmq::context_t context;
+  auto config = config_for("tcp://127.0.0.1:0", false);
+  config.backends = {SLUICE_TEST_PLUGINS "/libdriver_ok.so", {SLUICE_TEST_PLUGINS "/other_abi"}};
+  config.log_level = "warn";
+  config.log_file = log;
+  {
+    auto node = actors::Node::start(config, context);
+    BOOST_REQUIRE_MESSAGE(node, (node ? "" : node.error().message));
+    auto client = transport::Client::connect({.connect = (*node)->address()});
+    BOOST_REQUIRE(client);
+    BOOST_TEST((*client)->welcome().models.at(0).backend == "cpu");
+  }
+  std::ifstream file(log);
+  const std::string said{std::istreambuf_iterator<char>(file), {}};
+  BOOST_TEST(std::ranges::count(said, '\n') == 1, said);
+  BOOST_TEST(said.find("running on the cpu, cuda cannot be used: ") != std::string::npos, said);
+  BOOST_TEST(said.find("version 999 of the plugin interface") != std::string::npos, said);
+
+  config.engines[0].backend = "cuda";
+  auto refused = actors::Node::start(config, context);
+  BOOST_REQUIRE(!refused);
+  BOOST_TEST(to_string(refused.error().code) == "unsupported");
+  BOOST_TEST(refused.error().message.find("version 999") != std::string::npos);
 }
 
 BOOST_AUTO_TEST_CASE(a_model_that_is_not_there_is_named) {

@@ -52,8 +52,22 @@ BOOST_AUTO_TEST_CASE(version_names_version_commit_and_backends) {
   BOOST_TEST(exit.code == 0);
   BOOST_TEST(exit.out.rfind("sluice 0.", 0) == 0, exit.out);
   BOOST_TEST(contains(exit.out, "commit"));
-  BOOST_TEST(contains(exit.out, "cpu   usable"), exit.out);
-  BOOST_TEST(contains(exit.out, "cuda"), exit.out);
+  BOOST_TEST(contains(exit.out, "\n  cpu   usable: "), exit.out);
+  BOOST_TEST(contains(exit.out, "\n  cuda  "), exit.out);
+}
+
+BOOST_AUTO_TEST_CASE(a_backend_that_cannot_be_used_is_refused_with_the_reason_that_version_gives) {
+  const std::string version = run({"--version"}).out;
+  const std::string_view unusable = "cuda  unusable: ";
+  const std::size_t at = version.find(unusable);
+  if (at == std::string::npos) return;  // a GPU host, where asking for it is right
+  const std::size_t reason = at + unusable.size();
+  const Exit exit = run({"complete", "--model", model, "--prompt", "x", "--backend", "cuda"});
+  BOOST_TEST(exit.code == 1);
+  BOOST_TEST(exit.out == "");
+  BOOST_TEST(contains(exit.err, "sluice: unsupported: the cuda backend cannot be used: " +
+                                    version.substr(reason, version.find('\n', reason) - reason)),
+             exit.err);
 }
 
 BOOST_AUTO_TEST_CASE(wrong_usage_exits_with_2_and_says_what_is_wrong) {

@@ -1,0 +1,35 @@
+# Pretended drivers and plugins, each a state that a machine can be in (tests/kernels/backends.cpp).
+# sluice_test_plugin(file SOURCES sources... DEFINE definition): a library below plugins/.
+function(sluice_test_plugin file)
+  cmake_parse_arguments(arg "" "DEFINE" "SOURCES" ${ARGN})
+  string(REPLACE "/" "_" target test_plugin_${file})
+  get_filename_component(folder ${file} DIRECTORY)
+  get_filename_component(name ${file} NAME)
+  add_library(${target} MODULE ${arg_SOURCES})
+  target_link_libraries(${target} PRIVATE sluice_options)
+  target_compile_definitions(${target} PRIVATE ${arg_DEFINE})
+  set_target_properties(${target} PROPERTIES OUTPUT_NAME ${name}
+    LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/plugins/${folder})
+  foreach(test test_kernels test_actors)
+    if(TARGET ${test})
+      add_dependencies(${test} ${target})
+    endif()
+  endforeach()
+endfunction()
+
+set(pretended ${CMAKE_SOURCE_DIR}/tests/kernels/plugins)
+sluice_test_plugin(driver_ok SOURCES ${pretended}/driver.cpp DEFINE PRETEND_INIT=0)
+sluice_test_plugin(driver_no_device SOURCES ${pretended}/driver.cpp DEFINE PRETEND_INIT=100)
+sluice_test_plugin(driver_broken SOURCES ${pretended}/driver.cpp DEFINE PRETEND_INIT=803)
+sluice_test_plugin(empty/sluice_cuda SOURCES ${pretended}/driver.cpp DEFINE PRETEND_INIT=0)
+sluice_test_plugin(other_abi/sluice_cuda SOURCES ${pretended}/stranger.cpp DEFINE PRETEND_ABI=999)
+sluice_test_plugin(other_build/sluice_cuda SOURCES ${pretended}/stranger.cpp DEFINE PRETEND_ABI=1)
+foreach(plugin good=12000 newer_driver=13000)
+  string(REPLACE "=" ";" plugin ${plugin})
+  list(POP_FRONT plugin folder driver)
+  sluice_test_plugin(${folder}/sluice_cuda
+    SOURCES ${pretended}/backend.cpp ${CMAKE_SOURCE_DIR}/kernels/core.cpp
+    DEFINE PRETEND_DRIVER_MIN=${driver})
+  target_link_libraries(test_plugin_${folder}_sluice_cuda PRIVATE fmt::fmt)
+  sluice_interface(test_plugin_${folder}_sluice_cuda)
+endforeach()

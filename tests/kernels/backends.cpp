@@ -1,0 +1,157 @@
+// Shows which backends a program finds, and what it says of those it cannot use: pretended drivers
+// and plugins (tests/kernels/plugins) stand for every state that a machine can be in.
+
+#include "kernels/backends.hpp"
+
+#include <boost/test/unit_test.hpp>
+#include <filesystem>
+#include <fstream>
+
+#include "tests/kernels/harness.hpp"
+
+namespace {
+
+using namespace sluice;
+using namespace sluice::kernels;
+using sluice::kernels::test::require;
+namespace fs = std::filesystem;
+
+const std::string plugins = SLUICE_TEST_PLUGINS;
+const std::string working_driver = plugins + "/libdriver_ok.so";
+
+/// `folder` is one of the pretended plugins'; "" has none.
+BackendSearch with(const std::string& driver, const std::string& folder) {
+  return {driver, {plugins + "/" + folder}};
+}
+
+BackendStatus cuda_status(const BackendSearch& search) {
+  auto found = list_backends(search);
+  BOOST_REQUIRE(found.size() == 2);
+  BOOST_TEST(found[0].name == "cpu");
+  BOOST_TEST(found[0].unusable == "");
+  BOOST_TEST(!found[0].devices.at(0).empty());
+  BOOST_TEST(found[1].name == "cuda");
+  return found[1];
+}
+
+void ignore(StepResult&&) {}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(backends)
+
+BOOST_AUTO_TEST_CASE(what_cannot_be_used_says_why_and_what_to_do) {
+  const std::string text_file = plugins + "/text/libsluice_cuda.so";
+  fs::create_directories(plugins + "/text");
+  std::ofstream(text_file) << "no shared object";
+  struct Case {
+    BackendSearch search;
+    bool hardware;
+    std::vector<std::string> said;
+  };
+  const std::vector<Case> cases = {
+      {with(plugins + "/libdriver_no_device.so", "good"), false,
+       {"sees no device", "CUDA_VISIBLE_DEVICES"}},
+      {with(plugins + "/libdriver_broken.so", "good"), true,
+       {"does not start", "803", "pretended", "nvidia-smi"}},
+      {with(text_file, "good"), false, {}},
+      {with("libm.so.6", "good"), false, {"libm.so.6 is no NVIDIA driver"}},
+      {with(working_driver, ""), true, {"libsluice_cuda.so is not in " + plugins, "archive"}},
+      {with(working_driver, "text"), true, {text_file, "does not load", "install it anew"}},
+      {with(working_driver, "empty"), true, {"no plugin of sluice"}},
+      {with(working_driver, "other_abi"), true, {"version 999", "version 1", "one archive"}},
+      {with(working_driver, "other_build"), true, {"another build (feedfacefeedface"}},
+      {with(working_driver, "newer_driver"), true, {"CUDA 12.4", "needs 13.0", "update"}},
+  };
+  for (const auto& [search, hardware, said] : cases) {
+    const auto status = cuda_status(search);
+    BOOST_TEST_CONTEXT(status.unusable) {
+      BOOST_TEST(!status.unusable.empty());
+      BOOST_TEST(status.unusable.find('\n') == std::string::npos);
+      BOOST_TEST(status.devices.empty());
+      for (const auto& part : said)
+        BOOST_TEST(status.unusable.find(part) != std::string::npos, part);
+      BOOST_TEST(to_text(status) == "cuda  unusable: " + status.unusable);
+      if (!search.driver.ends_with("text/libsluice_cuda.so"))
+        BOOST_TEST(status.hardware == hardware);
+
+      // "auto" goes on without it, and speaks of it only where there is hardware to miss.
+      const auto chosen = require(choose_backend("auto", search));
+      BOOST_TEST(chosen.name == "cpu");
+      BOOST_TEST(chosen.note.empty() == !status.hardware);
+      if (status.hardware) BOOST_TEST(chosen.note.ends_with(status.unusable));
+      BOOST_TEST(require(make_backend("auto", {.threads = 1}, ignore, search))->device().backend ==
+                 "cpu");
+
+      // Asked for by name, it is an error.
+      const auto named = make_backend("cuda", {}, ignore, search);
+      BOOST_REQUIRE(!named);
+      BOOST_TEST(to_string(named.error().code) == "unsupported");
+      BOOST_TEST(named.error().message.ends_with(status.unusable));
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_machine_without_a_driver_loads_no_plugin) {
+  const std::string folder = plugins + "/unwanted";
+  fs::create_directories(folder);
+  fs::copy_file(plugins + "/good/libsluice_cuda.so", folder + "/libsluice_cuda.so",
+                fs::copy_options::overwrite_existing);
+  const auto search = with("libno-such-driver.so.1", "unwanted");
+  const auto status = cuda_status(search);
+  BOOST_TEST(status.unusable.find("libno-such-driver.so.1") != std::string::npos);
+  if (!status.hardware) {  // a GPU host, its driver hidden by the name above, says something else
+    BOOST_TEST(status.unusable.starts_with("no NVIDIA driver on this machine"));
+    BOOST_TEST(require(choose_backend("auto", search)).note == "");
+  }
+  std::ifstream maps("/proc/self/maps");
+  const std::string mapped{std::istreambuf_iterator<char>(maps), {}};
+  BOOST_TEST(mapped.find(fs::current_path().root_path()) != std::string::npos);
+  BOOST_TEST(mapped.find("/unwanted/libsluice_cuda.so") == std::string::npos);
+}
+
+BOOST_AUTO_TEST_CASE(a_usable_plugin_is_what_auto_takes) {
+  const auto search = with(working_driver, "good");
+  const auto status = cuda_status(search);
+  BOOST_TEST(to_text(status) == "cuda  usable: Pretend 1; 2");
+  for (const char* name : {"auto", "cuda"}) {
+    const auto chosen = require(choose_backend(name, search));
+    BOOST_TEST(chosen.name == "cuda");
+    BOOST_TEST(chosen.note == "");
+    // Objects and functions cross the border both ways.
+    Ticket done = 0;
+    auto backend = require(make_backend(
+        name, {.device = 1}, [&](StepResult&& result) { done = result.ticket; }, search));
+    BOOST_TEST(backend->device().backend == "instant");
+    Batch batch;
+    SlotOpen open;
+    open.slot = {0, 1};
+    open.tokens = {1, 2, 3};
+    open.prompt_tokens = 3;
+    batch.opens = {open};
+    Segment segment;
+    segment.slot = {0, 1};
+    segment.rows = 3;
+    segment.sample = true;
+    batch.segments = {segment};
+    backend->submit({}, 7, std::move(batch));
+    BOOST_TEST(done == 7U);
+  }
+  const auto refused = make_backend("cuda", {.device = 2}, ignore, search);
+  BOOST_REQUIRE(!refused);
+  BOOST_TEST(refused.error().message == "there is no device 2");
+  BOOST_TEST(require(make_backend("cpu", {.threads = 1}, ignore, search))->device().backend ==
+             "cpu");
+}
+
+BOOST_AUTO_TEST_CASE(an_unknown_name_is_refused_with_the_known_ones) {
+  for (const char* name : {"gpu", "", "CPU", "cuda "}) {
+    const auto made = make_backend(name, {}, ignore);
+    BOOST_REQUIRE(!made);
+    BOOST_TEST(to_string(made.error().code) == "bad_request");
+    BOOST_TEST(made.error().message ==
+               fmt::format("there is no backend '{}': auto, cpu and cuda are", name));
+  }
+}
+
+BOOST_AUTO_TEST_SUITE_END()
