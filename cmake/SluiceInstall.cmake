@@ -1,0 +1,18 @@
+# cmake --install lays out what scripts/bundle.sh packs: programs, plugin, configs, licence.
+# The build folder's files get the same path: CMake would fill the place for it with colons, each of
+# which stands for the working directory.
+set(rpath BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH)
+foreach(program sluice sluice-bench)
+  if(TARGET ${program})
+    # DT_RPATH and not DT_RUNPATH, for the former also serves the libraries' own libraries.
+    target_link_options(${program} PRIVATE LINKER:--disable-new-dtags)
+    set_target_properties(${program} PROPERTIES ${rpath} $ORIGIN/../lib)
+    install(TARGETS ${program} RUNTIME DESTINATION bin)
+  endif()
+endforeach()
+if(TARGET sluice_cuda)
+  set_target_properties(sluice_cuda PROPERTIES ${rpath} $ORIGIN/..)
+  install(TARGETS sluice_cuda LIBRARY DESTINATION lib/sluice)
+endif()
+install(DIRECTORY ${CMAKE_SOURCE_DIR}/configs DESTINATION .)
+install(FILES ${CMAKE_SOURCE_DIR}/LICENSE ${CMAKE_SOURCE_DIR}/README.md DESTINATION .)

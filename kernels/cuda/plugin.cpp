@@ -1,0 +1,33 @@
+// The one symbol by which a program reaches the CUDA backend (kernels/plugin.hpp).
+
+#include "kernels/plugin.hpp"
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/cuda/backend.hpp"
+
+namespace {
+
+using namespace sluice;
+
+Result<std::unique_ptr<kernels::Backend>> make(const kernels::BackendOptions& options,
+                                               kernels::Completion completion) {
+  kernels::CudaOptions cuda;
+  cuda.device = static_cast<int>(options.device);
+  return kernels::make_cuda_backend(cuda, std::move(completion));
+}
+
+const kernels::PluginTable table{
+    {kernels::plugin_abi, kernels::plugin_interface},
+    // Any driver of the runtime's major version runs what this version compiled.
+    CUDART_VERSION / 1000 * 1000,
+    &kernels::cuda_devices,
+    &make,
+};
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) const kernels::PluginTable*
+sluice_backend_plugin() {
+  return &table;
+}
