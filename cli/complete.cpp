@@ -60,7 +60,7 @@ void put_choice(nlohmann::ordered_json& out, const Generation& generation, std::
   out["text"] = choice.text;
   out["tokens"] = choice.tokens;
   out["finish_reason"] =
-      finish_name(index < finish.size() ? finish[index] : engine::FinishReason::none);
+      transport::to_string(index < finish.size() ? finish[index] : engine::FinishReason::none);
   out["chain"] = transport::to_hex(choice.chain);
   if (!choice.logprobs.empty()) out["logprobs"] = logprobs_json(choice);
 }

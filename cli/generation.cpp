@@ -80,15 +80,16 @@ void add_generation_options(CLI::App& app, GenerationOptions& options) {
 }
 
 transport::Submit make_submit(const GenerationOptions& options) {
+  const transport::Submit drawn = transport::Client::new_submit();
   transport::Submit submit = options.submit;
   engine::SamplingParams& sampling = submit.sampling;
   for (const std::string& text : options.logit_bias) {
     sampling.logit_bias.push_back(parse_bias(text));
   }
   std::sort(sampling.logit_bias.begin(), sampling.logit_bias.end());
-  sampling.seed = options.seed ? *options.seed : transport::Client::random_seed();
-  submit.stream = transport::Client::random_stream_id();
-  submit.owner = transport::Client::random_stream_id();
+  sampling.seed = options.seed.value_or(drawn.sampling.seed);
+  submit.stream = drawn.stream;
+  submit.owner = drawn.owner;
   return submit;
 }
 
@@ -134,17 +135,6 @@ std::string receipt_line(const Generation& generation) {
       receipt.prompt_tokens, receipt.completion_tokens, receipt.cached_tokens, receipt.backend,
       receipt.site, receipt.queue_ms, receipt.prefill_ms, receipt.decode_ms,
       receipt.device_seconds, generation.ttft_ms, rate, receipt.price);
-}
-
-std::string_view finish_name(engine::FinishReason reason) {
-  switch (reason) {
-    case engine::FinishReason::none: return "none";
-    case engine::FinishReason::stop: return "stop";
-    case engine::FinishReason::length: return "length";
-    case engine::FinishReason::cancelled: return "cancelled";
-    case engine::FinishReason::error: return "error";
-  }
-  return "none";
 }
 
 }  // namespace sluice::cli

@@ -57,6 +57,4 @@ Result<Generation> generate(transport::Client& client, const transport::Submit& 
 /// The receipt in one line.
 std::string receipt_line(const Generation& generation);
 
-std::string_view finish_name(engine::FinishReason reason);
-
 }  // namespace sluice::cli

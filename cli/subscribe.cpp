@@ -26,7 +26,7 @@ std::string to_json(const transport::ClientEvent& event, std::uint32_t first_ind
   if (event.done) {
     out["type"] = "done";
     auto reasons = nlohmann::ordered_json::array();
-    for (const auto reason : event.done->finish) reasons.push_back(finish_name(reason));
+    for (const auto reason : event.done->finish) reasons.push_back(transport::to_string(reason));
     out["finish_reasons"] = std::move(reasons);
     out["completion_tokens"] = event.done->receipt.completion_tokens;
   } else {

@@ -292,6 +292,14 @@ Result<std::unique_ptr<Client>> Client::connect(ClientConfig config, zmq::contex
 
 const Welcome& Client::welcome() const { return *state_->welcome; }
 
+Submit Client::new_submit() {
+  Submit submit;
+  submit.stream = random_stream_id();
+  submit.owner = random_stream_id();
+  submit.sampling.seed = random_seed();
+  return submit;
+}
+
 Result<StreamId> Client::submit(Submit submit) {
   if (submit.stream == StreamId{}) submit.stream = random_stream_id();
   if (submit.owner == OwnerSecret{}) submit.owner = random_stream_id();

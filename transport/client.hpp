@@ -32,8 +32,11 @@ class Client {
 
   const Welcome& welcome() const;
 
+  /// A request with stream id, owner secret and seed drawn at random.
+  static Submit new_submit();
+
   /// Sends a request. Fills in stream id and owner secret where they are zero; returns the stream
-  /// id. The seed is sent as it is: `random_seed()` draws one.
+  /// id. The seed is sent as it is.
   Result<StreamId> submit(Submit submit);
 
   /// Follows a stream from token `from` on, through the subscriber socket and `attach`.

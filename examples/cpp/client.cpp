@@ -32,7 +32,7 @@ int main(int argc, char** argv) {
   auto client = transport::Client::connect({.connect = argv[1], .name = "example-client"});
   if (!client) return failed(client.error());
 
-  transport::Submit submit;
+  transport::Submit submit = transport::Client::new_submit();
   submit.prompt = std::string(argv[2]);
   submit.sampling.temperature = 0;  // greedy: the same answer each time
   submit.max_tokens = argc == 4 ? static_cast<std::uint32_t>(std::atoi(argv[3])) : 32;

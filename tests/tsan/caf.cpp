@@ -17,6 +17,13 @@ Function* next(const char* name) {
   return reinterpret_cast<Function*>(dlsym(RTLD_NEXT, name));
 }
 
+/// By each of the addresses that a receiver's side may know it by.
+void release(caf::mailbox_element& element) {
+  __tsan_release(&element);
+  __tsan_release(static_cast<caf::memory_managed*>(&element));
+  __tsan_release(&element.content());
+}
+
 }  // namespace
 
 namespace caf {
@@ -27,8 +34,16 @@ void scheduled_actor::enqueue(mailbox_element_ptr element, execution_unit* host)
   static auto* const own = next<void(scheduled_actor*, mailbox_element_ptr, execution_unit*)>(
       "_ZN3caf15scheduled_actor7enqueueESt10unique_ptrINS_15mailbox_elementENS_6detail8disposer"
       "EEPNS_14execution_unitE");
-  __tsan_release(element.get());
+  release(*element);
   own(this, std::move(element), host);
+}
+
+/// Also of a message that is never received, because its receiver has ended.
+void memory_managed::request_deletion(bool decremented) const noexcept {
+  static auto* const own = next<void(const memory_managed*, bool)>(
+      "_ZNK3caf14memory_managed16request_deletionEb");
+  __tsan_acquire(const_cast<memory_managed*>(this));
+  own(this, decremented);
 }
 
 auto scheduled_actor::reactivate(mailbox_element& element) -> activation_result {
@@ -42,9 +57,18 @@ void blocking_actor::enqueue(mailbox_element_ptr element, execution_unit* host) 
   static auto* const own = next<void(blocking_actor*, mailbox_element_ptr, execution_unit*)>(
       "_ZN3caf14blocking_actor7enqueueESt10unique_ptrINS_15mailbox_elementENS_6detail8disposer"
       "EEPNS_14execution_unitE");
-  // Its receive loop is within the library: the one thing it surely passes on its way is `this`.
-  __tsan_release(this);
+  release(*element);
   own(this, std::move(element), host);
+}
+
+/// What a blocking receive looks at first.
+bool type_erased_tuple::matches(size_t index, uint16_t number, const std::type_info* type) const
+    noexcept {
+  static auto* const own =
+      next<bool(const type_erased_tuple*, size_t, uint16_t, const std::type_info*)>(
+          "_ZNK3caf17type_erased_tuple7matchesEmtPKSt9type_info");
+  __tsan_acquire(const_cast<type_erased_tuple*>(this));
+  return own(this, index, number, type);
 }
 
 // An actor: what one of its turns did is seen by the next, on whichever thread.
