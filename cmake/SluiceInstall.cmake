@@ -2,7 +2,11 @@
 # The build folder's files get the same path: CMake would fill the place for it with colons, each of
 # which stands for the working directory.
 set(rpath BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH)
-foreach(program sluice sluice-bench)
+set(programs sluice sluice-bench)
+if(SLUICE_BARE)
+  list(APPEND programs test_kernels)  # the backends' tests go where the devices are
+endif()
+foreach(program IN LISTS programs)
   if(TARGET ${program})
     # DT_RPATH and not DT_RUNPATH, for the former also serves the libraries' own libraries.
     target_link_options(${program} PRIVATE LINKER:--disable-new-dtags)
@@ -11,6 +15,7 @@ foreach(program sluice sluice-bench)
   endif()
 endforeach()
 if(TARGET sluice_cuda)
+  target_link_options(sluice_cuda PRIVATE LINKER:--disable-new-dtags)
   set_target_properties(sluice_cuda PROPERTIES ${rpath} $ORIGIN/..)
   install(TARGETS sluice_cuda LIBRARY DESTINATION lib/sluice)
 endif()

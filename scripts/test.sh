@@ -28,6 +28,7 @@ step setup "the message above names what is missing" scripts/setup.sh --tests
 step model "the message above names what could not be fetched" scripts/fetch-model.sh
 step "build release" "${memory/PRESET/release}" build_preset release
 suite release
+step bundle "run it alone: scripts/bundle.sh --check" scripts/bundle.sh --check
 
 if [[ $quick == no ]]; then
   step "build asan-ubsan" "${memory/PRESET/asan-ubsan}" build_preset asan-ubsan
