@@ -106,6 +106,9 @@ BatcherActor::behavior_type batcher(Self self, EngineFactsPtr engine, BatcherPee
           values.emplace_back(prefix + ".blocks_free", stats.blocks_free);
           values.emplace_back(prefix + ".blocks_total", stats.blocks_total);
           values.emplace_back(prefix + ".preemptions", stats.preemptions);
+          values.emplace_back(prefix + ".blocks_cached", stats.blocks_cached);
+          values.emplace_back(prefix + ".prompt_tokens", stats.prompt_tokens);
+          values.emplace_back(prefix + ".cached_tokens", stats.cached_tokens);
           values.emplace_back(prefix + ".running", stats.running);
           values.emplace_back(prefix + ".steps", stats.steps);
           values.emplace_back(prefix + ".tokens", stats.tokens);

@@ -24,6 +24,12 @@ std::string numerics_id(const model::GgufFile& file, const model::Tokenizer& tok
   return transport::to_hex(std::span(hash).first(16));
 }
 
+/// What decides the keys and values of a token besides the tokens up to it.
+engine::BlockHash prefix_root(const std::string& numerics) {
+  const std::vector<Token> bytes(numerics.begin(), numerics.end());
+  return engine::block_hash({}, bytes, 0);
+}
+
 void recognise_chat(const EngineConfig& config, const model::GgufFile& file, EngineFacts& facts) {
   if (!config.chat_format.empty()) {
     auto named = model::named_chat_template(config.chat_format);
@@ -137,7 +143,9 @@ Result<LoadedEngine> load_engine(const EngineConfig& config, const SiteConfig& s
                       .block_tokens = pool->block_tokens,
                       .context_tokens = pool->context_tokens,
                       .rows_max = pool->rows_max,
-                      .queue_max = config.queue};
+                      .queue_max = config.queue,
+                      .paths_equal = device.paths_equal};
+  if (config.prefix_cache) facts->scheduler.prefix_root = prefix_root(facts->numerics);
   loaded.facts = std::move(facts);
   return loaded;
 }

@@ -97,6 +97,8 @@ const std::vector<EngineKey>& engine_keys() {
        "KV pool; 0: slots x context, at most a quarter of free memory", 0, 16384 * gigabyte},
       {"engine", "step_rows", SLUICE_FIELD(EngineConfig, step_rows),
        "rows of a step: smaller keeps stalls short, larger reads prompts faster", 1, 65536},
+      {"engine", "prefix_cache", SLUICE_FIELD(EngineConfig, prefix_cache),
+       "use the keys and values of a prompt's beginning again that was seen before"},
       {"engine", "queue", SLUICE_FIELD(EngineConfig, queue),
        "waiting requests; beyond, they are refused as `overloaded`", 0, 1e6},
       {"engine", "chat_format", SLUICE_FIELD(EngineConfig, chat_format),

@@ -28,12 +28,15 @@ struct Sequence {
   std::uint32_t end = 0;           // length at which it is over
   std::vector<Token> output;       // known tokens, resumed ones first
   std::optional<TextStream> text;  // only with stop strings to look for
+  std::vector<BlockHash> hashes;   // of the whole blocks of known tokens, as far as asked for
   SequenceTiming timing;
   Ticket answered = 0;             // step that yielded its latest token
 
   // Meaningful while it runs.
   SlotRef slot;
   std::vector<std::uint32_t> blocks;
+  std::uint32_t announced = 0;     // blocks at whose hashes others wait: [cached, announced)
+  std::uint32_t computed = 0;      // blocks that are in the cache, or were there before
   std::uint32_t planned = 0;       // positions planned
   std::uint32_t length = 0;        // tokens known or underway
 
@@ -59,6 +62,7 @@ struct PlannedRows {
   SequenceId id = 0;
   SlotRef slot;
   std::uint32_t rows = 0;
+  std::uint32_t end = 0;  // position after the last
   bool sample = false;
 };
 
@@ -75,6 +79,7 @@ struct Scheduler::State {
   std::shared_ptr<const model::Tokenizer> tokenizer;
   std::uint32_t context_tokens;  // no sequence is longer, so that one alone always fits the pool
   KvBlocks blocks;
+  PrefixCache cache;
   std::vector<Slot> slots;
   std::vector<kernels::SlotIndex> free_slots;
   std::vector<SlotRef> closing;  // for the next plan to close
@@ -108,10 +113,17 @@ struct Scheduler::State {
   Result<void> check_length(const Request& request) const;
   Result<void> refuse_overload();
 
+  void hash_blocks(Sequence& q) const;
+  std::vector<std::uint32_t> cached_blocks(Sequence& q) const;
+  bool worth_waiting(const Sequence& q, std::size_t cached) const;
+  void enter(Sequence& q, std::uint32_t end);
+  void forget(const Sequence& q);
+  std::uint32_t take_block();
+
   void plan_decodes(StepInFlight& step, Batch& batch);
   void plan_chunks(StepInFlight& step, Batch& batch);
   void admit(StepInFlight& step, Batch& batch, Nanoseconds now);
-  void open(Sequence& q, Batch& batch);
+  void open(Sequence& q, std::vector<std::uint32_t> cached, Batch& batch);
   bool grant(Sequence& q, std::uint32_t tokens, Batch& batch);
   void add_segment(Sequence& q, StepInFlight& step, Batch& batch);
 
@@ -133,6 +145,7 @@ Scheduler::State::State(const SchedulerConfig& given,
       context_tokens(static_cast<std::uint32_t>(std::min<std::uint64_t>(
           config.context_tokens, std::uint64_t{config.blocks} * config.block_tokens))),
       blocks(config.blocks),
+      cache(config.blocks),
       slots(config.slots) {
   SLUICE_ASSERT(config.slots > 0 && config.rows_max > 0 && config.steps_in_flight > 0 &&
                     config.block_tokens > 0 && context_tokens > 1,
@@ -189,32 +202,117 @@ void Scheduler::State::plan_chunks(StepInFlight& step, Batch& batch) {
   }
 }
 
-// In strict order: a small request does not overtake a large one, which else might never fit.
+// In strict order: a small request does not overtake a large one, which else might never fit. Only
+// who waits for another's prefix is passed over.
 void Scheduler::State::admit(StepInFlight& step, Batch& batch, Nanoseconds now) {
-  while (!waiting.empty() && !free_slots.empty() && rows_left > 0 &&
-         running.size() < config.rows_max) {
-    Sequence& q = **waiting.begin();
+  for (auto at = waiting.begin(); at != waiting.end();) {
+    if (free_slots.empty() || rows_left == 0 || running.size() >= config.rows_max) return;
+    Sequence& q = **at;
+    auto cached = cached_blocks(q);
+    if (worth_waiting(q, cached.size())) {
+      ++at;
+      continue;
+    }
     // One block is left for each that runs: it may soon want it, and to take it then would mean
     // preempting the one admitted last.
-    if (blocks.free() < blocks_for(q.known()) + running.size()) return;
-    waiting.erase(waiting.begin());
-    if (q.timing.started == 0) q.timing.started = now;
-    open(q, batch);
+    const auto idle = static_cast<std::size_t>(
+        std::ranges::count_if(cached, [&](auto block) { return blocks.holders(block) == 0; }));
+    if (blocks.free() - idle < blocks_for(q.known()) - cached.size() + running.size()) return;
+    at = waiting.erase(at);
+    if (q.timing.started == 0) {
+      q.timing.started = now;
+      q.timing.cached_tokens = static_cast<std::uint32_t>(cached.size()) * config.block_tokens;
+      counters.prompt_tokens += q.prompt;
+      counters.cached_tokens += q.timing.cached_tokens;
+    }
+    open(q, std::move(cached), batch);
     add_segment(q, step, batch);
     running.insert(std::ranges::upper_bound(running, &q, Before{}), &q);
   }
 }
 
-void Scheduler::State::open(Sequence& q, Batch& batch) {
+// Of every whole block of known tokens.
+void Scheduler::State::hash_blocks(Sequence& q) const {
+  std::vector<Token> tokens;
+  while (q.known() >= (q.hashes.size() + 1) * config.block_tokens) {
+    const auto first = static_cast<std::uint32_t>(q.hashes.size()) * config.block_tokens;
+    tokens.clear();
+    for (std::uint32_t i = first; i < first + config.block_tokens; ++i)
+      tokens.push_back(i < q.prompt ? q.request.prompt[i] : q.output[i - q.prompt]);
+    const std::uint32_t prompt = config.paths_equal || q.prompt >= first + config.block_tokens
+                                     ? config.block_tokens
+                                     : q.prompt - std::min(q.prompt, first);
+    q.hashes.push_back(
+        block_hash(q.hashes.empty() ? *config.prefix_root : q.hashes.back(), tokens, prompt));
+  }
+}
+
+// The pool's blocks that hold the sequence's first tokens. The last token is left out: its row
+// yields the logits.
+std::vector<std::uint32_t> Scheduler::State::cached_blocks(Sequence& q) const {
+  std::vector<std::uint32_t> found;
+  if (!config.prefix_root) return found;
+  hash_blocks(q);
+  const std::uint32_t most = (q.known() - 1) / config.block_tokens;
+  while (found.size() < most) {
+    const auto block = cache.find(q.hashes[found.size()]);
+    if (!block) break;
+    found.push_back(*block);
+  }
+  return found;
+}
+
+bool Scheduler::State::worth_waiting(const Sequence& q, std::size_t cached) const {
+  return cached < (q.known() - 1) / config.block_tokens && cached < q.hashes.size() &&
+         cache.announced(q.hashes[cached]);
+}
+
+// A step has computed the sequence's positions below `end`: its whole blocks are of use to others.
+void Scheduler::State::enter(Sequence& q, std::uint32_t end) {
+  if (!config.prefix_root) return;
+  const std::uint32_t whole = end / config.block_tokens;
+  if (whole <= q.computed) return;
+  hash_blocks(q);
+  for (; q.computed < whole; ++q.computed) {
+    const BlockHash& hash = q.hashes[q.computed];
+    if (q.computed < q.announced) cache.withdraw(hash);
+    if (cache.insert(hash, q.blocks[q.computed])) blocks.keep(q.blocks[q.computed]);
+  }
+}
+
+// What a sequence computed is not to be trusted.
+void Scheduler::State::forget(const Sequence& q) {
+  for (const std::uint32_t block : q.blocks) {
+    if (!blocks.kept(block)) continue;
+    cache.erase(block);
+    blocks.give_up(block);
+  }
+}
+
+std::uint32_t Scheduler::State::take_block() {
+  const KvBlocks::Taken taken = blocks.take();
+  if (taken.was_idle) cache.erase(taken.block);
+  return taken.block;
+}
+
+void Scheduler::State::open(Sequence& q, std::vector<std::uint32_t> cached, Batch& batch) {
   const kernels::SlotIndex index = free_slots.back();
   free_slots.pop_back();
   q.slot = {index, ++slots[index].generation};
   slots[index].tenant = &q;
-  q.planned = 0;
+  for (const std::uint32_t block : cached) blocks.share(block);
+  q.computed = static_cast<std::uint32_t>(cached.size());
+  q.planned = q.computed * config.block_tokens;
   q.length = q.known();
+  q.announced = q.computed;
+  if (config.prefix_root) {
+    for (; q.announced < q.hashes.size(); ++q.announced) cache.announce(q.hashes[q.announced]);
+  }
   kernels::SlotOpen opened{q.slot, q.request.prompt, q.prompt, q.request.sampling};
   opened.tokens.insert(opened.tokens.end(), q.output.begin(), q.output.end());
   batch.opens.push_back(std::move(opened));
+  if (!cached.empty()) batch.grants.push_back({index, 0, cached});
+  q.blocks = std::move(cached);
   const bool granted = grant(q, q.length, batch);
   SLUICE_ASSERT(granted, "admission looked at the pool");
 }
@@ -225,7 +323,7 @@ bool Scheduler::State::grant(Sequence& q, std::uint32_t tokens, Batch& batch) {
   const std::uint32_t needed = blocks_for(tokens);
   if (needed <= held) return true;
   if (blocks.free() < needed - held) return false;
-  for (std::uint32_t i = held; i < needed; ++i) q.blocks.push_back(blocks.take());
+  for (std::uint32_t i = held; i < needed; ++i) q.blocks.push_back(take_block());
   batch.grants.push_back({q.slot.slot, held, {q.blocks.begin() + held, q.blocks.end()}});
   return true;
 }
@@ -238,8 +336,8 @@ void Scheduler::State::add_segment(Sequence& q, StepInFlight& step, Batch& batch
   const std::uint32_t rows = std::min(rows_left, border - q.planned);
   const bool sample = q.planned + rows == q.length;
   batch.segments.push_back({q.slot, q.planned, rows, path, sample});
-  step.segments.push_back({q.request.id, q.slot, rows, sample});
   q.planned += rows;
+  step.segments.push_back({q.request.id, q.slot, rows, q.planned, sample});
   q.length += sample ? 1 : 0;
   rows_left -= rows;
 }
@@ -255,8 +353,10 @@ void Scheduler::State::preempt(Sequence& q) {
 // Frees what a running sequence holds. A device runs steps in order, so the next plan is behind all
 // that name the sequence and may grant its blocks at once; its slot is free behind the close.
 void Scheduler::State::release(Sequence& q) {
-  for (const std::uint32_t block : q.blocks) blocks.release(block);
-  q.blocks.clear();
+  for (std::uint32_t i = q.computed; i < q.announced; ++i) cache.withdraw(q.hashes[i]);
+  q.announced = 0;
+  // The last first: of what stays in the cache, a prefix is of use without what follows it.
+  for (; !q.blocks.empty(); q.blocks.pop_back()) blocks.release(q.blocks.back());
   slots[q.slot.slot].tenant = nullptr;
   closing.push_back(q.slot);
   running.erase(std::ranges::lower_bound(running, &q, Before{}));
@@ -342,6 +442,8 @@ Applied Scheduler::apply(const StepResult& result, Nanoseconds now) {
   s.share_time(step, result.device_ns);
 
   if (!result.failed) {
+    for (const PlannedRows& rows : step.segments)
+      if (Sequence* q = s.tenant(rows.slot)) s.enter(*q, rows.end);
     out.events.reserve(out.events.size() + result.slots.size());
     for (const kernels::SlotTokens& gained : result.slots) {
       Sequence* q = s.tenant(gained.slot);
@@ -375,6 +477,7 @@ void Scheduler::State::share_time(const StepInFlight& step, std::uint64_t device
 void Scheduler::State::yield(Sequence& q, const kernels::SlotTokens& gained, Nanoseconds now,
                              Applied& out) {
   if (gained.error) {
+    forget(q);
     finish(q, ending(q, FinishReason::error, *gained.error), now, out);
     return;
   }
@@ -443,6 +546,7 @@ SchedulerStats Scheduler::stats() const {
   stats.running = static_cast<std::uint32_t>(state_->running.size());
   stats.blocks_free = state_->blocks.free();
   stats.blocks_total = state_->blocks.total();
+  stats.blocks_cached = state_->blocks.idle();
   return stats;
 }
 

@@ -3,7 +3,9 @@
 //
 // Precedence is by priority, then arrival, in everything: decode rows, prompt chunks, admission,
 // and from its end who is preempted when the pool is empty. A sequence gets blocks for all its
-// known tokens when it is admitted, and one more whenever it crosses into a new block. Plans run
+// known tokens when it is admitted, those of a prefix that was computed before included, and one
+// more whenever it crosses into a new block. Who waits for a prefix that is being computed lets
+// others go first. Plans run
 // ahead of results: a row is planned before its input token is known. What must be dropped later (a
 // row too many after a stop, a row of a preempted sequence) is known by its slot's generation.
 
@@ -12,6 +14,7 @@
 #include <optional>
 #include <vector>
 
+#include "engine/prefix_cache.hpp"
 #include "engine/step.hpp"
 #include "kernels/core.hpp"
 #include "model/tokenizer.hpp"
@@ -26,6 +29,9 @@ struct SchedulerConfig {
   std::uint32_t rows_max = 512;        ///< rows of a step: decode rows first, then prompt chunks
   std::uint32_t queue_max = 1024;      ///< waiting sequences; beyond: `overloaded`
   std::uint32_t steps_in_flight = 2;   ///< step n+1 is planned while step n runs
+  /// What besides tokens decides a block's keys and values; none: no block is used twice.
+  std::optional<BlockHash> prefix_root = std::nullopt;
+  bool paths_equal = false;            ///< prompt and decode arithmetic agree to the bit
 };
 
 /// What an `apply` yields: per sequence its new tokens, and the receipts of those that ended.
@@ -43,6 +49,9 @@ struct SchedulerStats {
   std::uint64_t steps = 0;
   std::uint64_t tokens = 0;
   std::uint64_t preemptions = 0;
+  std::uint32_t blocks_cached = 0;     ///< free blocks whose content is kept for whoever wants it
+  std::uint64_t prompt_tokens = 0;     ///< of all sequences admitted
+  std::uint64_t cached_tokens = 0;     ///< of these, found in the cache
 };
 
 class Scheduler {

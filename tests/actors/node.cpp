@@ -151,6 +151,32 @@ BOOST_AUTO_TEST_CASE(eight_streams_together_give_what_each_gives_alone) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(a_prompt_seen_before_gives_the_same_tokens_from_the_cache) {
+  zmq::context_t context;
+  auto node = actors::Node::start(config_for("inproc://cached", false), context);
+  BOOST_REQUIRE(node);
+  auto client = transport::Client::connect({.connect = (*node)->address()}, &context);
+  BOOST_REQUIRE(client);
+  std::string prompt = "The numbers:";
+  for (int i = 0; i < 20; ++i) prompt += " " + std::to_string(i);
+  const auto ask = [&](const std::string& text, std::uint64_t seed) {
+    const auto stream = *(*client)->submit(request(text, answer_tokens, seed));
+    return collect(**client, 1).at(stream);
+  };
+  const Answer first = ask(prompt, 7);
+  const Answer again = ask(prompt, 7);
+  BOOST_REQUIRE(first.done && again.done);
+  BOOST_TEST(first.done->receipt.cached_tokens == 0U);
+  BOOST_TEST(again.done->receipt.cached_tokens >= 32U);
+  BOOST_TEST(again.done->receipt.cached_tokens % 16 == 0U);
+  BOOST_TEST(again.tokens == first.tokens, boost::test_tools::per_element());
+  // What follows an answer begins with all of it.
+  const Answer next = ask(prompt + first.text + " and so on", 8);
+  BOOST_REQUIRE(next.done);
+  BOOST_TEST(next.done->receipt.cached_tokens >= again.done->receipt.cached_tokens);
+  BOOST_TEST(stat(**client, "engine.smol.cached_tokens") > 0);
+}
+
 BOOST_AUTO_TEST_CASE(a_client_that_goes_away_frees_its_blocks) {
   zmq::context_t context;
   auto config = config_for("tcp://127.0.0.1:0", false);

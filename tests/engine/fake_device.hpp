@@ -1,7 +1,7 @@
 #pragma once
 // A device that runs plans in order and checks them: every row finds, in the blocks its slot was
-// granted, exactly the keys that its own earlier positions wrote. The next token is a hash of the
-// tokens before it and the seed.
+// granted, exactly the keys that its earlier positions have, whoever wrote them. The next token is
+// a hash of the tokens before it and the seed.
 
 #include <boost/test/unit_test.hpp>
 #include <map>
@@ -27,6 +27,15 @@ inline std::uint64_t hash_tokens(std::span<const Token> tokens, std::uint64_t se
 /// The sampler: letters, so that stop strings and stop tokens come up often.
 inline Token next_token(std::span<const Token> tokens, std::uint64_t seed) {
   return 'a' + static_cast<Token>(mix(hash_tokens(tokens, seed), 7) % 8);
+}
+
+/// What lies at the last of these positions: all tokens up to it decide it, and, where the two
+/// paths differ, which of them were prompt.
+inline std::uint64_t key_of(std::span<const Token> tokens, std::uint32_t prompt, bool paths_equal) {
+  std::uint64_t hash = 2;
+  for (std::size_t i = 0; i < tokens.size(); ++i)
+    hash = mix(hash, tokens[i] + (paths_equal || i < prompt ? 0 : 1'000'000));
+  return hash;
 }
 
 class FakeDevice {
@@ -103,6 +112,10 @@ class FakeDevice {
     return cells_[std::size_t{block} * config_.block_tokens + position % config_.block_tokens];
   }
 
+  std::uint64_t key(const Slot& slot, std::uint32_t position) const {
+    return key_of(std::span(slot.tokens).first(position + 1), slot.prompt, config_.paths_equal);
+  }
+
   void compute(const kernels::Segment& segment, Slot& slot, StepResult& result) {
     if (slot.broken) {
       const Error error{ErrorCode::internal, "every logit is NaN", 0};
@@ -115,10 +128,10 @@ class FakeDevice {
     for (std::uint32_t p = segment.position; p < end; ++p) {
       BOOST_REQUIRE((segment.path == kernels::Path::prompt) == (p < slot.prompt));
       BOOST_REQUIRE(owners_.at(slot.blocks.at(p / config_.block_tokens)) == segment.slot);
-      cell(slot, p) = hash_tokens(std::span(slot.tokens).first(p + 1), slot.seed);
+      cell(slot, p) = key(slot, p);
     }
     for (std::uint32_t p = 0; p < segment.position; ++p) {
-      BOOST_REQUIRE(cell(slot, p) == hash_tokens(std::span(slot.tokens).first(p + 1), slot.seed));
+      BOOST_REQUIRE(cell(slot, p) == key(slot, p));
     }
     BOOST_REQUIRE_EQUAL(segment.sample, end == slot.tokens.size());
     if (!segment.sample) return;

@@ -20,7 +20,7 @@ namespace {
 struct Tally {
   int stopped = 0, by_string = 0, length = 0, cancelled = 0, deadline = 0, failed = 0;
   int too_long = 0, overloaded = 0, at_once = 0, resumed = 0, surplus = 0;
-  std::uint64_t preempted = 0;
+  std::uint64_t preempted = 0, cached = 0;
 };
 
 struct Expected {
@@ -62,6 +62,7 @@ class Simulation {
     BOOST_REQUIRE_EQUAL(stats.running + stats.waiting, 0U);
     BOOST_REQUIRE(!scheduler_.plan(now_));
     tally_.preempted += stats.preemptions;
+    tally_.cached += stats.cached_tokens;
   }
 
  private:
@@ -79,6 +80,8 @@ class Simulation {
     config.rows_max = between(1, 16);
     config.queue_max = between(2, 20);
     config.steps_in_flight = between(1, 3);
+    if (below(4) > 0) config.prefix_root = BlockHash{};
+    config.paths_equal = below(2);
     context_ = std::min(config.context_tokens, config.blocks * config.block_tokens);
     return config;
   }
@@ -88,6 +91,17 @@ class Simulation {
     request.id = expected_.size();
     request.prompt.resize(between(1, below(8) == 0 ? 60 : 12));
     for (Token& token : request.prompt) token = static_cast<Token>(below(256));
+    if (!expected_.empty() && below(2)) {  // begins as another does, perhaps as its output goes on
+      const Expected& other = expected_[below(expected_.size())];
+      std::vector<Token> shared = other.request.prompt;
+      if (below(2)) shared.insert(shared.end(), other.tokens.begin(), other.tokens.end());
+      const auto size = std::min<std::size_t>(shared.size(), below(40));
+      std::copy_n(shared.begin(), std::min(size, request.prompt.size()), request.prompt.begin());
+      if (below(2)) {
+        shared.resize(size);
+        request.prompt.insert(request.prompt.begin(), shared.begin(), shared.end());
+      }
+    }
     request.sampling.seed = request.id;  // names the sequence in its SlotOpen
     if (below(2)) request.max_tokens = between(1, 30);
     if (below(3) == 0) request.sampling.stop_tokens = {static_cast<Token>('a' + below(8))};
@@ -293,6 +307,7 @@ BOOST_AUTO_TEST_CASE(every_sequence_is_as_if_alone) {
   BOOST_TEST(tally.resumed > 200);
   BOOST_TEST(tally.surplus > 200);
   BOOST_TEST(tally.preempted > 500U);
+  BOOST_TEST(tally.cached > 2000U);
 }
 
 BOOST_AUTO_TEST_SUITE_END()
