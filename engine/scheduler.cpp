@@ -203,14 +203,17 @@ void Scheduler::State::plan_chunks(StepInFlight& step, Batch& batch) {
 }
 
 // In strict order: a small request does not overtake a large one, which else might never fit. Only
-// who waits for another's prefix is passed over.
+// who waits for another's prefix is passed over, and of these no more than there are slots, so that
+// a flood of one prompt costs a plan no time.
 void Scheduler::State::admit(StepInFlight& step, Batch& batch, Nanoseconds now) {
-  for (auto at = waiting.begin(); at != waiting.end();) {
+  std::uint32_t passed = 0;
+  for (auto at = waiting.begin(); at != waiting.end() && passed <= config.slots;) {
     if (free_slots.empty() || rows_left == 0 || running.size() >= config.rows_max) return;
     Sequence& q = **at;
     auto cached = cached_blocks(q);
     if (worth_waiting(q, cached.size())) {
       ++at;
+      ++passed;
       continue;
     }
     // One block is left for each that runs: it may soon want it, and to take it then would mean

@@ -110,6 +110,19 @@ BOOST_AUTO_TEST_CASE(who_wants_what_is_being_computed_waits_for_it) {
   BOOST_CHECK_EQUAL(engine.ended.at(2).timing.cached_tokens, 20U);
 }
 
+BOOST_AUTO_TEST_CASE(no_more_are_passed_over_than_there_are_slots) {
+  for (const SequenceId alike : {4U, 5U}) {
+    Engine engine(cached());
+    SequenceId id = 0;
+    for (; id <= alike; ++id) BOOST_REQUIRE(engine.scheduler.submit(request(id, 50, 24, 4), 1));
+    BOOST_REQUIRE(engine.step());  // the first begins to compute what the others want
+    BOOST_REQUIRE(engine.scheduler.submit(request(id, 90, 8, 4), 2));
+    const auto plan = engine.step();
+    BOOST_REQUIRE(plan);
+    BOOST_CHECK_EQUAL(plan->batch.opens.size(), alike == 4 ? 1U : 0U);
+  }
+}
+
 BOOST_AUTO_TEST_CASE(who_waits_for_one_that_ends_computes_by_itself) {
   Engine engine(cached());
   BOOST_REQUIRE(engine.scheduler.submit(request(1, 50, 24, 4), 1));
