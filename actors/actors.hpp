@@ -116,7 +116,9 @@ using StreamerActor =
                      caf::reacts_to<follow_atom, transport::Follow>,
                      caf::reacts_to<lost_atom, transport::Peer>,
                      caf::reacts_to<engine_atom, EngineFactsPtr, Error>,  ///< that engine is lost
-                     caf::replies_to<stats_atom>::with<NamedValues>, caf::reacts_to<tick_atom>>;
+                     caf::replies_to<stats_atom>::with<NamedValues>,
+                     caf::replies_to<drain_atom>::with<bool>,  ///< when no owner lacks anything
+                     caf::reacts_to<tick_atom>>;
 
 /// The actors a session works with.
 struct FrontParts {
@@ -134,7 +136,7 @@ using SessionActor = caf::typed_actor<
     caf::reacts_to<cancel_atom, transport::StreamId, std::uint64_t>,  ///< nobody follows it
     caf::reacts_to<engine_atom, EngineFactsPtr, BatcherActor>,        ///< serves from now on
     caf::reacts_to<engine_atom, EngineFactsPtr, Error>,               ///< no longer
-    caf::replies_to<drain_atom>::with<bool>>;                         ///< when no stream is open
+    caf::replies_to<drain_atom>::with<bool>>;  ///< when every stream ended and arrived
 
 /// Starts, watches and restarts the others.
 using SupervisorActor = caf::typed_actor<caf::reacts_to<ready_atom, EngineReady>,

@@ -17,6 +17,9 @@ constexpr std::uint32_t retry_after_load_ms = 500;
 /// A stats question waits at most this long for an engine that is busy or gone.
 constexpr std::chrono::seconds stats_timeout{2};
 
+/// A node told to stop waits at most this long for clients to say that they have everything.
+constexpr std::chrono::seconds acknowledge_timeout{5};
+
 std::uint64_t now(Self self) {
   return static_cast<std::uint64_t>(self->clock().now().time_since_epoch().count());
 }
@@ -33,12 +36,29 @@ void refuse(Self self, const transport::StreamId& stream, std::uint64_t epoch, E
   act(self, self->state.session->on_refused(stream, epoch, std::move(why), now(self)));
 }
 
+/// Once no stream is open: waits until the streamers have seen every end acknowledged, or its owner
+/// gone, then answers who asked for the drain.
+void finish_drain(Self self) {
+  auto& state = self->state;
+  if (state.drains.empty() || !state.open.empty()) return;
+  auto drains = std::make_shared<std::vector<caf::typed_response_promise<bool>>>(
+      std::exchange(state.drains, {}));
+  auto missing = std::make_shared<std::size_t>(state.streamers.size() + 1);
+  const auto arrived = [drains, missing] {
+    if (--*missing != 0) return;
+    for (auto& drain : *drains) drain.deliver(true);
+  };
+  for (const auto& streamer : state.streamers)
+    self->request(streamer, acknowledge_timeout, drain_atom::value)
+        .then([arrived](bool) { arrived(); }, [arrived](const caf::error&) { arrived(); });
+  arrived();
+}
+
 void close(Self self, const transport::StreamId& stream, std::uint64_t epoch) {
   auto& state = self->state;
   const auto found = state.open.find(stream);
   if (found != state.open.end() && found->second.epoch == epoch) state.open.erase(found);
-  if (state.draining && state.open.empty())
-    for (auto& drain : std::exchange(state.drains, {})) drain.deliver(true);
+  finish_drain(self);
 }
 
 const SessionState::Engine* find_engine(const SessionState& state, const EngineFactsPtr& facts) {
@@ -263,9 +283,9 @@ SessionActor::behavior_type session(Self self, SessionSetup setup) {
         auto& state = self->state;
         state.draining = true;
         if (state.session != nullptr) state.session->drain();
-        if (state.open.empty()) return true;
         auto promise = self->make_response_promise<bool>();
         state.drains.push_back(promise);
+        finish_drain(self);
         return promise;
       },
   };

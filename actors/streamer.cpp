@@ -92,6 +92,14 @@ void take(Self self, StreamEvent& news) {
   deliver(self, news.stream);
 }
 
+/// Answers who waits for the end when no owner lacks anything.
+void settle(StreamerState& state) {
+  if (state.drains.empty()) return;
+  for (const auto& [id, kept] : state.streams)
+    if (kept.stream.owed()) return;
+  for (auto& drain : std::exchange(state.drains, {})) drain.deliver(true);
+}
+
 void follow(Self self, const transport::Follow& follow) {
   auto& state = self->state;
   const auto id = std::visit([](const auto& message) { return message.stream; }, follow.message);
@@ -109,6 +117,7 @@ void follow(Self self, const transport::Follow& follow) {
                                 now(self), state.deliveries);
   }
   deliver(self, id);
+  settle(state);
 }
 
 /// Frees ended streams until what all of them hold is within bounds: those nobody waits for
@@ -151,6 +160,7 @@ void tick(Self self) {
     at = verdict.expired ? state.streams.erase(at) : std::next(at);
   }
   bound_retention(state);
+  settle(state);
   state.ticking = false;
   keep_ticking(self);
 }
@@ -170,6 +180,7 @@ StreamerActor::behavior_type streamer(Self self, OutboxPtr outbox, transport::St
       [self](follow_atom, const transport::Follow& asked) { follow(self, asked); },
       [self](lost_atom, const transport::Peer& peer) {
         for (auto& [id, kept] : self->state.streams) kept.stream.on_lost(peer, now(self));
+        settle(self->state);
       },
       [self](engine_atom, const EngineFactsPtr& engine, const Error& why) {
         for (auto& [id, kept] : self->state.streams) {
@@ -184,6 +195,12 @@ StreamerActor::behavior_type streamer(Self self, OutboxPtr outbox, transport::St
         return NamedValues{{"streams.frames", static_cast<double>(self->state.chunks)},
                            {"streams.kept", static_cast<double>(self->state.streams.size())},
                            {"streams.log_bytes", static_cast<double>(bytes)}};
+      },
+      [self](drain_atom) -> caf::result<bool> {
+        auto promise = self->make_response_promise<bool>();
+        self->state.drains.push_back(promise);
+        settle(self->state);
+        return promise;
       },
       [self](tick_atom) { tick(self); },
   };

@@ -29,6 +29,7 @@ struct StreamerState {
   SessionActor session;
   std::map<transport::StreamId, Kept> streams;
   std::vector<transport::Delivery> deliveries;  ///< reused by every message
+  std::vector<caf::typed_response_promise<bool>> drains;
   bool ticking = false;
   std::uint64_t chunks = 0;
 };

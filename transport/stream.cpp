@@ -273,6 +273,11 @@ bool StreamState::settled() const {
   return state_->owner_has_all && std::ranges::all_of(state_->followers, &Follower::terminal_sent);
 }
 
+bool StreamState::owed() const {
+  return state_->terminal == nullptr ||
+         (!state_->owner_has_all && std::ranges::any_of(state_->followers, &Follower::owner));
+}
+
 std::size_t StreamState::memory_bytes() const {
   std::size_t bytes = sizeof(State) + (state_->terminal ? state_->terminal->capacity() : 0);
   for (const engine::StreamLog& log : state_->logs) bytes += log.memory_bytes();

@@ -72,6 +72,9 @@ class StreamState {
   /// Finished, the owner has everything, and every follower was sent it: nobody waits for more.
   bool settled() const;
 
+  /// Its owner follows and has not said that it has everything, or there is no terminal yet.
+  bool owed() const;
+
   std::size_t memory_bytes() const;
 
  private:

@@ -340,9 +340,26 @@ BOOST_AUTO_TEST_CASE(draining_finishes_what_runs_and_refuses_the_rest) {
   BOOST_TEST(to_string(late.failed->error.code) == "unavailable");
   while (world.step()) {
   }
+  BOOST_TEST(listen(world, "ann", running.stream).text == World::expected("hello", 1, 20));
+  // It has been said; whether it arrived is the owner's to say.
+  BOOST_TEST(!self->has_next_message());
+  world.say("ann", transport::Ack{running.stream, running.owner, 0, 20, true});
+  BOOST_REQUIRE(self->has_next_message());
   self->receive([&](bool done) { drained = done; });
   BOOST_TEST(drained);
-  BOOST_TEST(listen(world, "ann", running.stream).text == World::expected("hello", 1, 20));
+}
+
+BOOST_AUTO_TEST_CASE(a_drain_does_not_wait_for_who_is_gone) {
+  World world;
+  greet(world, "ann");
+  world.say("ann", World::submit(1, "hello", 20));
+  caf::scoped_actor self{world.system()};
+  self->send(world.session, actors::drain_atom::value);
+  world.run();
+  BOOST_TEST(!self->has_next_message());
+  caf::anon_send(world.session, actors::lost_atom::value, transport::Peer("ann"));
+  world.run();
+  BOOST_TEST(self->has_next_message());
 }
 
 BOOST_AUTO_TEST_CASE(a_model_that_cannot_be_loaded_fails_the_node) {
