@@ -88,16 +88,6 @@ Result<kernels::PoolShape> plan_pool(const EngineConfig& config, const model::Mo
   return pool;
 }
 
-Result<std::unique_ptr<kernels::Backend>> make_backend(
-    const EngineConfig& config, const kernels::BackendSearch& search,
-    kernels::Completion completion, const std::function<void(const std::string&)>& note) {
-  const auto choice = kernels::choose_backend(config.backend, search);
-  if (!choice) return tl::unexpected(choice.error());
-  if (!choice->note.empty()) note(choice->note);
-  return kernels::make_backend(choice->name, {.threads = config.threads, .device = config.device},
-                               std::move(completion), search);
-}
-
 Result<LoadedEngine> load_engine(const EngineConfig& config, const SiteConfig& site,
                                  const BackendFactory& make_backend, kernels::Completion completion,
                                  const LoadProgress& progress) {

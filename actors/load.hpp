@@ -8,7 +8,6 @@
 #include "actors/admission.hpp"
 #include "actors/node.hpp"
 #include "kernels/backend.hpp"
-#include "kernels/backends.hpp"
 #include "model/config.hpp"
 #include "model/decoder.hpp"
 #include "model/gguf.hpp"
@@ -36,11 +35,5 @@ Result<LoadedEngine> load_engine(const EngineConfig& config, const SiteConfig& s
 /// a quarter of the free memory goes. `bad_request` when not even one short sequence fits.
 Result<kernels::PoolShape> plan_pool(const EngineConfig& config, const model::ModelConfig& model,
                                      std::size_t memory_free_bytes);
-
-/// Makes the backend that `config` names. `note` is called when "auto" leaves a GPU unused that is
-/// there, with the reason.
-Result<std::unique_ptr<kernels::Backend>> make_backend(
-    const EngineConfig& config, const kernels::BackendSearch& search,
-    kernels::Completion completion, const std::function<void(const std::string&)>& note);
 
 }  // namespace sluice::actors

@@ -47,6 +47,19 @@ Result<void> check(const NodeConfig& config) {
   return {};
 }
 
+/// "auto" becomes the name of a backend. Before there are actors: a driver that is absent is looked
+/// for once, by the thread of the caller, and what cannot work is known before anything is loaded.
+Result<void> choose_backends(NodeConfig& config, RequestLog& log) {
+  if (config.make_backend) return {};
+  for (auto& engine : config.engines) {
+    auto choice = kernels::choose_backend(engine.backend, config.backends);
+    if (!choice) return tl::unexpected(choice.error());
+    if (!choice->note.empty()) log.node_warning("backend", choice->note);
+    engine.backend = std::move(choice->name);
+  }
+  return {};
+}
+
 }  // namespace
 
 struct Node::State {
@@ -80,6 +93,8 @@ Result<std::unique_ptr<Node>> Node::start(NodeConfig config, zmq::context_t& con
   auto log = RequestLog::open(config);
   if (!log) return tl::unexpected(log.error());
 
+  if (auto chosen = choose_backends(config, **log); !chosen) return tl::unexpected(chosen.error());
+
   auto state = std::make_unique<State>();
   state->config = std::move(config);
   const auto& settings = state->config;
@@ -102,10 +117,11 @@ Result<std::unique_ptr<Node>> Node::start(NodeConfig config, zmq::context_t& con
   SupervisorSetup setup;
   BackendFactory backends = settings.make_backend;
   if (!backends)
-    backends = [log = *log, search = settings.backends](const EngineConfig& engine,
-                                                        kernels::Completion completion) {
-      return make_backend(engine, search, std::move(completion),
-                          [&](const std::string& note) { log->node_warning("backend", note); });
+    backends = [search = settings.backends](const EngineConfig& engine,
+                                            kernels::Completion completion) {
+      return kernels::make_backend(engine.backend,
+                                   {.threads = engine.threads, .device = engine.device},
+                                   std::move(completion), search);
     };
   for (const auto& engine : settings.engines)
     setup.engines.push_back(

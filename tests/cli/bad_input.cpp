@@ -134,7 +134,7 @@ BOOST_AUTO_TEST_CASE(requests_that_a_node_refuses_and_survives) {
   BOOST_TEST(good.code == 0, good.err);
   BOOST_TEST(contains(good.out, "Paris"), good.out);
   BOOST_TEST(run({"health", "--connect", node.endpoint()}).code == 0);
-  BOOST_TEST(node.stop().code == 0);
+  check_clean(node.stop());
 }
 
 BOOST_AUTO_TEST_SUITE_END()

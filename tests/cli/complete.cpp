@@ -65,7 +65,7 @@ BOOST_AUTO_TEST_CASE(a_node_gives_the_same_tokens_as_an_embedded_one) {
   auto reseeded = connected;
   reseeded[4] = "42";
   BOOST_TEST(json_of(run(reseeded)).at("tokens") != one.at("tokens"));
-  BOOST_TEST(node.stop().code == 0);
+  check_clean(node.stop());
 }
 
 BOOST_AUTO_TEST_CASE(the_prompt_comes_from_an_option_a_file_or_a_pipe) {
@@ -94,7 +94,7 @@ BOOST_AUTO_TEST_CASE(text_is_written_as_it_is_made) {
   const Exit exit = process.finish();
   BOOST_TEST(exit.code == 1);
   BOOST_TEST(contains(exit.err, "sluice: cancelled: "), exit.err);
-  BOOST_TEST(node.stop().code == 0);
+  check_clean(node.stop());
 }
 
 BOOST_AUTO_TEST_CASE(logprobs_and_a_stop) {

@@ -41,7 +41,7 @@ BOOST_AUTO_TEST_CASE(a_running_stream_finishes_before_the_node_does) {
              .at("stats")
              .value("engine.tokens", 0.0) == 0.0) {
   }
-  BOOST_TEST(node.stop().code == 0);
+  check_clean(node.stop());
   const Exit exit = client.finish();
   BOOST_REQUIRE_MESSAGE(exit.code == 0, exit.err);
   BOOST_TEST(nlohmann::json::parse(exit.out).at("tokens").size() == 60U);
@@ -66,7 +66,7 @@ BOOST_AUTO_TEST_CASE(a_killed_client_frees_its_blocks) {
   while (now.at("engine.running") != 0.0) now = stats();
   BOOST_TEST(now.at("engine.blocks_free") == now.at("engine.blocks_total"));
   BOOST_TEST(now.at("engine.tokens").get<double>() < 8000.0);
-  BOOST_TEST(node.stop().code == 0);
+  check_clean(node.stop());
 }
 
 BOOST_AUTO_TEST_CASE(a_second_signal_stops_at_once) {

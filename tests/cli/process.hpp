@@ -204,6 +204,9 @@ class ScratchFolder {
   std::string path_;
 };
 
+/// Ended with 0; says what it wrote when it did not.
+inline void check_clean(const Exit& exit) { BOOST_TEST(exit.code == 0, exit.err); }
+
 inline bool contains(const std::string& text, std::string_view part) {
   return text.find(part) != std::string::npos;
 }
