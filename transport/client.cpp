@@ -89,6 +89,10 @@ struct Client::State {
   std::deque<Event> events;
   Clock::time_point ticked = Clock::now();
 
+  std::uint64_t patience_ns() const {
+    return static_cast<std::uint64_t>(std::chrono::nanoseconds(config.lost_timeout).count());
+  }
+
   Result<void> open(zmq::context_t* given) {
     if (given == nullptr) own_context = std::make_unique<zmq::context_t>(1);
     context = given != nullptr ? given : own_context.get();
@@ -179,9 +183,8 @@ struct Client::State {
     if (items[1].revents != 0) take_frames(subscriber);
     if (Clock::now() - ticked < tick_interval) return;
     ticked = Clock::now();
-    std::vector<Message> sends;
-    for (auto& [id, stream] : streams) stream.state->tick(now_ns(), sends);
-    send_all(sends);
+    for (auto& [id, stream] : streams) tick(id, stream);
+    forget_oldest();
   }
 
   void take_connections() {
@@ -219,27 +222,43 @@ struct Client::State {
       health = *state;
     } else if (const auto id = stream_named(message)) {
       const auto found = streams.find(*id);
-      if (found != streams.end()) take(*id, found->second, message);
+      if (found == streams.end()) return;
+      take(*id, found->second, message);
+      forget_oldest();
     } else if (const auto* failed = std::get_if<Failed>(&message)) {
       stray = failed->error;
     }
   }
 
   void take(const StreamId& id, Stream& stream, const Message& message) {
+    step(id, stream, [&](auto& sends, auto& news) {
+      stream.state->on_message(message, now_ns(), sends, news);
+    });
+  }
+
+  void tick(const StreamId& id, Stream& stream) {
+    step(id, stream,
+         [&](auto& sends, auto& news) { stream.state->tick(now_ns(), sends, news); });
+  }
+
+  /// Lets the stream do something, sends what it says and hands on what it has.
+  template <class Does>
+  void step(const StreamId& id, Stream& stream, Does does) {
     std::vector<Message> sends;
     std::vector<ClientEvent> news;
     const bool was_over = stream.state->ended();
-    stream.state->on_message(message, now_ns(), sends, news);
+    does(sends, news);
     send_all(sends);
     for (ClientEvent& event : news) events.push_back({id, std::move(event)});
     if (was_over || !stream.state->ended()) return;
     if (stream.subscribed)
       zmq_setsockopt(subscriber.handle(), ZMQ_UNSUBSCRIBE, id.data(), id.size());
     ended.push_back(id);
-    if (ended.size() > ended_streams_max) {
-      streams.erase(ended.front());
-      ended.pop_front();
-    }
+  }
+
+  /// Keeps only so many of the streams that ended.
+  void forget_oldest() {
+    for (; ended.size() > ended_streams_max; ended.pop_front()) streams.erase(ended.front());
   }
 
   void add(const StreamId& id, Stream stream) {
@@ -311,7 +330,8 @@ Result<StreamId> Client::submit(Submit submit) {
     return fail(ErrorCode::too_large, "the request has {} bytes; the node takes {}", bytes,
                 state_->welcome->frame_bytes_max);
   State::Stream stream;
-  stream.state = std::make_unique<ClientStream>(submit, state_->welcome->window_tokens);
+  stream.state = std::make_unique<ClientStream>(submit, state_->welcome->window_tokens,
+                                                state_->patience_ns());
   stream.owner = submit.owner;
   stream.epoch = submit.epoch;
   state_->add(submit.stream, std::move(stream));
@@ -331,7 +351,8 @@ Result<void> Client::subscribe(const StreamId& id, std::uint32_t from) {
                 error.what());
   }
   State::Stream stream;
-  stream.state = std::make_unique<ClientStream>(id, from, true, state_->welcome->window_tokens);
+  stream.state = std::make_unique<ClientStream>(id, from, true, state_->welcome->window_tokens,
+                                                state_->patience_ns());
   stream.subscribed = true;
   state_->add(id, std::move(stream));
   return {};

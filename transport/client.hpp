@@ -20,6 +20,8 @@ struct ClientConfig {
   std::string connect;  ///< tcp, ipc or inproc
   std::string name = "sluice-client";
   std::chrono::milliseconds connect_timeout{5000};
+  /// A stream whose node was silent for so long, though asked, ends with `unavailable`.
+  std::chrono::milliseconds lost_timeout{60'000};
 };
 
 class Client {

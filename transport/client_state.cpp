@@ -51,7 +51,9 @@ struct ClientStream::State {
   std::optional<Done> done;  // came before everything it counts
   bool ended = false;
   bool ack_end = false;  // the end is the stream's own, so that it is acknowledged
-  std::uint64_t heard_ns = 0;
+  std::uint64_t patience_ns = 0;
+  std::uint64_t heard_ns = 0;  // or asked last
+  std::uint64_t alive_ns = 0;  // heard, or connected to
   std::uint64_t silence_ns = silence_ns_first;
 
   using Sends = std::vector<Message>;
@@ -259,12 +261,14 @@ struct ClientStream::State {
   void take(const Other&, Sends&, Events&) {}
 };
 
-ClientStream::ClientStream(const Submit& submit, std::uint32_t window_tokens)
+ClientStream::ClientStream(const Submit& submit, std::uint32_t window_tokens,
+                           std::uint64_t patience_ns)
     : state_(std::make_unique<State>()) {
   state_->stream = submit.stream;
   state_->submit = submit;
   state_->epoch = submit.epoch;
   state_->window_tokens = window_tokens;
+  state_->patience_ns = patience_ns;
   state_->choices.resize(submit.n);
   for (std::size_t i = 0; i < state_->choices.size(); ++i) {
     Choice& choice = state_->choices[i];
@@ -276,11 +280,12 @@ ClientStream::ClientStream(const Submit& submit, std::uint32_t window_tokens)
 }
 
 ClientStream::ClientStream(StreamId stream, std::uint32_t from, bool subscribed,
-                           std::uint32_t window_tokens)
+                           std::uint32_t window_tokens, std::uint64_t patience_ns)
     : state_(std::make_unique<State>()) {
   state_->stream = stream;
   state_->subscribed = subscribed;
   state_->window_tokens = window_tokens;
+  state_->patience_ns = patience_ns;
   Choice& choice = state_->choices.emplace_back();
   choice.next = from;
   choice.acked = from;
@@ -291,20 +296,32 @@ ClientStream::~ClientStream() = default;
 
 void ClientStream::on_message(const Message& message, std::uint64_t now_ns,
                               std::vector<Message>& send, std::vector<ClientEvent>& events) {
-  state_->heard_ns = now_ns;
+  state_->heard_ns = state_->alive_ns = now_ns;
   state_->silence_ns = silence_ns_first;
   std::visit([&](const auto& m) { state_->take(m, send, events); }, message);
 }
 
 void ClientStream::on_connected(std::uint64_t now_ns, std::vector<Message>& send) {
-  state_->heard_ns = now_ns;
+  state_->heard_ns = state_->alive_ns = now_ns;
   if (state_->ended) return state_->ack_terminal(send);
   state_->ask(send);
 }
 
-void ClientStream::tick(std::uint64_t now_ns, std::vector<Message>& send) {
+void ClientStream::tick(std::uint64_t now_ns, std::vector<Message>& send,
+                        std::vector<ClientEvent>& events) {
   State& state = *state_;
-  if (state.ended || now_ns - state.heard_ns < state.silence_ns) return;
+  if (state.ended) return;
+  // A process that was itself stopped for long asks first.
+  const bool asked = state.silence_ns > silence_ns_first;
+  const bool answer_due = now_ns - state.heard_ns >= silence_ns_first;
+  if (now_ns - state.alive_ns >= state.patience_ns && asked && answer_due)
+    return state.end_with({ErrorCode::unavailable,
+                           fmt::format("nothing came from the node for {} s, though asked again: "
+                                       "see whether it runs, and submit again",
+                                       (now_ns - state.alive_ns) / 1'000'000'000),
+                           0},
+                          events);
+  if (now_ns - state.heard_ns < state.silence_ns) return;
   state.heard_ns = now_ns;
   state.silence_ns = std::min(state.silence_ns * 2, silence_ns_last);
   state.ask(send);

@@ -24,13 +24,18 @@ struct ClientEvent {
 
 class ClientStream {
  public:
+  /// Silence, however often asked into, after which a stream ends with `unavailable`.
+  static constexpr std::uint64_t default_patience_ns = 60'000'000'000;
+
   /// For the stream's owner: follows what it submitted. `window_tokens` is the welcome's: acks go
   /// out well before the sender would pause.
-  explicit ClientStream(const Submit& submit, std::uint32_t window_tokens = 1024);
+  explicit ClientStream(const Submit& submit, std::uint32_t window_tokens = 1024,
+                        std::uint64_t patience_ns = default_patience_ns);
   /// For a reader: follows from token `from` on, without the right to acknowledge. `subscribed`:
   /// live chunks come from the publisher, so that only what is missing is asked for.
   ClientStream(StreamId stream, std::uint32_t from, bool subscribed = false,
-               std::uint32_t window_tokens = 1024);
+               std::uint32_t window_tokens = 1024,
+               std::uint64_t patience_ns = default_patience_ns);
   ~ClientStream();
 
   /// Takes a message about this stream; appends what to send (acks, attaches) and what to hand on.
@@ -41,8 +46,9 @@ class ClientStream {
   /// The connection is there, for the first time or again: submits, or asks for what is missing.
   void on_connected(std::uint64_t now_ns, std::vector<Message>& send);
 
-  /// To be called every second or so. When nothing came for a while, asks again.
-  void tick(std::uint64_t now_ns, std::vector<Message>& send);
+  /// To be called every second or so. When nothing came for a while, asks again; when nothing came
+  /// for all its patience, gives the node up.
+  void tick(std::uint64_t now_ns, std::vector<Message>& send, std::vector<ClientEvent>& events);
 
   bool ended() const;
 

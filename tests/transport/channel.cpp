@@ -135,7 +135,9 @@ class World {
         tick_server();
         for (std::size_t i = 0; i < clients_.size(); ++i) {
           std::vector<Message> send;
-          clients_[i].receiver.stream->tick(now_ns_, send);
+          std::vector<ClientEvent> news;
+          clients_[i].receiver.stream->tick(now_ns_, send, news);
+          BOOST_CHECK(news.empty());  // the node is never away for so long
           post(i, send);
         }
       }

@@ -47,7 +47,15 @@ struct Side {
   void hear(const Message& message) {
     std::vector<ClientEvent> news;
     stream.on_message(message, now_ns, sends, news);
-    for (ClientEvent& event : news) {
+    note(news);
+  }
+  void tick(std::uint64_t at_ns) {
+    std::vector<ClientEvent> news;
+    stream.tick(at_ns, sends, news);
+    note(news);
+  }
+  void note(const std::vector<ClientEvent>& news) {
+    for (const ClientEvent& event : news) {
       text += event.text;
       tokens.insert(tokens.end(), event.tokens.begin(), event.tokens.end());
       if (!event.tokens.empty()) chain = event.chain;
@@ -107,7 +115,7 @@ BOOST_AUTO_TEST_CASE(a_stream_as_it_should_be) {
   BOOST_CHECK_EQUAL(side.said(), "ack 10 end");
   side.hear(log.part(3, 4));
   side.hear(Failed{{{5}}, 7, {ErrorCode::gone, "", 0}});
-  side.stream.tick(100 * second, side.sends);
+  side.tick(100 * second);
   BOOST_CHECK_EQUAL(side.said(), "");
   side.stream.on_connected(0, side.sends);
   BOOST_CHECK_EQUAL(side.said(), "ack 10 end");
@@ -217,18 +225,47 @@ BOOST_AUTO_TEST_CASE(silence_is_answered_less_and_less_often) {
   side.stream.on_connected(0, side.sends);
   BOOST_CHECK_EQUAL(side.said(), "submit");
   std::vector<std::uint64_t> at;
-  for (std::uint64_t now = 0; now < 100; ++now) {
-    side.stream.tick(now * second, side.sends);
+  for (std::uint64_t now = 0; now < 50; ++now) {
+    side.tick(now * second);
     if (!side.said().empty()) at.push_back(now);
   }
-  BOOST_CHECK((at == std::vector<std::uint64_t>{3, 9, 21, 45, 69, 93}));
-  side.now_ns = 100 * second;
+  BOOST_CHECK((at == std::vector<std::uint64_t>{3, 9, 21, 45}));
+  side.now_ns = 50 * second;
   side.accept();
   side.said();
-  side.stream.tick(102 * second, side.sends);
+  side.tick(52 * second);
   BOOST_CHECK_EQUAL(side.said(), "");
-  side.stream.tick(103 * second, side.sends);
+  side.tick(53 * second);
   BOOST_CHECK_EQUAL(side.said(), "attach 0");
+}
+
+BOOST_AUTO_TEST_CASE(a_node_that_stays_silent_is_given_up) {
+  const Log log;
+  Side side;
+  side.accept();
+  side.hear(log.part(0, 3));
+  side.said();
+  for (std::uint64_t now = 0; now < 60; ++now) side.tick(now * second);
+  BOOST_CHECK_EQUAL(side.ends, "");
+  side.tick(60 * second);
+  BOOST_CHECK_EQUAL(side.ends, "unavailable");
+  BOOST_CHECK(side.stream.ended());
+  side.said();
+  side.tick(200 * second);
+  BOOST_CHECK_EQUAL(side.said(), "");
+  BOOST_CHECK_EQUAL(side.ends, "unavailable");
+}
+
+BOOST_AUTO_TEST_CASE(a_client_that_was_stopped_asks_before_it_gives_up) {
+  Side side;
+  side.accept();
+  side.said();
+  side.tick(500 * second);
+  BOOST_CHECK_EQUAL(side.said(), "attach 0");
+  side.tick(502 * second);
+  BOOST_CHECK_EQUAL(side.ends, "");
+  side.tick(503 * second);
+  BOOST_CHECK_EQUAL(side.ends, "unavailable");
 }
 
 BOOST_AUTO_TEST_CASE(failures) {
@@ -301,7 +338,7 @@ BOOST_AUTO_TEST_CASE(a_node_that_never_helps_is_not_asked_for_ever) {
   BOOST_CHECK_LE(side.sends.size(), 16U);
   BOOST_CHECK_GE(side.sends.size(), 2U);
   side.said();
-  side.stream.tick(side.now_ns + 100 * second, side.sends);
+  side.tick(side.now_ns + 100 * second);
   BOOST_CHECK_EQUAL(side.said(), "attach 0 once");
 }
 
