@@ -3,7 +3,6 @@
 #include <hwy/targets.h>
 #include <sched.h>
 
-#include <bit>
 #include <chrono>
 #include <condition_variable>
 #include <deque>
@@ -17,6 +16,7 @@
 #include "kernels/cpu/runner.hpp"
 #include "kernels/cpu/state.hpp"
 #include "kernels/cpu/thread_pool.hpp"
+#include "kernels/program.hpp"
 
 namespace sluice::kernels {
 namespace {
@@ -74,29 +74,15 @@ class CpuBackend final : public Backend {
   const DeviceInfo& device() const override { return info_; }
 
   Result<Weight> load(const HostTensor& tensor) override {
-    const FormatInfo& format = info(tensor.format);
-    if (tensor.rows == 0 || tensor.cols == 0 || tensor.cols % format.block_elements != 0) {
-      return fail(ErrorCode::bad_request, "a weight of {} x {} is not whole {} blocks of {}",
-                  tensor.rows, tensor.cols, format.name, format.block_elements);
-    }
-    const std::size_t bytes = row_bytes(tensor.format, tensor.cols);
-    if (tensor.data.size() != tensor.rows * bytes) {
-      return fail(ErrorCode::bad_request, "a {} weight of {} x {} has {} bytes, not {}",
-                  format.name, tensor.rows, tensor.cols, tensor.data.size(), tensor.rows * bytes);
-    }
-    weights_.push_back({tensor.format, tensor.rows, tensor.cols, bytes, tensor.data.data()});
+    auto shape = check_weight(tensor);
+    if (!shape) return tl::unexpected(shape.error());
+    weights_.push_back({*shape, row_bytes(tensor.format, tensor.cols), tensor.data.data()});
     return Weight{static_cast<std::uint32_t>(weights_.size() - 1)};
   }
 
   Result<void> allocate(const PoolShape& shape) override {
     if (allocated_) return fail(ErrorCode::bad_request, "the KV pool is allocated already");
-    if (shape.layers == 0 || shape.kv_heads == 0 || shape.head_dim == 0 || shape.blocks == 0 ||
-        shape.slots == 0 || shape.context_tokens == 0 || shape.rows_max == 0 ||
-        !std::has_single_bit(shape.block_tokens)) {
-      return fail(ErrorCode::bad_request,
-                  "a pool needs layers, heads, blocks, slots, a context, rows, and a power of two "
-                  "of tokens a block");
-    }
+    if (auto fits = check_pool(shape); !fits) return fits;
     if (auto made = kv_.allocate(shape); !made) return made;
     if (auto made = slots_.allocate(shape); !made) return made;
     allocated_ = true;
@@ -136,7 +122,7 @@ class CpuBackend final : public Backend {
     const Program& source = programs_[program.index];
     const BufferShape& shape = source.shapes()[buffer.index];
     const cpu::RowView view = source.view(buffer);
-    const std::size_t held = std::size_t{cpu::rows_max(shape_, shape.rows)} * shape.width;
+    const std::size_t held = std::size_t{rows_max(shape_, shape.rows)} * shape.width;
     if (out.size() > held) {
       return fail(ErrorCode::bad_request, "{} floats asked of a buffer of {}", out.size(), held);
     }

@@ -83,8 +83,8 @@ HWY_INLINE void to_halves(const float* from, std::size_t count, std::uint16_t* t
 
 void store_head(const float* key, const float* value, std::uint32_t head_dim, const float* angles,
                 std::uint32_t pairs, RopePairs order, const KvPlace& place) {
-  float rotated[cpu::head_dim_max];
-  std::uint16_t halves[cpu::head_dim_max];
+  float rotated[head_dim_max];
+  std::uint16_t halves[head_dim_max];
   std::copy(key, key + head_dim, rotated);
   rotate_head(rotated, angles, pairs, order);
   to_halves(rotated, head_dim, halves);

@@ -37,7 +37,4 @@ void rotate_head(float* head, const float* angles, std::uint32_t pairs, RopePair
 void store_head(const float* key, const float* value, std::uint32_t head_dim, const float* angles,
                 std::uint32_t pairs, RopePairs order, const KvPlace& place);
 
-/// Largest head_dim that record() accepts.
-inline constexpr std::uint32_t head_dim_max = 512;
-
 }  // namespace sluice::kernels::cpu

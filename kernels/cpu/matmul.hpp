@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <span>
 
-#include "kernels/quant.hpp"
+#include "kernels/program.hpp"
 
 namespace sluice::kernels::cpu {
 
@@ -19,10 +19,7 @@ constexpr std::size_t padded(std::size_t width) {
 }
 
 /// A weight where it lies.
-struct CpuWeight {
-  Format format = Format::f32;
-  std::uint32_t rows = 0;
-  std::uint32_t cols = 0;
+struct CpuWeight : WeightShape {
   std::size_t row_bytes = 0;
   const std::byte* data = nullptr;
 };

@@ -1,41 +1,31 @@
 #include "kernels/cpu/program.hpp"
 
 #include <algorithm>
-#include <optional>
 #include <utility>
 
-#include "kernels/cpu/layer_ops.hpp"
+#include "kernels/program.hpp"
 
 namespace sluice::kernels::cpu {
 
-std::uint32_t rows_max(const PoolShape& pool, RowSpace space) {
-  return space == RowSpace::batch ? pool.rows_max : std::min(pool.slots, pool.rows_max);
-}
-
-/// Checks operations one by one and appends their stages.
+/// Appends the stages of operations that fit.
 class Compiler {
  public:
   Compiler(const StepProgram& steps, std::span<const CpuWeight> weights, const PoolShape& pool)
       : steps_(steps), weights_(weights), pool_(pool) {}
 
   Result<Program> compile() {
+    const std::vector<WeightShape> shapes(weights_.begin(), weights_.end());
+    if (auto fits = check_program(steps_, shapes, pool_); !fits) {
+      return tl::unexpected(fits.error());
+    }
     if (auto made = plan_memory(); !made) return tl::unexpected(made.error());
     for (index_ = 0; index_ < steps_.ops.size(); ++index_) {
-      auto added = std::visit([this](const auto& op) { return add(op); }, steps_.ops[index_]);
-      if (!added) return tl::unexpected(added.error());
+      std::visit([this](const auto& op) { add(op); }, steps_.ops[index_]);
     }
     return std::move(program_);
   }
 
  private:
-  using Checked = Result<void>;
-
-  template <class... Args>
-  tl::unexpected<Error> refuse(const char* name, fmt::format_string<Args...> why, Args&&... args) {
-    return fail(ErrorCode::bad_request, "operation {} ({}): {}", index_, name,
-                fmt::format(why, std::forward<Args>(args)...));
-  }
-
   /// Every buffer has memory of its own, so that tests can read each; rows are padded with zeros,
   /// which no operation overwrites. Untouched pages cost nothing.
   Result<void> plan_memory() {
@@ -64,8 +54,6 @@ class Compiler {
     return {};
   }
 
-  bool has(Buffer buffer) const { return buffer.index < steps_.buffers.size(); }
-  bool has(Weight weight) const { return weight.index < weights_.size(); }
   const BufferShape& shape(Buffer buffer) const { return steps_.buffers[buffer.index]; }
   RowView view(Buffer buffer) const { return program_.view(buffer); }
 
@@ -81,65 +69,25 @@ class Compiler {
     program_.scratch_floats_ = std::max(program_.scratch_floats_, floats);
   }
 
-  Checked add(const Embed& op) {
-    if (!has(op.table) || !has(op.out)) return refuse("Embed", "no such weight or buffer");
-    const CpuWeight& table = weights_[op.table.index];
-    if (shape(op.out).rows != RowSpace::batch || shape(op.out).width != table.cols) {
-      return refuse("Embed", "the table has {} columns, the output {}", table.cols,
-                    shape(op.out).width);
-    }
-    program_.stages_.push_back(EmbedStage{table, op.scale, view(op.out)});
-    return {};
+  void add(const Embed& op) {
+    program_.stages_.push_back(EmbedStage{weights_[op.table.index], op.scale, view(op.out)});
   }
 
-  Checked add(const Norm& op) {
-    if (!has(op.in) || !has(op.out) || !has(op.gain)) {
-      return refuse("Norm", "no such weight or buffer");
-    }
-    const CpuWeight& gain = weights_[op.gain.index];
-    const BufferShape& in = shape(op.in);
-    if (in.rows != shape(op.out).rows || in.width != shape(op.out).width || gain.rows != 1 ||
-        gain.cols != in.width) {
-      return refuse("Norm", "input {}, output {} and gain {} x {} differ", in.width,
-                    shape(op.out).width, gain.rows, gain.cols);
-    }
-    program_.stages_.push_back(NormStage{in.rows, view(op.in), vector(op.gain), in.width,
-                                         op.epsilon, view(op.out)});
-    return {};
+  void add(const Norm& op) {
+    program_.stages_.push_back(NormStage{shape(op.in).rows, view(op.in), vector(op.gain),
+                                         shape(op.in).width, op.epsilon, view(op.out)});
   }
 
-  Checked add(const Linear& op) {
-    if (!has(op.in) || !has(op.out) || !has(op.weight) || (op.bias && !has(*op.bias))) {
-      return refuse("Linear", "no such weight or buffer");
-    }
-    const CpuWeight& weight = weights_[op.weight.index];
-    const BufferShape& in = shape(op.in);
-    const BufferShape& out = shape(op.out);
-    if (op.in.index == op.out.index) return refuse("Linear", "input and output are one buffer");
-    if (weight.cols != in.width) {
-      return refuse("Linear", "the weight has {} columns, the input {}", weight.cols, in.width);
-    }
-    if (in.rows != out.rows || std::size_t{op.out_column} + weight.rows > out.width) {
-      return refuse("Linear", "{} results from column {} do not fit an output of {}", weight.rows,
-                    op.out_column, out.width);
-    }
-    if (op.bias) {
-      const CpuWeight& bias = weights_[op.bias->index];
-      if (bias.rows != 1 || bias.cols != weight.rows) {
-        return refuse("Linear", "a bias of {} x {} for {} results", bias.rows, bias.cols,
-                      weight.rows);
-      }
-    }
+  void add(const Linear& op) {
     Product product;
-    product.weight = weight;
+    product.weight = weights_[op.weight.index];
     product.bias = op.bias ? vector(*op.bias) : nullptr;
     product.in = view(op.in);
     product.out = {view(op.out).data + op.out_column, view(op.out).stride};
     product.accumulate = op.accumulate;
-    need_scratch(tile_floats(weight.cols));
-    if (!beside_last(product)) program_.stages_.push_back(LinearStage{in.rows, {}});
+    need_scratch(tile_floats(product.weight.cols));
+    if (!beside_last(product)) program_.stages_.push_back(LinearStage{shape(op.in).rows, {}});
     std::get<LinearStage>(program_.stages_.back()).products.push_back(product);
-    return {};
   }
 
   /// Whether the product can run in the stage before: same input, and results that do not meet.
@@ -156,39 +104,10 @@ class Compiler {
     return true;
   }
 
-  Checked check_heads(const char* name, const HeadShape& heads, Buffer qkv, std::uint32_t layer) {
-    if (heads.kv_heads == 0 || heads.head_dim == 0 || heads.heads % heads.kv_heads != 0 ||
-        heads.head_dim > head_dim_max) {
-      return refuse(name, "{} heads over {} key heads of {} elements (1 to {}) do not work",
-                    heads.heads, heads.kv_heads, heads.head_dim, head_dim_max);
-    }
-    if (heads.kv_heads != pool_.kv_heads || heads.head_dim != pool_.head_dim ||
-        layer >= pool_.layers) {
-      return refuse(name, "layer {} with {} x {} key heads is not in a pool of {} with {} x {}",
-                    layer, heads.kv_heads, heads.head_dim, pool_.layers, pool_.kv_heads,
-                    pool_.head_dim);
-    }
-    const std::uint32_t width = (heads.heads + 2 * heads.kv_heads) * heads.head_dim;
-    if (shape(qkv).rows != RowSpace::batch || shape(qkv).width != width) {
-      return refuse(name, "a qkv row needs {} elements, the buffer has {}", width,
-                    shape(qkv).width);
-    }
-    return {};
-  }
-
-  Checked add(const RopeStore& op) {
-    if (!has(op.qkv) || !has(op.inverse_frequencies)) {
-      return refuse("RopeStore", "no such weight or buffer");
-    }
-    if (auto fits = check_heads("RopeStore", op.shape, op.qkv, op.layer); !fits) return fits;
-    const CpuWeight& frequencies = weights_[op.inverse_frequencies.index];
-    if (frequencies.rows != 1 || 2 * std::size_t{frequencies.cols} > op.shape.head_dim) {
-      return refuse("RopeStore", "{} pairs do not fit a head of {}", frequencies.cols,
-                    op.shape.head_dim);
-    }
-    program_.stages_.push_back(RopeStage{view(op.qkv), op.shape, op.layer, angles(op),
-                                         frequencies.cols, op.pairs});
-    return {};
+  void add(const RopeStore& op) {
+    const RowView table = angles(op);
+    program_.stages_.push_back(RopeStage{view(op.qkv), op.shape, op.layer, table,
+                                         weights_[op.inverse_frequencies.index].cols, op.pairs});
   }
 
   /// The step's table of angles for these frequencies; the first user's stage comes after it.
@@ -207,56 +126,22 @@ class Compiler {
     return out;
   }
 
-  Checked add(const Attention& op) {
-    if (!has(op.qkv) || !has(op.out)) return refuse("Attention", "no such buffer");
-    if (auto fits = check_heads("Attention", op.shape, op.qkv, op.layer); !fits) return fits;
-    if (shape(op.out).rows != RowSpace::batch ||
-        shape(op.out).width != op.shape.heads * op.shape.head_dim) {
-      return refuse("Attention", "{} heads of {} do not fit an output of {}", op.shape.heads,
-                    op.shape.head_dim, shape(op.out).width);
-    }
+  void add(const Attention& op) {
     need_scratch(attention_floats(op.shape, pool_.context_tokens));
     program_.stages_.push_back(AttentionStage{
         {view(op.qkv), op.shape, op.layer, op.scale, op.window, view(op.out)}});
-    return {};
   }
 
-  Checked add(const Gate& op) {
-    if (!has(op.in) || !has(op.out)) return refuse("Gate", "no such buffer");
-    const BufferShape& in = shape(op.in);
-    const BufferShape& out = shape(op.out);
-    if (in.rows != out.rows || in.width != 2 * out.width || op.in.index == op.out.index) {
-      return refuse("Gate", "an input of {} for an output of {}, not twice as much", in.width,
-                    out.width);
-    }
-    program_.stages_.push_back(
-        GateStage{in.rows, view(op.in), op.activation, out.width, view(op.out)});
-    return {};
+  void add(const Gate& op) {
+    program_.stages_.push_back(GateStage{shape(op.in).rows, view(op.in), op.activation,
+                                         shape(op.out).width, view(op.out)});
   }
 
-  Checked add(const Select& op) {
-    if (!has(op.in) || !has(op.out)) return refuse("Select", "no such buffer");
-    const BufferShape& in = shape(op.in);
-    const BufferShape& out = shape(op.out);
-    if (in.rows != RowSpace::batch || out.rows != RowSpace::sampled || in.width != out.width) {
-      return refuse("Select", "goes from batch rows of {} to sampled rows of {}", in.width,
-                    out.width);
-    }
-    program_.stages_.push_back(SelectStage{view(op.in), in.width, view(op.out)});
-    return {};
+  void add(const Select& op) {
+    program_.stages_.push_back(SelectStage{view(op.in), shape(op.in).width, view(op.out)});
   }
 
-  Checked add(const Sample& op) {
-    if (!has(op.logits)) return refuse("Sample", "no such buffer");
-    if (index_ + 1 != steps_.ops.size()) return refuse("Sample", "must be the last operation");
-    if (shape(op.logits).rows != RowSpace::sampled ||
-        shape(op.logits).width != pool_.vocabulary) {
-      return refuse("Sample", "logits of {} for a vocabulary of {}", shape(op.logits).width,
-                    pool_.vocabulary);
-    }
-    program_.stages_.push_back(SampleStage{view(op.logits)});
-    return {};
-  }
+  void add(const Sample& op) { program_.stages_.push_back(SampleStage{view(op.logits)}); }
 
   struct Angles {
     std::uint32_t weight;

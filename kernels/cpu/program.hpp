@@ -100,7 +100,4 @@ class Program {
   std::size_t scratch_floats_ = 0;          ///< of a thread
 };
 
-/// Rows that a batch, or its sampled segments, can have.
-std::uint32_t rows_max(const PoolShape& pool, RowSpace space);
-
 }  // namespace sluice::kernels::cpu

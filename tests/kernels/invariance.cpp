@@ -211,7 +211,7 @@ BOOST_AUTO_TEST_CASE(unpacked_weights_equal_the_scalar_definition) {
   for (std::size_t f = 0; f < format_count; ++f) {
     const Tensor tensor = random_tensor(random, static_cast<Format>(f), 5, 512, 1.0F);
     const std::size_t bytes = row_bytes(tensor.host.format, 512);
-    const cpu::CpuWeight weight{tensor.host.format, 5, 512, bytes, tensor.bytes.data()};
+    const cpu::CpuWeight weight{{tensor.host.format, 5, 512}, bytes, tensor.bytes.data()};
     for (std::uint32_t row = 0; row < 5; ++row) {
       std::vector<float> scalar(512), vector(512);
       dequantize(weight.format, std::span(tensor.bytes).subspan(row * bytes, bytes), scalar);
