@@ -9,6 +9,8 @@
 #include <tl/expected.hpp>
 #include <utility>
 
+#include "kernels/token.hpp"
+
 namespace sluice {
 
 /// What went wrong, in the wire's own vocabulary (docs/protocol.md lists when each is sent).
@@ -60,8 +62,5 @@ tl::unexpected<Error> fail(ErrorCode code, fmt::format_string<Args...> text, Arg
     if (!(condition)) [[unlikely]]                                                 \
       ::sluice::assertion_failed(#condition, __FILE__, __LINE__, (why));           \
   } while (false)
-
-/// A token id of the model's vocabulary.
-using Token = std::uint32_t;
 
 }  // namespace sluice

@@ -7,7 +7,39 @@
 #include <cmath>
 #include <cstdint>
 
+/// Before a function that CUDA kernels call too. It may call no constexpr function of the library.
+#ifdef __CUDACC__
+#define SLUICE_HOST_DEVICE __host__ __device__
+#else
+#define SLUICE_HOST_DEVICE
+#endif
+
 namespace sluice::kernels {
+
+/// a * b + c, rounded once
+SLUICE_HOST_DEVICE inline float fma_f32(float a, float b, float c) {
+#ifdef __CUDA_ARCH__
+  return __fmaf_rn(a, b, c);
+#else
+  return std::fma(a, b, c);
+#endif
+}
+
+SLUICE_HOST_DEVICE inline std::uint32_t bits_of(float value) {
+#ifdef __CUDA_ARCH__
+  return __float_as_uint(value);
+#else
+  return std::bit_cast<std::uint32_t>(value);
+#endif
+}
+
+SLUICE_HOST_DEVICE inline float float_of(std::uint32_t bits) {
+#ifdef __CUDA_ARCH__
+  return __uint_as_float(bits);
+#else
+  return std::bit_cast<float>(bits);
+#endif
+}
 
 /// Constants of exp_f32, shared with its vector form.
 struct ExpSteps {
@@ -23,40 +55,42 @@ struct ExpSteps {
 };
 
 /// e^x within 2 units in the last place.
-inline float exp_f32(float x) {
+SLUICE_HOST_DEVICE inline float exp_f32(float x) {
   if (x < ExpSteps::lowest) return 0.0F;
   if (x > ExpSteps::highest) x = ExpSteps::highest;
-  const float shifted = std::fma(x, ExpSteps::log2_e, ExpSteps::round);
+  const float shifted = fma_f32(x, ExpSteps::log2_e, ExpSteps::round);
   const float n = shifted - ExpSteps::round;
-  float r = std::fma(-n, ExpSteps::ln2_high, x);
-  r = std::fma(-n, ExpSteps::ln2_low, r);
-  float p = ExpSteps::taylor[0];
-  for (int i = 1; i < 8; ++i) p = std::fma(p, r, ExpSteps::taylor[i]);
+  float r = fma_f32(-n, ExpSteps::ln2_high, x);
+  r = fma_f32(-n, ExpSteps::ln2_low, r);
+  constexpr float taylor[8] = {ExpSteps::taylor[0], ExpSteps::taylor[1], ExpSteps::taylor[2],
+                               ExpSteps::taylor[3], ExpSteps::taylor[4], ExpSteps::taylor[5],
+                               ExpSteps::taylor[6], ExpSteps::taylor[7]};
+  float p = taylor[0];
+  for (int i = 1; i < 8; ++i) p = fma_f32(p, r, taylor[i]);
   // The integer n sits in the low bits of `shifted`; moved up it adds n to the exponent.
-  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(p) +
-                              (std::bit_cast<std::uint32_t>(shifted) << 23));
+  return float_of(bits_of(p) + (bits_of(shifted) << 23));
 }
 
 /// log(1 + f) for f in [sqrt(1/2) - 1, sqrt(2) - 1], exact to about 1 unit even near 0.
-inline float log1p_f32(float f) {
+SLUICE_HOST_DEVICE inline float log1p_f32(float f) {
   const float s = f / (2.0F + f);  // log(1 + f) = 2 (s + s^3/3 + s^5/5 + ...), |s| < 0.172
   const float s2 = s * s;
   float p = 2.0F / 11;
-  p = std::fma(p, s2, 2.0F / 9);
-  p = std::fma(p, s2, 2.0F / 7);
-  p = std::fma(p, s2, 2.0F / 5);
-  p = std::fma(p, s2, 2.0F / 3);
-  return std::fma(p * s2, s, 2.0F * s);
+  p = fma_f32(p, s2, 2.0F / 9);
+  p = fma_f32(p, s2, 2.0F / 7);
+  p = fma_f32(p, s2, 2.0F / 5);
+  p = fma_f32(p, s2, 2.0F / 3);
+  return fma_f32(p * s2, s, 2.0F * s);
 }
 
 /// Natural logarithm of a positive, normal x.
-inline float log_f32(float x) {
-  const auto bits = std::bit_cast<std::int32_t>(x);
+SLUICE_HOST_DEVICE inline float log_f32(float x) {
+  const auto bits = static_cast<std::int32_t>(bits_of(x));
   const std::int32_t exponent = (bits - 0x3F3504F3) >> 23;  // the mantissa lands in [0.707, 1.414)
-  const float mantissa = std::bit_cast<float>(bits - exponent * (1 << 23));
+  const float mantissa = float_of(static_cast<std::uint32_t>(bits - exponent * (1 << 23)));
   const auto e = static_cast<float>(exponent);
-  const float tail = std::fma(e, ExpSteps::ln2_low, log1p_f32(mantissa - 1.0F));
-  return std::fma(e, ExpSteps::ln2_high, tail);
+  const float tail = fma_f32(e, ExpSteps::ln2_low, log1p_f32(mantissa - 1.0F));
+  return fma_f32(e, ExpSteps::ln2_high, tail);
 }
 
 struct SineCosine {
@@ -66,11 +100,11 @@ struct SineCosine {
 
 /// Of an angle of at most about 2^20 radians, to about 1e-15: exact once rounded to float32, but
 /// for rare ties.
-inline SineCosine sine_cosine(double angle) {
+SLUICE_HOST_DEVICE inline SineCosine sine_cosine(double angle) {
   constexpr double two_over_pi = 0.63661977236758134308;
   constexpr double half_pi_high = 0x1.921fb54400000p+0;  // 33 bits: times a 20-bit n exact
   constexpr double half_pi_low = 0x1.0b4611a626331p-34;
-  const double n = std::floor(angle * two_over_pi + 0.5);
+  const double n = floor(angle * two_over_pi + 0.5);
   const double r = (angle - n * half_pi_high) - n * half_pi_low;
   const double r2 = r * r;
   double s = -1.0 / 1307674368000.0;  // -1/15!; |r| <= pi/4, the next term is below 5e-17

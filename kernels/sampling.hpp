@@ -15,11 +15,31 @@
 #include <cstdint>
 #include <limits>
 
-#include "kernels/core.hpp"
+#include "kernels/elementary.hpp"
+#include "kernels/token.hpp"
 
 namespace sluice::kernels {
 
+inline constexpr float largest_f32 = std::numeric_limits<float>::max();
+
+struct NoiseWords {
+  std::uint32_t word[4];
+};
+
 /// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
+SLUICE_HOST_DEVICE inline NoiseWords philox_words(NoiseWords c, std::uint64_t key) {
+  auto k0 = static_cast<std::uint32_t>(key);
+  auto k1 = static_cast<std::uint32_t>(key >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const std::uint64_t p0 = std::uint64_t{0xD2511F53U} * c.word[0];
+    const std::uint64_t p1 = std::uint64_t{0xCD9E8D57U} * c.word[2];
+    c = {{static_cast<std::uint32_t>(p1 >> 32) ^ c.word[1] ^ k0, static_cast<std::uint32_t>(p1),
+          static_cast<std::uint32_t>(p0 >> 32) ^ c.word[3] ^ k1, static_cast<std::uint32_t>(p0)}};
+    k0 += 0x9E3779B9U;
+    k1 += 0xBB67AE85U;
+  }
+  return c;
+}
 std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> counter, std::uint64_t key);
 
 /// The 32 random bits of a token: word `token % 4` of philox({token / 4, index, 0, 0}, seed), where
@@ -27,7 +47,15 @@ std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> counter, std::u
 std::uint32_t noise_bits(std::uint64_t seed, std::uint32_t index, Token token);
 
 /// A standard Gumbel variable, -log(-log((bits + 1/2) / 2^32)); rises with `bits`.
-float gumbel(std::uint32_t bits);
+SLUICE_HOST_DEVICE inline float gumbel(std::uint32_t bits) {
+  float log_u;
+  if (bits >= 0xC0000000U) {  // near 1, u - 1 keeps the digits that u would lose
+    log_u = log1p_f32((static_cast<float>(~bits) + 0.5F) * -0x1p-32F);
+  } else {
+    log_u = log_f32((static_cast<float>(bits) + 0.5F) * 0x1p-32F);
+  }
+  return -log_f32(-log_u);
+}
 
 /// Bounds of gumbel(): a token further than their distance below the best z cannot win.
 inline constexpr float gumbel_lowest = -3.14F;
@@ -35,14 +63,24 @@ inline constexpr float gumbel_highest = 22.88F;
 
 /// Mass of a token in fixed point, exp_f32(z) * 2^40 rounded down; z <= 0. Sums of up to 2^23
 /// masses fit 64 bits and are the same in any order.
-std::uint64_t mass(float z);
 inline constexpr double mass_one = 0x1p40;
+SLUICE_HOST_DEVICE inline std::uint64_t mass(float z) {
+  return static_cast<std::uint64_t>(static_cast<double>(exp_f32(z)) * mass_one);
+}
 
 /// The masses that top-p must gather of a total: at least 1.
-std::uint64_t top_p_target(std::uint64_t total, float top_p);
+SLUICE_HOST_DEVICE inline std::uint64_t top_p_target(std::uint64_t total, float top_p) {
+  const double part = static_cast<double>(total) * static_cast<double>(top_p);
+  const auto target = static_cast<std::uint64_t>(part);
+  const std::uint64_t most = total < 1 ? 1 : total;
+  return target < 1 ? 1 : target > most ? most : target;
+}
 
 /// 1 / temperature, finite for every temperature > 0.
-float inverse_temperature(float temperature);
+SLUICE_HOST_DEVICE inline float inverse_temperature(float temperature) {
+  const float inverse = 1.0F / temperature;
+  return inverse < largest_f32 ? inverse : largest_f32;
+}
 
 inline constexpr float banned = -std::numeric_limits<float>::infinity();
 
@@ -53,14 +91,27 @@ struct Penalties {
   float presence = 0.0F;
   float frequency = 0.0F;
 };
-float penalized(float logit, const Penalties& penalties, bool in_prompt,
-                std::uint32_t output_count);
+SLUICE_HOST_DEVICE inline float penalized(float logit, const Penalties& p, bool in_prompt,
+                                          std::uint32_t output_count) {
+  if (in_prompt || output_count > 0) {
+    logit = logit > 0.0F ? logit / p.repetition : logit * p.repetition;
+  }
+  if (output_count > 0) {
+    logit -= p.presence + p.frequency * static_cast<float>(output_count);
+  }
+  return logit;
+}
 
 /// NaN to -inf, +inf to the largest float.
-float tamed(float logit);
+SLUICE_HOST_DEVICE inline float tamed(float logit) {
+  if (logit != logit) return banned;
+  return logit < largest_f32 ? logit : largest_f32;
+}
 
 /// log-probability of a token `below` = logit - highest logit under, given the total mass at
 /// temperature 1.
-float log_probability(float below, std::uint64_t total);
+SLUICE_HOST_DEVICE inline float log_probability(float below, std::uint64_t total) {
+  return below - log_f32(static_cast<float>(static_cast<double>(total) / mass_one));
+}
 
 }  // namespace sluice::kernels
