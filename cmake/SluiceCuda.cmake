@@ -9,6 +9,8 @@ if(NOT SLUICE_CUDA)
   set(cuda_missing "SLUICE_CUDA=OFF")
 elseif(NOT cuda_kernels OR NOT EXISTS ${CMAKE_SOURCE_DIR}/kernels/cuda/backend.hpp)
   set(cuda_missing "kernels/cuda has no backend")
+elseif(SLUICE_SANITIZE)
+  set(cuda_missing "sanitizers do not reach a device")
 else()
   # The toolkit's own folder is often not on the PATH.
   find_program(SLUICE_NVCC nvcc HINTS ENV CUDA_HOME /usr/local/cuda PATH_SUFFIXES bin)
@@ -58,8 +60,10 @@ target_include_directories(sluice_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS
 # fmt 9 thinks that nvcc has no constexpr, which its own consteval functions then miss.
 target_compile_definitions(sluice_cuda PRIVATE SLUICE_NCCL=$<BOOL:${NCCL_INCLUDE_DIR}>
   $<$<COMPILE_LANGUAGE:CUDA>:FMT_USE_CONSTEXPR=1>)
+# Sums and products stay apart, as in every other file: the sampler's tokens depend on it.
 target_compile_options(sluice_cuda PRIVATE
-  $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo -Werror=all-warnings -Xcompiler=-Wall,-Wextra>)
+  $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false -lineinfo -Werror=all-warnings
+  -Xcompiler=-Wall,-Wextra>)
 target_link_libraries(sluice_cuda PRIVATE sluice_options fmt::fmt CUDA::cudart_static)
 target_link_options(sluice_cuda PRIVATE LINKER:--no-undefined LINKER:--exclude-libs,ALL)
 list(JOIN CMAKE_CUDA_ARCHITECTURES ", " targets)

@@ -1,6 +1,6 @@
 #pragma once
-// The checks that every backend makes of what it is given: weights, the pool's sizes, and a program's
-// shapes. What a backend makes of a program that fits is its own affair.
+// The checks that every backend makes of what it is given: weights, the pool's sizes, and a
+// program's shapes. What a backend makes of a program that fits is its own affair.
 
 #include <span>
 

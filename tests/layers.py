@@ -52,7 +52,7 @@ LIBRARIES = {
 # Headers of the system are not libraries: <vector>, <sys/mman.h>, <unistd.h> ...
 SYSTEM = re.compile(r"^([a-z0-9_]+|c[a-z]+|sys/\w+\.h|netinet/\w+\.h|arpa/\w+\.h|linux/\w+\.h|"
                     r"(unistd|fcntl|signal|poll|pthread|sched|termios|pty|pwd|dlfcn|errno|dirent|"
-                    r"immintrin|cpuid|time|langinfo|getopt)\.h)$")
+                    r"immintrin|cpuid|time|langinfo|ucontext|getopt)\.h)$")
 
 # path pattern -> includes refused there although the folder has them, and why
 NARROWER = [

@@ -1,0 +1,538 @@
+#include "kernels/cuda/backend.hpp"
+
+#include <algorithm>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <optional>
+#include <system_error>
+#include <thread>
+#include <utility>
+
+#include "kernels/cuda/device.hpp"
+#include "kernels/cuda/kernels.hpp"
+#include "kernels/cuda/program.hpp"
+#include "kernels/cuda/step_plan.hpp"
+#include "kernels/cuda/uploader.hpp"
+
+namespace sluice::kernels {
+namespace {
+
+using namespace cuda;
+
+// The oldest devices with what the kernels use: bf16 and asynchronous copies.
+constexpr int major_min = 8;
+
+// A launch's second and third dimension; a row there is a row of the batch.
+constexpr std::uint32_t rows_most = 65535;
+
+std::string name_of(const cudaDeviceProp& properties) {
+  return fmt::format("{} (sm_{}{})", properties.name, properties.major, properties.minor);
+}
+
+/// A step, or the second half of one, between its submission and its end.
+struct Flight {
+  Ticket ticket = 0;
+  PinnedMemory input;   ///< metadata on its way to the device
+  PinnedMemory output;  ///< DrawnRow of each drawn row
+  Event begin, end;
+  std::vector<SlotRef> drawn;
+  bool closes = false;         ///< the ticket's last flight
+  std::optional<Error> error;  ///< it never reached the device
+};
+
+/// A ticket whose completion is still owed.
+struct Pending {
+  StepResult result;
+  bool done = false;
+};
+
+std::optional<Error> error_of(DrawStatus status) {
+  switch (status) {
+    case DrawStatus::drawn:
+      return std::nullopt;
+    case DrawStatus::none_allowed:
+      return Error{ErrorCode::internal,
+                   "no token is allowed: the mask, bias or minimum length rule out all", 0};
+    case DrawStatus::all_nan:
+      return Error{ErrorCode::internal,
+                   "every logit is NaN: the weights or the KV cache are damaged", 0};
+    case DrawStatus::misplaced:
+      break;
+  }
+  SLUICE_ASSERT(status != DrawStatus::misplaced,
+                "only a sequence's last token can be followed by a drawn one");
+  return Error{ErrorCode::internal, "a drawn row of unknown status", 0};
+}
+
+SlotTokens to_tokens(SlotRef slot, const DrawnRow& row) {
+  SlotTokens tokens;
+  tokens.slot = slot;
+  tokens.error = error_of(row.status);
+  if (tokens.error) return tokens;
+  tokens.tokens.push_back(row.token);
+  if (row.logprob_count == 0) return tokens;
+  auto& list = tokens.logprobs.emplace_back();
+  for (std::uint32_t i = 0; i < row.logprob_count; ++i) {
+    list.push_back({row.logprobs[i].token, row.logprobs[i].logprob});
+  }
+  return tokens;
+}
+
+class CudaBackend final : public Backend {
+ public:
+  CudaBackend(const CudaOptions& options, Completion completion)
+      : options_(options), completion_(std::move(completion)) {}
+
+  /// Everything that can fail, before the thread starts.
+  Result<void> start() {
+    SLUICE_CUDA(cudaSetDevice(options_.device));
+    SLUICE_CUDA(cudaGetDeviceProperties(&properties_, options_.device));
+    if (properties_.major < major_min) {
+      return fail(ErrorCode::unavailable,
+                  "device {}, {}, is older than sm_{}0: use the cpu backend", options_.device,
+                  name_of(properties_), major_min);
+    }
+    auto stream = make_stream();
+    if (!stream) return tl::unexpected(stream.error());
+    stream_ = std::move(*stream);
+    SLUICE_TRY(check_rounding());
+    std::size_t free = 0, total = 0;
+    SLUICE_CUDA(cudaMemGetInfo(&free, &total));
+    info_.backend = "cuda";
+    info_.device = name_of(properties_);
+    info_.arithmetic = fmt::format("sm_{}{}-f32-warps-split{}/1", properties_.major,
+                                   properties_.minor, options_.split_tokens);
+    info_.paths_equal = true;
+    info_.memory_free_bytes = free - std::min(free, options_.reserve_bytes);
+    try {
+      waiter_ = std::thread([this] { wait_for_steps(); });
+    } catch (const std::system_error& error) {
+      return fail(ErrorCode::unavailable, "cannot start a thread: {}", error.what());
+    }
+    return {};
+  }
+
+  ~CudaBackend() override {
+    if (!waiter_.joinable()) return;
+    {
+      const std::lock_guard lock(mutex_);
+      stop_ = true;
+    }
+    wake_.notify_one();
+    waiter_.join();
+    cudaSetDevice(options_.device);
+    cudaStreamSynchronize(stream_.get());
+  }
+
+  const DeviceInfo& device() const override { return info_; }
+
+  Result<Weight> load(const HostTensor& tensor) override {
+    auto shape = check_weight(tensor);
+    if (!shape) return tl::unexpected(shape.error());
+    SLUICE_CUDA(cudaSetDevice(options_.device));
+    const std::size_t row = row_bytes(tensor.format, tensor.cols);
+    // Eight float32 of a row are read at once.
+    constexpr std::size_t whole = 32;
+    const std::size_t stride = (row + whole - 1) / whole * whole;
+    SLUICE_TRY(leave_reserve(stride * tensor.rows, "a weight"));
+    auto memory = DeviceMemory::make(stride * tensor.rows, "a weight");
+    if (!memory) return tl::unexpected(memory.error());
+    SLUICE_TRY(uploader_.copy(tensor.data, row, memory->as<std::byte>(), stride));
+    const DeviceWeight device{memory->as<std::uint8_t>(), stride, tensor.rows, tensor.cols,
+                              tensor.format};
+    weights_.push_back({*shape, device, tensor});
+    memory_.push_back(std::move(*memory));
+    return Weight{static_cast<std::uint32_t>(weights_.size() - 1)};
+  }
+
+  Result<void> allocate(const PoolShape& shape) override {
+    if (allocated_) return fail(ErrorCode::bad_request, "the KV pool is allocated already");
+    SLUICE_TRY(check_pool(shape));
+    if (shape.rows_max > rows_most) {
+      return fail(ErrorCode::bad_request, "{} rows in a step: a launch takes at most {}",
+                  shape.rows_max, rows_most);
+    }
+    SLUICE_CUDA(cudaSetDevice(options_.device));
+    SLUICE_TRY(allocate_pool(shape));
+    SLUICE_TRY(allocate_slots(shape));
+    SLUICE_CUDA(cudaStreamSynchronize(stream_.get()));
+    pool_ = shape;
+    slots_ = SlotMirror(shape);
+    allocated_ = true;
+    return {};
+  }
+
+  Result<ProgramId> record(const StepProgram& steps) override {
+    if (!allocated_) return fail(ErrorCode::bad_request, "record before allocate");
+    SLUICE_CUDA(cudaSetDevice(options_.device));
+    SLUICE_TRY(uploader_.finish());
+    auto program = Program::compile(steps, weights_, pool_, state_, stream_.get());
+    if (!program) return tl::unexpected(program.error());
+    programs_.push_back(std::move(*program));
+    return ProgramId{static_cast<std::uint32_t>(programs_.size() - 1)};
+  }
+
+  void submit(ProgramId program, Ticket ticket, Batch batch) override {
+    SLUICE_ASSERT(program.index < programs_.size(), "a program never recorded");
+    SLUICE_ASSERT(ticket > last_ticket_ || last_ticket_ == 0, "tickets must increase");
+    last_ticket_ = ticket;
+    plan_batch(batch, pool_, state_, slots_, plan_);
+    {
+      const std::lock_guard lock(mutex_);
+      Pending& pending = pending_.emplace_back();
+      pending.result.ticket = ticket;
+      pending.result.slots.resize(plan_.drawn.size());
+      for (std::size_t i = 0; i < plan_.drawn.size(); ++i) {
+        pending.result.slots[i].slot = plan_.drawn[i];
+      }
+    }
+    if (!batch.sample_now) plan_.drawn.clear();
+    fly(ticket, batch.sample_now,
+        [&] { return programs_[program.index].enqueue(plan_.counts, stream_.get()); });
+  }
+
+  void sample(Ticket ticket, std::vector<Mask> masks) override {
+    plan_masks(masks, slots_, plan_);
+    fly(ticket, true, [&]() -> Result<void> {
+      if (plan_.held == 0) return {};
+      const SampleArgs args{state_.step, state_.slots, {}, state_.adjusted, state_.drawn};
+      SLUICE_CUDA(sample_held(args, plan_.held, stream_.get()));
+      return {};
+    });
+  }
+
+  Result<void> read(ProgramId program, Buffer buffer, std::span<float> out) override {
+    {
+      std::unique_lock lock(mutex_);
+      idle_.wait(lock, [this] { return flights_.empty() && !waiting_; });
+      if (lost_) return tl::unexpected(*lost_);
+    }
+    if (program.index >= programs_.size() ||
+        buffer.index >= programs_[program.index].shapes().size()) {
+      return fail(ErrorCode::bad_request, "no such program or buffer");
+    }
+    SLUICE_CUDA(cudaSetDevice(options_.device));
+    const BufferShape& shape = programs_[program.index].shapes()[buffer.index];
+    const Rows rows = programs_[program.index].rows(buffer);
+    const std::size_t held = std::size_t{rows_max(pool_, shape.rows)} * shape.width;
+    if (out.size() > held) {
+      return fail(ErrorCode::bad_request, "{} floats asked of a buffer of {}", out.size(), held);
+    }
+    const std::size_t whole = out.size() / shape.width, rest = out.size() % shape.width;
+    const std::size_t width = shape.width * sizeof(float);
+    if (whole > 0) {
+      SLUICE_CUDA(cudaMemcpy2DAsync(out.data(), width, rows.data, rows.stride * sizeof(float),
+                                    width, whole, cudaMemcpyDeviceToHost, stream_.get()));
+    }
+    if (rest > 0) {
+      SLUICE_CUDA(cudaMemcpyAsync(out.data() + whole * shape.width, rows.data + whole * rows.stride,
+                                  rest * sizeof(float), cudaMemcpyDeviceToHost, stream_.get()));
+    }
+    SLUICE_CUDA(cudaStreamSynchronize(stream_.get()));
+    return {};
+  }
+
+ private:
+  /// The kernels' bits are the project's only if the compiler left products and sums apart.
+  Result<void> check_rounding() {
+    auto memory = DeviceMemory::make(sizeof(float), "a probe");
+    if (!memory) return tl::unexpected(memory.error());
+    float value = 1.0F + 0x1p-12F;
+    SLUICE_CUDA(cudaMemcpyAsync(memory->as<float>(), &value, sizeof value, cudaMemcpyHostToDevice,
+                                stream_.get()));
+    SLUICE_CUDA(probe_rounding(memory->as<float>(), stream_.get()));
+    SLUICE_CUDA(cudaMemcpyAsync(&value, memory->as<float>(), sizeof value, cudaMemcpyDeviceToHost,
+                                stream_.get()));
+    SLUICE_CUDA(cudaStreamSynchronize(stream_.get()));
+    if (value == uncontracted) return {};
+    return fail(ErrorCode::unsupported,
+                "the CUDA kernels were compiled with contraction: build them with -fmad=false");
+  }
+
+  /// Refuses what would eat into the reserve.
+  Result<void> leave_reserve(std::size_t bytes, const char* what) const {
+    std::size_t free = 0, total = 0;
+    SLUICE_CUDA(cudaMemGetInfo(&free, &total));
+    if (bytes + options_.reserve_bytes <= free) return {};
+    return fail(ErrorCode::out_of_memory,
+                "{} needs {} MiB of device memory; {} of {} MiB are free, and {} are kept in "
+                "reserve: ask for fewer blocks or slots, or a smaller model",
+                what, bytes >> 20, free >> 20, total >> 20, options_.reserve_bytes >> 20);
+  }
+
+  Result<void> allocate_pool(const PoolShape& shape) {
+    KvArrays& kv = state_.kv;
+    kv.blocks = shape.blocks;
+    kv.kv_heads = shape.kv_heads;
+    kv.block_tokens = shape.block_tokens;
+    kv.head_stride = (shape.head_dim + 7) / 8 * 8;
+    const std::size_t halves = std::size_t{2} * shape.layers * shape.blocks * shape.kv_heads *
+                               shape.block_tokens * kv.head_stride;
+    return give(kv.data, halves, "the KV pool");
+  }
+
+  Result<void> allocate_slots(const PoolShape& shape) {
+    SlotArrays& slots = state_.slots;
+    const std::size_t count = shape.slots, sampled = rows_max(shape, RowSpace::sampled);
+    slots.vocabulary = shape.vocabulary;
+    slots.token_capacity = shape.context_tokens + 1;
+    slots.block_capacity = (shape.context_tokens + shape.block_tokens - 1) / shape.block_tokens;
+    slots.list_capacity = list_capacity(shape);
+    SLUICE_TRY(give(slots.states, count, "the slots"));
+    SLUICE_TRY(give(slots.tokens, count * slots.token_capacity, "the slots' tokens"));
+    SLUICE_TRY(give(slots.blocks, count * slots.block_capacity, "the slots' blocks"));
+    SLUICE_TRY(give(slots.biases, count * slots.list_capacity, "the slots' biases"));
+    SLUICE_TRY(give(slots.stops, count * slots.list_capacity, "the slots' stop tokens"));
+    SLUICE_TRY(give(slots.uses, count * shape.vocabulary, "the slots' penalties"));
+    SLUICE_TRY(give(slots.held, count * shape.vocabulary, "the slots' held logits"));
+    SLUICE_TRY(give(state_.adjusted, sampled * shape.vocabulary, "the sampler's logits"));
+    // Masks may name more slots than a batch has sampled rows.
+    drawn_max_ = std::max<std::size_t>(sampled, count);
+    SLUICE_TRY(give(state_.drawn, drawn_max_, "the sampler's results"));
+    std::byte* step = nullptr;
+    step_bytes_ = step_bytes_max(shape);
+    SLUICE_TRY(give(step, step_bytes_, "a step's metadata"));
+    state_.step = step_ = step;
+    state_.split_tokens = options_.split_tokens;
+    state_.split_groups =
+        split_groups_max(shape, static_cast<std::uint32_t>(properties_.multiProcessorCount));
+    return {};
+  }
+
+  /// Zeroed memory for the backend's life.
+  template <class T>
+  Result<void> give(T*& data, std::size_t count, const char* what) {
+    const std::size_t bytes = count * sizeof(T);
+    SLUICE_TRY(leave_reserve(bytes, what));
+    auto memory = DeviceMemory::make(bytes, what);
+    if (!memory) return tl::unexpected(memory.error());
+    if (bytes > 0) SLUICE_CUDA(cudaMemsetAsync(memory->as<void>(), 0, bytes, stream_.get()));
+    data = memory->as<T>();
+    memory_.push_back(std::move(*memory));
+    return {};
+  }
+
+  /// Sends the planned step off: metadata there, launches, results back, and the waiter told. What
+  /// fails on the way is the flight's own error.
+  template <class Launches>
+  void fly(Ticket ticket, bool closes, Launches launches) {
+    std::unique_ptr<Flight> flight = take_flight();
+    flight->ticket = ticket;
+    flight->closes = closes;
+    flight->drawn = plan_.drawn;
+    flight->error.reset();
+    if (auto sent = send(*flight, launches); !sent) flight->error = sent.error();
+    {
+      const std::lock_guard lock(mutex_);
+      if (flight->error && !lost_) lost_ = flight->error;
+      flights_.push_back(std::move(flight));
+    }
+    wake_.notify_one();
+  }
+
+  template <class Launches>
+  Result<void> send(Flight& flight, Launches launches) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (lost_) return tl::unexpected(*lost_);
+    }
+    SLUICE_CUDA(cudaSetDevice(options_.device));
+    SLUICE_ASSERT(plan_.bytes.size() <= step_bytes_, "a step's metadata outgrew its room");
+    SLUICE_TRY(make_room(flight));
+    std::memcpy(flight.input.as<std::byte>(), plan_.bytes.data(), plan_.bytes.size());
+    SLUICE_CUDA(cudaEventRecord(flight.begin.get(), stream_.get()));
+    SLUICE_CUDA(cudaMemcpyAsync(step_, flight.input.as<std::byte>(), plan_.bytes.size(),
+                                cudaMemcpyHostToDevice, stream_.get()));
+    SLUICE_CUDA(open_slots(state_.step, state_.slots, plan_.opens, plan_.grants, stream_.get()));
+    SLUICE_TRY(launches());
+    if (!flight.drawn.empty()) {
+      SLUICE_CUDA(cudaMemcpyAsync(flight.output.as<DrawnRow>(), state_.drawn,
+                                  flight.drawn.size() * sizeof(DrawnRow), cudaMemcpyDeviceToHost,
+                                  stream_.get()));
+    }
+    SLUICE_CUDA(cudaEventRecord(flight.end.get(), stream_.get()));
+    return {};
+  }
+
+  /// Pinned memory grows to what the longest prompt needed, and stays.
+  static Result<void> make_room(Flight& flight, std::size_t input, std::size_t output) {
+    if (flight.input.bytes() < input) {
+      auto memory = PinnedMemory::make(std::max(input, 2 * flight.input.bytes()));
+      if (!memory) return tl::unexpected(memory.error());
+      flight.input = std::move(*memory);
+    }
+    if (flight.output.bytes() < output) {
+      auto memory = PinnedMemory::make(output);
+      if (!memory) return tl::unexpected(memory.error());
+      flight.output = std::move(*memory);
+    }
+    if (flight.begin && flight.end) return {};
+    auto begin = make_event();
+    if (!begin) return tl::unexpected(begin.error());
+    auto end = make_event();
+    if (!end) return tl::unexpected(end.error());
+    flight.begin = std::move(*begin);
+    flight.end = std::move(*end);
+    return {};
+  }
+
+  Result<void> make_room(Flight& flight) const {
+    // A page at least, so that ordinary decode steps never need more.
+    return make_room(flight, std::max<std::size_t>(plan_.bytes.size(), 65536),
+                     drawn_max_ * sizeof(DrawnRow));
+  }
+
+  /// One that has landed, or a new one: as many as steps were ever under way together.
+  std::unique_ptr<Flight> take_flight() {
+    const std::lock_guard lock(mutex_);
+    if (landed_.empty()) return std::make_unique<Flight>();
+    std::unique_ptr<Flight> flight = std::move(landed_.back());
+    landed_.pop_back();
+    return flight;
+  }
+
+  void wait_for_steps() {
+    cudaSetDevice(options_.device);
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      wake_.wait(lock, [this] { return !flights_.empty() || stop_; });
+      if (flights_.empty()) break;
+      std::unique_ptr<Flight> flight = std::move(flights_.front());
+      flights_.pop_front();
+      waiting_ = true;
+      lock.unlock();
+      auto device_ns =
+          flight->error ? Result<std::uint64_t>(tl::unexpected(*flight->error)) : wait_for(*flight);
+      lock.lock();
+      land(*flight, device_ns);
+      landed_.push_back(std::move(flight));
+      complete_done(lock);
+      waiting_ = false;
+      if (flights_.empty()) idle_.notify_all();
+    }
+    for (Pending& pending : pending_) {
+      if (pending.done) continue;
+      pending.done = true;
+      pending.result.failed = true;
+      pending.result.error = {ErrorCode::unavailable,
+                              "the backend closed before the step's masks came", 0};
+    }
+    complete_done(lock);
+  }
+
+  /// The time that the device took.
+  static Result<std::uint64_t> wait_for(const Flight& flight) {
+    SLUICE_CUDA(cudaEventSynchronize(flight.end.get()));
+    float ms = 0;
+    SLUICE_CUDA(cudaEventElapsedTime(&ms, flight.begin.get(), flight.end.get()));
+    return static_cast<std::uint64_t>(static_cast<double>(ms) * 1e6);
+  }
+
+  /// Enters a flight's results into its ticket's; with the lock held.
+  void land(const Flight& flight, const Result<std::uint64_t>& device_ns) {
+    const auto found = std::find_if(pending_.begin(), pending_.end(), [&](const Pending& p) {
+      return p.result.ticket == flight.ticket && !p.done;
+    });
+    SLUICE_ASSERT(found != pending_.end(), "masks for a step that was not held back");
+    StepResult& result = found->result;
+    if (!device_ns) {
+      if (!lost_) lost_ = device_ns.error();
+      result.failed = true;
+      result.error = device_ns.error();
+      found->done = true;
+      return;
+    }
+    result.device_ns += *device_ns;
+    const auto* rows = flight.output.as<DrawnRow>();
+    for (std::size_t i = 0; i < flight.drawn.size(); ++i) {
+      SlotTokens tokens = to_tokens(flight.drawn[i], rows[i]);
+      const auto entry = std::find_if(result.slots.begin(), result.slots.end(),
+                                      [&](const SlotTokens& s) { return s.slot == tokens.slot; });
+      if (entry != result.slots.end()) {
+        *entry = std::move(tokens);
+      } else {
+        result.slots.push_back(std::move(tokens));
+      }
+    }
+    found->done = flight.closes;
+  }
+
+  /// Tickets are answered in order: one that waits for its masks holds back those behind it.
+  void complete_done(std::unique_lock<std::mutex>& lock) {
+    while (!pending_.empty() && pending_.front().done) {
+      StepResult result = std::move(pending_.front().result);
+      pending_.pop_front();
+      lock.unlock();
+      completion_(std::move(result));
+      lock.lock();
+    }
+  }
+
+  const CudaOptions options_;
+  const Completion completion_;
+  cudaDeviceProp properties_{};
+  DeviceInfo info_;
+
+  // The caller's own.
+  Stream stream_;
+  Uploader uploader_;
+  std::vector<LoadedWeight> weights_;
+  std::vector<DeviceMemory> memory_;  ///< of weights, pool and slots
+  std::vector<Program> programs_;
+  PoolShape pool_;
+  bool allocated_ = false;
+  DeviceState state_;
+  std::byte* step_ = nullptr;
+  std::size_t step_bytes_ = 0;
+  std::size_t drawn_max_ = 0;
+  SlotMirror slots_;
+  StepPlan plan_;
+  Ticket last_ticket_ = 0;
+
+  std::mutex mutex_;
+  std::condition_variable wake_, idle_;
+  std::deque<std::unique_ptr<Flight>> flights_;  ///< in the stream's order
+  std::vector<std::unique_ptr<Flight>> landed_;  ///< to be used again
+  std::deque<Pending> pending_;
+  std::optional<Error> lost_;  ///< after it, every step fails at once
+  bool waiting_ = false;
+  bool stop_ = false;
+  std::thread waiter_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Backend>> make_cuda_backend(const CudaOptions& options,
+                                                   Completion completion) {
+  if (options.split_tokens == 0 || options.split_tokens % tile_tokens != 0) {
+    return fail(ErrorCode::bad_request, "splits of {} positions: a multiple of {} is needed",
+                options.split_tokens, tile_tokens);
+  }
+  auto devices = cuda_devices();
+  if (!devices) return tl::unexpected(devices.error());
+  if (options.device < 0 || static_cast<std::size_t>(options.device) >= devices->size()) {
+    return fail(ErrorCode::bad_request, "there is no CUDA device {}: this machine has {}",
+                options.device, devices->size());
+  }
+  auto backend = std::make_unique<CudaBackend>(options, std::move(completion));
+  SLUICE_TRY(backend->start());
+  return backend;
+}
+
+Result<std::vector<std::string>> cuda_devices() {
+  int count = 0;
+  if (const cudaError_t status = cudaGetDeviceCount(&count); status != cudaSuccess) {
+    return fail(ErrorCode::unavailable, "no usable CUDA device: {}", cudaGetErrorString(status));
+  }
+  std::vector<std::string> names;
+  for (int i = 0; i < count; ++i) {
+    cudaDeviceProp properties{};
+    SLUICE_CUDA(cudaGetDeviceProperties(&properties, i));
+    names.push_back(name_of(properties));
+  }
+  if (names.empty()) return fail(ErrorCode::unavailable, "the driver sees no CUDA device");
+  return names;
+}
+
+}  // namespace sluice::kernels

@@ -1,0 +1,134 @@
+#pragma once
+// The thin layer that every kernel stands on: launches, shared memory, warps. Tests compile the
+// same kernels for the host, where tests/kernels/cuda_host stands in for CUDA's own header.
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+/// Before a loop whose arrays must stay in registers.
+#ifdef __CUDACC__
+#define SLUICE_UNROLL _Pragma("unroll")
+#else
+#define SLUICE_UNROLL
+#endif
+
+namespace sluice::kernels::cuda {
+
+/// Runs a kernel: the one place that launches. Errors of the kernel itself come with a later call.
+template <class... Parameters, class... Args>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                   std::size_t dynamic_shared_bytes, cudaStream_t stream, Args&&... args) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = dynamic_shared_bytes;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...);
+}
+
+/// Lets a kernel have more than 48 KiB of dynamic shared memory.
+template <class... Parameters>
+cudaError_t allow_shared(void (*kernel)(Parameters...), std::size_t bytes) {
+  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                              cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+}
+
+/// Hands out a block's dynamic shared memory piece by piece; each piece 16-byte aligned. On the
+/// host the shim checks that the pieces fit what was asked for at the launch.
+class SharedPieces {
+ public:
+  __device__ SharedPieces() {
+#ifdef __CUDACC__
+    extern __shared__ uint4 dynamic_shared[];
+    next_ = reinterpret_cast<unsigned char*>(dynamic_shared);
+#else
+    next_ = cuda_host::dynamic_shared();
+#endif
+  }
+
+  template <class T>
+  __device__ T* take(std::uint32_t count) {
+    T* piece = reinterpret_cast<T*>(next_);
+    next_ += (count * sizeof(T) + 15) / 16 * 16;
+#ifndef __CUDACC__
+    cuda_host::check_shared_end(next_);
+#endif
+    return piece;
+  }
+
+  /// What a launch must ask for, for one piece.
+  template <class T>
+  static constexpr std::size_t bytes(std::size_t count) {
+    return (count * sizeof(T) + 15) / 16 * 16;
+  }
+
+ private:
+  unsigned char* next_;
+};
+
+inline constexpr std::uint32_t warp_lanes = 32;
+inline constexpr std::uint32_t all_lanes = 0xFFFFFFFFU;
+
+__device__ inline std::uint32_t lane_index() { return threadIdx.x % warp_lanes; }
+__device__ inline std::uint32_t warp_index() { return threadIdx.x / warp_lanes; }
+
+/// Sum over a warp in one order: lane i with i ^ 16, then ^ 8, 4, 2, 1. Every lane has the result.
+__device__ inline float warp_sum(float value) {
+  for (std::uint32_t step = 16; step > 0; step /= 2) {
+    value += __shfl_xor_sync(all_lanes, value, static_cast<int>(step));
+  }
+  return value;
+}
+
+/// The sums of `count` values, a power of two, at once: lane l has that of v[l / (32 / count)], to
+/// the bit as warp_sum gives it. The lanes share the values out as they fold them, so 16 take 16
+/// exchanges and not 80. Changes v.
+template <std::uint32_t count>
+__device__ float warp_sums(float (&v)[count]) {
+  const std::uint32_t lane = threadIdx.x % warp_lanes;
+  std::uint32_t step = warp_lanes / 2;
+  SLUICE_UNROLL
+  for (std::uint32_t half = count / 2; half > 0; half /= 2) {
+    const bool upper = (lane & step) != 0;
+    SLUICE_UNROLL
+    for (std::uint32_t i = 0; i < half; ++i) {
+      const float kept = upper ? v[i + half] : v[i];
+      const float given = upper ? v[i] : v[i + half];
+      v[i] = kept + __shfl_xor_sync(all_lanes, given, static_cast<int>(step));
+    }
+    step /= 2;
+  }
+  SLUICE_UNROLL
+  for (; step > 0; step /= 2) {
+    v[0] += __shfl_xor_sync(all_lanes, v[0], static_cast<int>(step));
+  }
+  return v[0];
+}
+
+__device__ inline float warp_max(float value) {
+  for (std::uint32_t step = 16; step > 0; step /= 2) {
+    const float other = __shfl_xor_sync(all_lanes, value, static_cast<int>(step));
+    value = value > other ? value : other;
+  }
+  return value;
+}
+
+template <class T>
+__host__ __device__ constexpr T divide_up(T a, T b) {
+  return (a + b - 1) / b;
+}
+
+template <class T>
+__host__ __device__ constexpr T least(T a, T b) {
+  return b < a ? b : a;
+}
+
+template <class T>
+__host__ __device__ constexpr T most(T a, T b) {
+  return a < b ? b : a;
+}
+
+}  // namespace sluice::kernels::cuda

@@ -1,0 +1,316 @@
+#pragma once
+// What the host asks of the device: plain structs of pointers and sizes, and one function a kernel
+// that puts it on a stream. Everything that differs from step to step is read on the device from
+// the step's metadata, so that a recorded graph of these launches serves every step of its size.
+//
+// Arithmetic (design section 6.6): every result is float32, made by explicit fused multiply-adds in
+// an order that the shapes of weights and heads alone decide; no float is ever added atomically.
+// The files are compiled without contraction (-fmad=false), as the CPU's are.
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/quant.hpp"
+#include "kernels/token.hpp"
+
+namespace sluice::kernels::cuda {
+
+/// Activation rows are padded with zeros to a multiple of this; weight rows to as many elements or
+/// to 16 bytes, so that every read is whole and aligned.
+inline constexpr std::uint32_t row_quantum = 32;
+
+constexpr std::uint32_t padded(std::uint32_t width) {
+  return (width + row_quantum - 1) / row_quantum * row_quantum;
+}
+
+/// Threads of a block that works on one row.
+inline constexpr std::uint32_t row_threads = 256;
+
+// Metadata of a step, as it lies in one piece of device memory: a StepHeader, then what it counts,
+// each part 16-byte aligned, at the offsets it gives.
+
+struct StepRow {
+  std::uint32_t slot = 0;
+  std::uint32_t position = 0;
+};
+
+/// Consecutive rows of one sequence that attend together.
+struct RowGroup {
+  std::uint32_t row = 0;
+  std::uint32_t rows = 0;
+};
+
+struct StepOpen {
+  std::uint32_t slot = 0;
+  std::uint32_t token_count = 0;
+  std::uint32_t prompt_tokens = 0;
+  std::uint32_t tokens = 0;  ///< offset
+  float temperature = 1.0F;
+  std::uint32_t top_k = 0;
+  float top_p = 1.0F;
+  float min_p = 0.0F;
+  float repetition = 1.0F;
+  float presence = 0.0F;
+  float frequency = 0.0F;
+  std::uint32_t min_tokens = 0;
+  std::uint64_t seed = 0;
+  std::int32_t logprobs = -1;
+  std::uint32_t bias_count = 0;
+  std::uint32_t bias = 0;  ///< offset of TokenBias
+  std::uint32_t stop_count = 0;
+  std::uint32_t stops = 0;  ///< offset of Token
+  std::uint32_t unused = 0;
+};
+
+struct TokenBias {
+  Token token = 0;
+  float bias = 0.0F;
+};
+
+struct StepGrant {
+  std::uint32_t slot = 0;
+  std::uint32_t first_block = 0;
+  std::uint32_t count = 0;
+  std::uint32_t blocks = 0;  ///< offset
+};
+
+/// A row to draw from the logits kept in its slot.
+struct HeldRow {
+  std::uint32_t slot = 0;
+  std::uint32_t mask = 0;  ///< offset of the allowed tokens' bits, u64; 0: any
+  std::uint32_t mask_words = 0;
+  std::uint32_t unused = 0;
+};
+
+struct StepHeader {
+  std::uint32_t rows = 0;
+  std::uint32_t sampled = 0;
+  std::uint32_t groups = 0;
+  std::uint32_t single_groups = 0;  ///< of which the first have one row
+  std::uint32_t opens = 0;
+  std::uint32_t grants = 0;
+  std::uint32_t held = 0;
+  std::uint32_t row_offset = 0;      ///< StepRow[rows]
+  std::uint32_t sampled_offset = 0;  ///< u32[sampled]: rows
+  std::uint32_t group_offset = 0;    ///< RowGroup[groups]
+  std::uint32_t open_offset = 0;     ///< StepOpen[opens]
+  std::uint32_t grant_offset = 0;    ///< StepGrant[grants]
+  std::uint32_t held_offset = 0;     ///< HeldRow[held]
+};
+
+/// Of a row space: the rows of the batch, or those of its sampled segments.
+enum class Space : std::uint32_t { batch, sampled };
+
+/// What a slot keeps on the device.
+struct SlotState {
+  StepOpen open;  ///< as opened; its offsets do not count here
+  std::uint32_t token_count = 0;
+  std::uint32_t failed = 0;  ///< a DrawStatus; the slot yields nothing more
+};
+
+enum class DrawStatus : std::uint32_t {
+  drawn = 0,
+  none_allowed = 1,  ///< the mask, bias or minimum length rule out all
+  all_nan = 2,
+  misplaced = 3,  ///< a bug: the row is not the sequence's last
+};
+
+struct SlotArrays {
+  SlotState* states = nullptr;      ///< [slots]
+  Token* tokens = nullptr;          ///< [slots, token_capacity]
+  std::uint32_t* blocks = nullptr;  ///< [slots, block_capacity]
+  TokenBias* biases = nullptr;      ///< [slots, list_capacity]
+  Token* stops = nullptr;           ///< [slots, list_capacity]
+  std::uint32_t* uses = nullptr;    ///< [slots, vocabulary]: see `in_prompt`
+  float* held = nullptr;            ///< [slots, vocabulary]
+  std::uint32_t token_capacity = 0;
+  std::uint32_t block_capacity = 0;
+  std::uint32_t list_capacity = 0;
+  std::uint32_t vocabulary = 0;
+
+  static constexpr std::uint32_t in_prompt = 0x80000000U;  ///< flag above the output count
+};
+
+/// Keys and values, f16: [layer][block][kv_head][keys | values][block_tokens][head_stride].
+struct KvArrays {
+  std::uint16_t* data = nullptr;
+  std::uint32_t blocks = 0;
+  std::uint32_t kv_heads = 0;
+  std::uint32_t block_tokens = 0;
+  std::uint32_t head_stride = 0;  ///< head_dim in whole eights, so that 16-byte reads stay inside
+};
+
+/// A weight on the device: rows of `stride` bytes, a multiple of 16.
+struct DeviceWeight {
+  const std::uint8_t* data = nullptr;
+  std::uint64_t stride = 0;
+  std::uint32_t rows = 0;
+  std::uint32_t cols = 0;
+  Format format = Format::f32;
+};
+
+/// Activations [rows, stride]
+struct Rows {
+  float* data = nullptr;
+  std::uint32_t stride = 0;
+};
+
+struct EmbedArgs {
+  const std::byte* step = nullptr;
+  SlotArrays slots;
+  DeviceWeight table;
+  float scale = 1.0F;
+  Rows out;
+};
+
+struct NormArgs {
+  const std::byte* step = nullptr;
+  Space space = Space::batch;
+  Rows in, out;
+  const float* gain = nullptr;
+  std::uint32_t width = 0;
+  float epsilon = 0.0F;
+};
+
+struct Product {
+  DeviceWeight weight;
+  const float* bias = nullptr;  ///< [weight.rows] or none
+  Rows out;                     ///< starts at the product's first column
+  bool accumulate = false;
+};
+
+inline constexpr std::uint32_t products_max = 3;
+
+/// Products of one input that run side by side, all of one format.
+struct LinearArgs {
+  const std::byte* step = nullptr;
+  Space space = Space::batch;
+  Rows in;
+  Product product[products_max];
+  std::uint32_t count = 0;
+};
+
+struct AnglesArgs {
+  const std::byte* step = nullptr;
+  const float* inverse_frequencies = nullptr;
+  std::uint32_t pairs = 0;
+  float magnitude = 1.0F;
+  Rows out;  ///< cosines, then sines: [2, pairs]
+};
+
+struct Heads {
+  std::uint32_t heads = 0;
+  std::uint32_t kv_heads = 0;
+  std::uint32_t head_dim = 0;
+};
+
+struct RopeArgs {
+  const std::byte* step = nullptr;
+  SlotArrays slots;
+  KvArrays kv;
+  Rows qkv, angles;
+  Heads heads;
+  std::uint32_t layer = 0;
+  std::uint32_t pairs = 0;
+  bool halves = false;  ///< (i, i + pairs) instead of (2i, 2i + 1)
+};
+
+/// Positions of a tile of keys, and of the part of a sequence that one block works on.
+inline constexpr std::uint32_t tile_tokens = 32;
+
+/// Most rows of a group.
+inline constexpr std::uint32_t group_rows = 4;
+
+struct AttentionArgs {
+  const std::byte* step = nullptr;
+  SlotArrays slots;
+  KvArrays kv;
+  Rows qkv, out;
+  Heads heads;
+  std::uint32_t layer = 0;
+  float scale = 0.0F;
+  std::uint32_t window = 0;
+  std::uint32_t split_tokens = 0;  ///< a multiple of tile_tokens
+  float* partials = nullptr;       ///< of attention_splits: [groups, heads, splits, 2 + head_dim]
+  std::uint32_t splits_max = 0;
+  std::uint32_t first_group = 0;  ///< of attention(): those before it are attention_splits' own
+};
+
+struct GateArgs {
+  const std::byte* step = nullptr;
+  Space space = Space::batch;
+  Rows in, out;
+  std::uint32_t width = 0;
+  bool gelu = false;
+};
+
+struct SelectArgs {
+  const std::byte* step = nullptr;
+  Rows in, out;
+  std::uint32_t width = 0;
+};
+
+struct Logprob {
+  Token token = 0;
+  float logprob = 0.0F;
+};
+
+/// Most alternatives that a row lists beside its own token.
+inline constexpr std::uint32_t logprobs_max = 64;
+
+struct DrawnRow {
+  DrawStatus status = DrawStatus::drawn;
+  Token token = 0;
+  std::uint32_t logprob_count = 0;
+  std::uint32_t unused = 0;
+  Logprob logprobs[logprobs_max + 1];
+};
+
+struct SampleArgs {
+  const std::byte* step = nullptr;
+  SlotArrays slots;
+  Rows logits;                ///< of the sampled rows
+  float* adjusted = nullptr;  ///< [sampled, vocabulary]
+  DrawnRow* drawn = nullptr;  ///< [sampled]
+};
+
+// Each puts a kernel on the stream and returns at once. The counts bound the rows that the step's
+// header has: a launch may be larger than its step.
+
+cudaError_t open_slots(const std::byte* step, const SlotArrays& slots, std::uint32_t opens,
+                       std::uint32_t grants, cudaStream_t stream);
+cudaError_t embed(const EmbedArgs& args, std::uint32_t rows, cudaStream_t stream);
+cudaError_t norm(const NormArgs& args, std::uint32_t rows, cudaStream_t stream);
+cudaError_t linear(const LinearArgs& args, std::uint32_t rows, cudaStream_t stream);
+cudaError_t angles(const AnglesArgs& args, std::uint32_t rows, cudaStream_t stream);
+cudaError_t rope_store(const RopeArgs& args, std::uint32_t rows, cudaStream_t stream);
+cudaError_t gate(const GateArgs& args, std::uint32_t rows, cudaStream_t stream);
+cudaError_t select(const SelectArgs& args, std::uint32_t sampled, cudaStream_t stream);
+
+/// Once for each shape of heads, before the two below: reserves their shared memory.
+cudaError_t prepare_attention(const Heads& heads);
+
+/// A block a group, from `first_group` on, and key head walks all its positions.
+cudaError_t attention(const AttentionArgs& args, std::uint32_t groups, cudaStream_t stream);
+
+/// The same result to the bit, for the single-row groups, with a block for every split: for few
+/// rows.
+cudaError_t attention_splits(const AttentionArgs& args, std::uint32_t groups, std::uint32_t splits,
+                             cudaStream_t stream);
+
+/// Draws every sampled row's token, or keeps its logits in the slot.
+cudaError_t sample(const SampleArgs& args, std::uint32_t sampled, cudaStream_t stream);
+cudaError_t hold(const SampleArgs& args, std::uint32_t sampled, cudaStream_t stream);
+
+/// Draws from kept logits, for the header's `held` rows.
+cudaError_t sample_held(const SampleArgs& args, std::uint32_t held, cudaStream_t stream);
+
+/// Writes to out[0] a value that tells whether the compiler contracted multiplication and addition.
+cudaError_t probe_rounding(float* out, cudaStream_t stream);
+
+/// What probe_rounding writes when it did not.
+inline constexpr float uncontracted = 0.0F;
+
+}  // namespace sluice::kernels::cuda

@@ -1,0 +1,276 @@
+// The row-wise operations of a layer: a block a row, or a thread an element.
+
+#include "kernels/cuda/step.cuh"
+#include "kernels/cuda/unpack.cuh"
+#include "kernels/elementary.hpp"
+
+namespace sluice::kernels::cuda {
+namespace {
+
+/// Copies a slot's tokens and parameters, and counts the tokens that penalties look at.
+__global__ void open_kernel(const std::byte* step, SlotArrays slots) {
+  if (blockIdx.x >= header(step).opens) return;
+  const StepOpen& open = part<StepOpen>(step, header(step).open_offset)[blockIdx.x];
+  SlotState& state = slots.states[open.slot];
+  if (threadIdx.x == 0) {
+    state.open = open;
+    state.token_count = open.token_count;
+    state.failed = 0;
+  }
+  const std::size_t slot = open.slot;
+  const Token* from = part<Token>(step, open.tokens);
+  Token* to = slots.tokens + slot * slots.token_capacity;
+  for (std::uint32_t i = threadIdx.x; i < open.token_count; i += blockDim.x) to[i] = from[i];
+  const TokenBias* biases = part<TokenBias>(step, open.bias);
+  for (std::uint32_t i = threadIdx.x; i < open.bias_count; i += blockDim.x) {
+    slots.biases[slot * slots.list_capacity + i] = biases[i];
+  }
+  const Token* stops = part<Token>(step, open.stops);
+  for (std::uint32_t i = threadIdx.x; i < open.stop_count; i += blockDim.x) {
+    slots.stops[slot * slots.list_capacity + i] = stops[i];
+  }
+  const bool penalized = open.repetition != 1.0F || open.presence != 0.0F || open.frequency != 0.0F;
+  if (!penalized) return;
+  std::uint32_t* uses = slots.uses + slot * slots.vocabulary;
+  for (std::uint32_t i = threadIdx.x; i < slots.vocabulary; i += blockDim.x) uses[i] = 0;
+  __syncthreads();
+  for (std::uint32_t i = threadIdx.x; i < open.token_count; i += blockDim.x) {
+    if (from[i] >= slots.vocabulary) continue;
+    if (i < open.prompt_tokens) {
+      atomicOr(&uses[from[i]], SlotArrays::in_prompt);
+    } else {
+      atomicAdd(&uses[from[i]], 1U);  // of integers: the same in any order
+    }
+  }
+}
+
+__global__ void grant_kernel(const std::byte* step, SlotArrays slots) {
+  if (blockIdx.x >= header(step).grants) return;
+  const StepGrant& grant = part<StepGrant>(step, header(step).grant_offset)[blockIdx.x];
+  const std::uint32_t* from = part<std::uint32_t>(step, grant.blocks);
+  std::uint32_t* to =
+      slots.blocks + std::size_t{grant.slot} * slots.block_capacity + grant.first_block;
+  for (std::uint32_t i = threadIdx.x; i < grant.count; i += blockDim.x) to[i] = from[i];
+}
+
+/// The input of position p is the slot's token p, which the step before may just have drawn; 0
+/// where the slot failed instead.
+__device__ Token input_token(const SlotArrays& slots, const StepRow& row) {
+  if (row.position >= slots.states[row.slot].token_count) return 0;
+  return slots.tokens[std::size_t{row.slot} * slots.token_capacity + row.position];
+}
+
+template <Format format>
+__global__ void embed_kernel(EmbedArgs args) {
+  const std::uint32_t r = blockIdx.x;
+  if (r >= header(args.step).rows) return;
+  const Token token = least(input_token(args.slots, step_row(args.step, r)), args.table.rows - 1);
+  Bytes row = args.table.data + token * args.table.stride;
+  float* out = row_of(args.out, r);
+  for (std::uint32_t c = threadIdx.x * 8; c < args.table.cols; c += blockDim.x * 8) {
+    float w[8];
+    unpack_eight<format>(row, c, w);
+    SLUICE_UNROLL
+    for (std::uint32_t i = 0; i < 8; ++i) {
+      if (c + i < args.table.cols) out[c + i] = w[i] * args.scale;
+    }
+  }
+}
+
+/// Sum over the block: warps by their tree, then warp after warp.
+__device__ float block_sum(float value, float* scratch) {
+  value = warp_sum(value);
+  if (lane_index() == 0) scratch[warp_index()] = value;
+  __syncthreads();
+  float total = 0.0F;
+  for (std::uint32_t i = 0; i < blockDim.x / warp_lanes; ++i) total += scratch[i];
+  return total;
+}
+
+__global__ void norm_kernel(NormArgs args) {
+  SharedPieces shared;
+  auto* scratch = shared.take<float>(row_threads / warp_lanes);
+  const std::uint32_t r = blockIdx.x;
+  if (r >= row_count(args.step, args.space)) return;
+  const float* in = row_of(args.in, r);
+  float* out = row_of(args.out, r);
+  float squares = 0.0F;
+  for (std::uint32_t i = threadIdx.x; i < args.width; i += blockDim.x) {
+    squares = fma_f32(in[i], in[i], squares);
+  }
+  const float mean = block_sum(squares, scratch) / static_cast<float>(args.width);
+  const float scale = 1.0F / sqrtf(mean + args.epsilon);
+  for (std::uint32_t i = threadIdx.x; i < args.width; i += blockDim.x) {
+    out[i] = in[i] * scale * args.gain[i];
+  }
+}
+
+/// The angle is the float32 product of position and frequency, as transformers computes it; its
+/// functions are exact.
+__global__ void angles_kernel(AnglesArgs args) {
+  const std::uint32_t r = blockIdx.x;
+  if (r >= header(args.step).rows) return;
+  const auto position = static_cast<float>(step_row(args.step, r).position);
+  float* out = row_of(args.out, r);
+  for (std::uint32_t i = threadIdx.x; i < args.pairs; i += blockDim.x) {
+    const SineCosine turn =
+        sine_cosine(static_cast<double>(position * args.inverse_frequencies[i]));
+    out[i] = static_cast<float>(turn.cosine) * args.magnitude;
+    out[args.pairs + i] = static_cast<float>(turn.sine) * args.magnitude;
+  }
+}
+
+struct Pair {
+  std::uint32_t left, right;  ///< elements of a head
+};
+
+__device__ Pair pair_of(const RopeArgs& args, std::uint32_t i) {
+  return args.halves ? Pair{i, i + args.pairs} : Pair{2 * i, 2 * i + 1};
+}
+
+/// A block a row: rotates queries in place, and writes rotated keys and values to the pool.
+__global__ void rope_kernel(RopeArgs args) {
+  const std::uint32_t r = blockIdx.x;
+  if (r >= header(args.step).rows) return;
+  const StepRow at = step_row(args.step, r);
+  const Heads& h = args.heads;
+  float* row = row_of(args.qkv, r);
+  const float* cosine = row_of(args.angles, r);
+  const float* sine = cosine + args.pairs;
+  for (std::uint32_t i = threadIdx.x; i < h.heads * args.pairs; i += blockDim.x) {
+    float* head = row + i / args.pairs * h.head_dim;
+    const std::uint32_t k = i % args.pairs;
+    const Pair p = pair_of(args, k);
+    const float x = head[p.left], y = head[p.right];
+    head[p.left] = x * cosine[k] - y * sine[k];
+    head[p.right] = x * sine[k] + y * cosine[k];
+  }
+  const std::uint32_t block = args.slots.blocks[std::size_t{at.slot} * args.slots.block_capacity +
+                                                at.position / args.kv.block_tokens];
+  const std::uint32_t token = at.position % args.kv.block_tokens;
+  const std::size_t stride = args.kv.head_stride;
+  for (std::uint32_t i = threadIdx.x; i < h.kv_heads * args.kv.head_stride; i += blockDim.x) {
+    const std::uint32_t kv_head = i / args.kv.head_stride, d = i % args.kv.head_stride;
+    std::uint16_t* keys = keys_of(args.kv, args.layer, block, kv_head) + token * stride;
+    std::uint16_t* values = keys + args.kv.block_tokens * stride;
+    if (d >= h.head_dim) {  // the padding takes part in 16-byte reads
+      keys[d] = values[d] = 0;
+      continue;
+    }
+    const float* key = row + (h.heads + kv_head) * h.head_dim;
+    values[d] = narrow_f16(key[h.kv_heads * h.head_dim + d]);
+    if (d >= 2 * args.pairs) {
+      keys[d] = narrow_f16(key[d]);
+      continue;
+    }
+    const std::uint32_t k = args.halves ? d % args.pairs : d / 2;
+    const Pair p = pair_of(args, k);
+    const float x = key[p.left], y = key[p.right];
+    const float turned = d == p.left ? x * cosine[k] - y * sine[k] : x * sine[k] + y * cosine[k];
+    keys[d] = narrow_f16(turned);
+  }
+}
+
+__device__ float silu(float x) { return x / (1.0F + exp_f32(0.0F - x)); }
+
+/// 0.5 x (1 + tanh(y)) = x / (1 + e^(-2y)) with y = sqrt(2 / pi) (x + 0.044715 x^3)
+__device__ float gelu_tanh(float x) {
+  const float y = x * fma_f32(0.044715F * x, x, 1.0F);
+  return x / (1.0F + exp_f32(-1.5957691216F * y));
+}
+
+__global__ void gate_kernel(GateArgs args) {
+  const std::uint32_t r = blockIdx.y;
+  const std::uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (r >= row_count(args.step, args.space) || i >= args.width) return;
+  const float* in = row_of(args.in, r);
+  const float x = in[i];
+  row_of(args.out, r)[i] = (args.gelu ? gelu_tanh(x) : silu(x)) * in[args.width + i];
+}
+
+__global__ void select_kernel(SelectArgs args) {
+  if (blockIdx.x >= header(args.step).sampled) return;
+  const std::uint32_t row =
+      part<std::uint32_t>(args.step, header(args.step).sampled_offset)[blockIdx.x];
+  const float* in = row_of(args.in, row);
+  float* out = row_of(args.out, blockIdx.x);
+  for (std::uint32_t i = threadIdx.x; i < args.width; i += blockDim.x) out[i] = in[i];
+}
+
+/// 1 + 2^-12 squared is 1 + 2^-11 + 2^-24, a tie that rounds to even: without contraction the
+/// difference below is 0, with it 2^-24.
+__global__ void probe_kernel(float* out) {
+  const float x = out[0];
+  out[0] = x * x - (1.0F + 0x1p-11F);
+}
+
+template <Format format>
+cudaError_t launch_embed(const EmbedArgs& args, std::uint32_t rows, cudaStream_t stream) {
+  return launch(embed_kernel<format>, rows, row_threads, 0, stream, args);
+}
+
+}  // namespace
+
+cudaError_t open_slots(const std::byte* step, const SlotArrays& slots, std::uint32_t opens,
+                       std::uint32_t grants, cudaStream_t stream) {
+  cudaError_t status = cudaSuccess;
+  if (opens > 0) status = launch(open_kernel, opens, row_threads, 0, stream, step, slots);
+  if (status != cudaSuccess || grants == 0) return status;
+  return launch(grant_kernel, grants, row_threads, 0, stream, step, slots);
+}
+
+cudaError_t embed(const EmbedArgs& args, std::uint32_t rows, cudaStream_t stream) {
+  switch (args.table.format) {
+    case Format::f32:
+      return launch_embed<Format::f32>(args, rows, stream);
+    case Format::f16:
+      return launch_embed<Format::f16>(args, rows, stream);
+    case Format::bf16:
+      return launch_embed<Format::bf16>(args, rows, stream);
+    case Format::q8_0:
+      return launch_embed<Format::q8_0>(args, rows, stream);
+    case Format::q4_0:
+      return launch_embed<Format::q4_0>(args, rows, stream);
+    case Format::q4_1:
+      return launch_embed<Format::q4_1>(args, rows, stream);
+    case Format::q5_0:
+      return launch_embed<Format::q5_0>(args, rows, stream);
+    case Format::q5_1:
+      return launch_embed<Format::q5_1>(args, rows, stream);
+    case Format::q4_k:
+      return launch_embed<Format::q4_k>(args, rows, stream);
+    case Format::q5_k:
+      return launch_embed<Format::q5_k>(args, rows, stream);
+    case Format::q6_k:
+      return launch_embed<Format::q6_k>(args, rows, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+cudaError_t norm(const NormArgs& args, std::uint32_t rows, cudaStream_t stream) {
+  return launch(norm_kernel, rows, row_threads,
+                SharedPieces::bytes<float>(row_threads / warp_lanes), stream, args);
+}
+
+cudaError_t angles(const AnglesArgs& args, std::uint32_t rows, cudaStream_t stream) {
+  return launch(angles_kernel, rows, least(padded(args.pairs), row_threads), 0, stream, args);
+}
+
+cudaError_t rope_store(const RopeArgs& args, std::uint32_t rows, cudaStream_t stream) {
+  return launch(rope_kernel, rows, row_threads, 0, stream, args);
+}
+
+cudaError_t gate(const GateArgs& args, std::uint32_t rows, cudaStream_t stream) {
+  const dim3 grid(divide_up(args.width, row_threads), rows);
+  return launch(gate_kernel, grid, row_threads, 0, stream, args);
+}
+
+cudaError_t select(const SelectArgs& args, std::uint32_t sampled, cudaStream_t stream) {
+  return launch(select_kernel, sampled, row_threads, 0, stream, args);
+}
+
+cudaError_t probe_rounding(float* out, cudaStream_t stream) {
+  return launch(probe_kernel, 1, 1, 0, stream, out);
+}
+
+}  // namespace sluice::kernels::cuda

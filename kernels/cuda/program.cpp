@@ -1,0 +1,302 @@
+#include "kernels/cuda/program.hpp"
+
+#include <algorithm>
+#include <utility>
+
+namespace sluice::kernels::cuda {
+
+std::uint32_t split_groups_max(const PoolShape& pool, std::uint32_t multiprocessors) {
+  constexpr std::uint32_t blocks_each = 4;  // enough warps to hide what memory takes
+  return std::clamp(multiprocessors * blocks_each / pool.kv_heads, 1U, pool.slots);
+}
+
+std::uint32_t split_count(std::uint32_t positions, std::uint32_t split_tokens) {
+  return (positions + split_tokens - 1) / split_tokens;
+}
+
+/// Appends the launches of operations that fit.
+class Compiler {
+ public:
+  Compiler(const StepProgram& steps, std::span<const LoadedWeight> weights, const PoolShape& pool,
+           const DeviceState& state, cudaStream_t stream)
+      : steps_(steps), weights_(weights), pool_(pool), state_(state), stream_(stream) {}
+
+  Result<Program> compile() {
+    std::vector<WeightShape> shapes;
+    for (const LoadedWeight& weight : weights_) shapes.push_back(weight.shape);
+    SLUICE_TRY(check_program(steps_, shapes, pool_));
+    SLUICE_TRY(plan_memory());
+    for (index_ = 0; index_ < steps_.ops.size(); ++index_) {
+      SLUICE_TRY(std::visit([this](const auto& op) { return add(op); }, steps_.ops[index_]));
+    }
+    SLUICE_CUDA(cudaStreamSynchronize(stream_));  // vectors are copied from this thread's memory
+    return std::move(program_);
+  }
+
+ private:
+  /// Every buffer has memory of its own, so that tests can read each; rows are padded with zeros,
+  /// which no operation overwrites.
+  Result<void> plan_memory() {
+    program_.shapes_ = steps_.buffers;
+    for (const BufferShape& shape : steps_.buffers) {
+      auto rows = make_rows(rows_max(pool_, shape.rows), shape.width);
+      if (!rows) return tl::unexpected(rows.error());
+      program_.rows_.push_back(*rows);
+    }
+    return {};
+  }
+
+  Result<Rows> make_rows(std::uint32_t rows, std::uint32_t width) {
+    const std::size_t bytes = std::size_t{rows} * padded(width) * sizeof(float);
+    auto data = make_memory(bytes);
+    if (!data) return tl::unexpected(data.error());
+    return Rows{*data, padded(width)};
+  }
+
+  /// Zeroed.
+  Result<float*> make_memory(std::size_t bytes) {
+    auto memory = DeviceMemory::make(bytes, "a program's activations");
+    if (!memory) return tl::unexpected(memory.error());
+    SLUICE_CUDA(cudaMemsetAsync(memory->as<void>(), 0, bytes, stream_));
+    program_.memory_.push_back(std::move(*memory));
+    return program_.memory_.back().as<float>();
+  }
+
+  /// A one-row weight as float32 on the device.
+  Result<const float*> vector(Weight weight) {
+    const LoadedWeight& w = weights_[weight.index];
+    std::vector<float> values(w.shape.cols);
+    dequantize(w.shape.format, w.host.data, values);
+    auto data = make_memory(values.size() * sizeof(float));
+    if (!data) return tl::unexpected(data.error());
+    SLUICE_CUDA(cudaMemcpyAsync(*data, values.data(), values.size() * sizeof(float),
+                                cudaMemcpyHostToDevice, stream_));
+    SLUICE_CUDA(cudaStreamSynchronize(stream_));
+    return *data;
+  }
+
+  const BufferShape& shape(Buffer buffer) const { return steps_.buffers[buffer.index]; }
+  Rows rows(Buffer buffer) const { return program_.rows_[buffer.index]; }
+  Space space(Buffer buffer) const {
+    return shape(buffer).rows == RowSpace::batch ? Space::batch : Space::sampled;
+  }
+
+  Result<void> add(const Embed& op) {
+    program_.launches_.push_back(EmbedArgs{
+        state_.step, state_.slots, weights_[op.table.index].device, op.scale, rows(op.out)});
+    return {};
+  }
+
+  Result<void> add(const Norm& op) {
+    auto gain = vector(op.gain);
+    if (!gain) return tl::unexpected(gain.error());
+    program_.launches_.push_back(NormArgs{state_.step, space(op.in), rows(op.in), rows(op.out),
+                                          *gain, shape(op.in).width, op.epsilon});
+    return {};
+  }
+
+  Result<void> add(const Linear& op) {
+    Product product;
+    product.weight = weights_[op.weight.index].device;
+    if (op.bias) {
+      auto bias = vector(*op.bias);
+      if (!bias) return tl::unexpected(bias.error());
+      product.bias = *bias;
+    }
+    product.out = {rows(op.out).data + op.out_column, rows(op.out).stride};
+    product.accumulate = op.accumulate;
+    if (LinearArgs* last = beside_last(op, product)) {
+      last->product[last->count++] = product;
+      return {};
+    }
+    LinearArgs args;
+    args.step = state_.step;
+    args.space = space(op.in);
+    args.in = rows(op.in);
+    args.product[0] = product;
+    args.count = 1;
+    program_.launches_.push_back(args);
+    return {};
+  }
+
+  /// The launch before, if the product can run in it: same input, and results that do not meet.
+  LinearArgs* beside_last(const Linear& op, const Product& product) {
+    if (index_ == 0 || !std::holds_alternative<Linear>(steps_.ops[index_ - 1])) return nullptr;
+    auto* last = std::get_if<LinearArgs>(&program_.launches_.back());
+    if (last == nullptr || last->count == products_max || last->in.data != rows(op.in).data ||
+        last->product[0].weight.format != product.weight.format) {
+      return nullptr;
+    }
+    for (std::uint32_t i = 0; i < last->count; ++i) {
+      const float* a = last->product[i].out.data;
+      const float* b = product.out.data;
+      if (a < b + product.weight.rows && b < a + last->product[i].weight.rows) return nullptr;
+    }
+    return last;
+  }
+
+  Result<void> add(const RopeStore& op) {
+    auto table = angles(op);
+    if (!table) return tl::unexpected(table.error());
+    RopeArgs args;
+    args.step = state_.step;
+    args.slots = state_.slots;
+    args.kv = state_.kv;
+    args.qkv = rows(op.qkv);
+    args.angles = *table;
+    args.heads = {op.shape.heads, op.shape.kv_heads, op.shape.head_dim};
+    args.layer = op.layer;
+    args.pairs = weights_[op.inverse_frequencies.index].shape.cols;
+    args.halves = op.pairs == RopePairs::halves;
+    program_.launches_.push_back(args);
+    return {};
+  }
+
+  /// The step's table of angles for these frequencies; the first user's launch comes after it.
+  Result<Rows> angles(const RopeStore& op) {
+    for (const Angles& known : angles_) {
+      if (known.weight == op.inverse_frequencies.index && known.magnitude == op.magnitude) {
+        return known.out;
+      }
+    }
+    const std::uint32_t pairs = weights_[op.inverse_frequencies.index].shape.cols;
+    auto out = make_rows(pool_.rows_max, 2 * pairs);
+    if (!out) return out;
+    auto frequencies = vector(op.inverse_frequencies);
+    if (!frequencies) return tl::unexpected(frequencies.error());
+    angles_.push_back({op.inverse_frequencies.index, op.magnitude, *out});
+    program_.launches_.push_back(AnglesArgs{state_.step, *frequencies, pairs, op.magnitude, *out});
+    return out;
+  }
+
+  Result<void> add(const Attention& op) {
+    AttentionArgs args;
+    args.step = state_.step;
+    args.slots = state_.slots;
+    args.kv = state_.kv;
+    args.qkv = rows(op.qkv);
+    args.out = rows(op.out);
+    args.heads = {op.shape.heads, op.shape.kv_heads, op.shape.head_dim};
+    args.layer = op.layer;
+    args.scale = op.scale;
+    args.window = op.window;
+    args.split_tokens = state_.split_tokens;
+    args.splits_max = split_count(pool_.context_tokens, state_.split_tokens);
+    SLUICE_TRY(reserve_partials(args));
+    SLUICE_CUDA(prepare_attention(args.heads));
+    program_.launches_.push_back(args);
+    return {};
+  }
+
+  /// Room for the splits' results, which all layers share.
+  Result<void> reserve_partials(AttentionArgs& args) {
+    const std::size_t floats = std::size_t{state_.split_groups} * args.heads.heads *
+                               args.splits_max * (2 + args.heads.head_dim);
+    if (floats > partial_floats_) {
+      auto data = make_memory(floats * sizeof(float));
+      if (!data) return tl::unexpected(data.error());
+      partials_ = *data;
+      partial_floats_ = floats;
+    }
+    args.partials = partials_;
+    return {};
+  }
+
+  Result<void> add(const Gate& op) {
+    program_.launches_.push_back(GateArgs{state_.step, space(op.in), rows(op.in), rows(op.out),
+                                          shape(op.out).width,
+                                          op.activation == Activation::gelu_tanh});
+    return {};
+  }
+
+  Result<void> add(const Select& op) {
+    program_.launches_.push_back(
+        SelectArgs{state_.step, rows(op.in), rows(op.out), shape(op.in).width});
+    return {};
+  }
+
+  Result<void> add(const Sample& op) {
+    program_.launches_.push_back(
+        SampleArgs{state_.step, state_.slots, rows(op.logits), state_.adjusted, state_.drawn});
+    return {};
+  }
+
+  struct Angles {
+    std::uint32_t weight;
+    float magnitude;
+    Rows out;
+  };
+
+  const StepProgram& steps_;
+  std::span<const LoadedWeight> weights_;
+  const PoolShape& pool_;
+  const DeviceState& state_;
+  cudaStream_t stream_;
+  std::size_t index_ = 0;
+  std::vector<Angles> angles_;
+  float* partials_ = nullptr;
+  std::size_t partial_floats_ = 0;
+  Program program_;
+};
+
+Result<Program> Program::compile(const StepProgram& steps, std::span<const LoadedWeight> weights,
+                                 const PoolShape& pool, const DeviceState& state,
+                                 cudaStream_t stream) {
+  return Compiler(steps, weights, pool, state, stream).compile();
+}
+
+namespace {
+
+/// Puts one launch on the stream; those without rows are left out.
+struct Enqueue {
+  const StepCounts& counts;
+  cudaStream_t stream;
+
+  std::uint32_t rows(Space space) const {
+    return space == Space::batch ? counts.rows : counts.sampled;
+  }
+
+  cudaError_t operator()(const EmbedArgs& a) const { return embed(a, counts.rows, stream); }
+  cudaError_t operator()(const AnglesArgs& a) const { return angles(a, counts.rows, stream); }
+  cudaError_t operator()(const RopeArgs& a) const { return rope_store(a, counts.rows, stream); }
+  cudaError_t operator()(const NormArgs& a) const {
+    return rows(a.space) == 0 ? cudaSuccess : norm(a, rows(a.space), stream);
+  }
+  cudaError_t operator()(const LinearArgs& a) const {
+    return rows(a.space) == 0 ? cudaSuccess : linear(a, rows(a.space), stream);
+  }
+  cudaError_t operator()(const GateArgs& a) const {
+    return rows(a.space) == 0 ? cudaSuccess : gate(a, rows(a.space), stream);
+  }
+  cudaError_t operator()(const SelectArgs& a) const {
+    return counts.sampled == 0 ? cudaSuccess : select(a, counts.sampled, stream);
+  }
+  cudaError_t operator()(AttentionArgs a) const {
+    const std::uint32_t split = counts.splits > 0 ? counts.single_groups : 0;
+    if (split > 0) {
+      const cudaError_t status = attention_splits(a, split, counts.splits, stream);
+      if (status != cudaSuccess || split == counts.groups) return status;
+    }
+    a.first_group = split;
+    return attention(a, counts.groups - split, stream);
+  }
+  cudaError_t operator()(const SampleArgs& a) const {
+    if (counts.sampled == 0) return cudaSuccess;
+    return counts.sample_now ? sample(a, counts.sampled, stream) : hold(a, counts.sampled, stream);
+  }
+};
+
+}  // namespace
+
+Result<void> Program::enqueue(const StepCounts& counts, cudaStream_t stream) const {
+  if (counts.rows == 0) return {};
+  const Enqueue enqueue{counts, stream};
+  for (const Launch& launch : launches_) {
+    if (const cudaError_t status = std::visit(enqueue, launch); status != cudaSuccess) {
+      return tl::unexpected(device_error(status, "a kernel's launch"));
+    }
+  }
+  return {};
+}
+
+}  // namespace sluice::kernels::cuda

@@ -1,0 +1,75 @@
+#pragma once
+// A recorded program, checked and resolved to launches.
+
+#include <cstdint>
+#include <span>
+#include <variant>
+#include <vector>
+
+#include "kernels/cuda/device.hpp"
+#include "kernels/cuda/kernels.hpp"
+#include "kernels/program.hpp"
+
+namespace sluice::kernels::cuda {
+
+/// A weight on the device, and where it came from: vectors are read there when a program is made.
+struct LoadedWeight {
+  WeightShape shape;
+  DeviceWeight device;
+  HostTensor host;
+};
+
+/// What programs share, in device memory.
+struct DeviceState {
+  const std::byte* step = nullptr;  ///< metadata of the running step
+  SlotArrays slots;
+  KvArrays kv;
+  float* adjusted = nullptr;  ///< [sampled, vocabulary]
+  DrawnRow* drawn = nullptr;  ///< [sampled]
+  std::uint32_t split_tokens = 0;
+  std::uint32_t split_groups = 0;  ///< most groups whose attention is split
+};
+
+/// Sizes of a step's launches.
+struct StepCounts {
+  std::uint32_t rows = 0;
+  std::uint32_t sampled = 0;
+  std::uint32_t groups = 0;
+  std::uint32_t single_groups = 0;  ///< of one row each; the first ones
+  std::uint32_t splits = 0;         ///< of the longest of these
+  bool sample_now = true;
+};
+
+class Program {
+ public:
+  /// `bad_request` names the operation that does not fit; `out_of_memory` for the activations.
+  static Result<Program> compile(const StepProgram& steps, std::span<const LoadedWeight> weights,
+                                 const PoolShape& pool, const DeviceState& state,
+                                 cudaStream_t stream);
+
+  /// Puts a step's launches on the stream; its metadata must be on its way before.
+  Result<void> enqueue(const StepCounts& counts, cudaStream_t stream) const;
+
+  std::span<const BufferShape> shapes() const { return shapes_; }
+  Rows rows(Buffer buffer) const { return rows_[buffer.index]; }
+
+ private:
+  friend class Compiler;
+
+  using Launch = std::variant<EmbedArgs, NormArgs, LinearArgs, AnglesArgs, RopeArgs, AttentionArgs,
+                              GateArgs, SelectArgs, SampleArgs>;
+
+  std::vector<Launch> launches_;
+  std::vector<BufferShape> shapes_;
+  std::vector<Rows> rows_;
+  std::vector<DeviceMemory> memory_;
+};
+
+/// Rows up to which a step's attention is split, on a device of so many multiprocessors: beyond, a
+/// block a sequence and key head fills it.
+std::uint32_t split_groups_max(const PoolShape& pool, std::uint32_t multiprocessors);
+
+/// Splits of a sequence of so many positions.
+std::uint32_t split_count(std::uint32_t positions, std::uint32_t split_tokens);
+
+}  // namespace sluice::kernels::cuda

@@ -1,0 +1,37 @@
+#pragma once
+// Reading a step's metadata on the device.
+
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/kernels.hpp"
+
+namespace sluice::kernels::cuda {
+
+__device__ inline const StepHeader& header(const std::byte* step) {
+  return *reinterpret_cast<const StepHeader*>(step);
+}
+
+template <class T>
+__device__ const T* part(const std::byte* step, std::uint32_t offset) {
+  return reinterpret_cast<const T*>(step + offset);
+}
+
+__device__ inline StepRow step_row(const std::byte* step, std::uint32_t row) {
+  return part<StepRow>(step, header(step).row_offset)[row];
+}
+
+__device__ inline std::uint32_t row_count(const std::byte* step, Space space) {
+  return space == Space::batch ? header(step).rows : header(step).sampled;
+}
+
+__device__ inline float* row_of(const Rows& rows, std::uint32_t r) {
+  return rows.data + std::size_t{r} * rows.stride;
+}
+
+/// Keys of one block and head: [block_tokens, head_stride]; its values lie behind them.
+__device__ inline std::uint16_t* keys_of(const KvArrays& kv, std::uint32_t layer,
+                                         std::uint32_t block, std::uint32_t kv_head) {
+  const std::size_t head = (std::size_t{layer} * kv.blocks + block) * kv.kv_heads + kv_head;
+  return kv.data + head * 2 * kv.block_tokens * kv.head_stride;
+}
+
+}  // namespace sluice::kernels::cuda

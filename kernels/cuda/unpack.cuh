@@ -1,0 +1,223 @@
+#pragma once
+// Weights in their file format to float32, eight elements of a row at a time; equal to the bit to
+// the scalar `dequantize` (kernels/quant.cpp has the layouts).
+
+#include "kernels/cuda/numbers.cuh"
+
+namespace sluice::kernels::cuda {
+
+using Bytes = const std::uint8_t*;
+
+/// Reads as wide as a block's alignment allows: blocks lie one behind the other in a row.
+__device__ inline std::uint32_t load16(Bytes at) {
+  return *reinterpret_cast<const std::uint16_t*>(at);
+}
+
+template <int align>
+__device__ std::uint32_t load32(Bytes at) {
+  if constexpr (align >= 4) {
+    return *reinterpret_cast<const std::uint32_t*>(at);
+  } else {
+    return load16(at) | load16(at + 2) << 16;
+  }
+}
+
+struct Eight {
+  std::uint32_t low, high;
+
+  __device__ std::uint32_t byte(int i) const {
+    return (i < 4 ? low : high) >> (8 * (i % 4)) & 255U;
+  }
+};
+
+template <int align>
+__device__ Eight load_eight(Bytes at) {
+  if constexpr (align >= 8) {
+    const uint2 both = *reinterpret_cast<const uint2*>(at);
+    return {both.x, both.y};
+  } else {
+    return {load32<align>(at), load32<align>(at + 4)};
+  }
+}
+
+__device__ inline float scale_at(Bytes at) { return widen_f16(load16(at)); }
+
+// Each format: `elements` and `bytes` of a block, and eight(block, e, w): elements e .. e + 7 of
+// the block, e a multiple of 8. Plain floats count eight elements as a block.
+
+template <Format format>
+struct Unpack;
+
+template <>
+struct Unpack<Format::f32> {
+  static constexpr int elements = 8, bytes = 32;
+  static __device__ void eight(Bytes block, int, float w[8]) {
+    const float4 a = *reinterpret_cast<const float4*>(block);
+    const float4 b = *reinterpret_cast<const float4*>(block + 16);
+    w[0] = a.x, w[1] = a.y, w[2] = a.z, w[3] = a.w;
+    w[4] = b.x, w[5] = b.y, w[6] = b.z, w[7] = b.w;
+  }
+};
+
+template <>
+struct Unpack<Format::f16> {
+  static constexpr int elements = 8, bytes = 16;
+  static __device__ void eight(Bytes block, int, float w[8]) {
+    widen_eight_f16(*reinterpret_cast<const uint4*>(block), w);
+  }
+};
+
+template <>
+struct Unpack<Format::bf16> {
+  static constexpr int elements = 8, bytes = 16;
+  static __device__ void eight(Bytes block, int, float w[8]) {
+    const uint4 all = *reinterpret_cast<const uint4*>(block);
+    const std::uint32_t words[4] = {all.x, all.y, all.z, all.w};
+    for (int i = 0; i < 4; ++i) {
+      w[2 * i] = float_from_bits(words[i] << 16);
+      w[2 * i + 1] = float_from_bits(words[i] & 0xFFFF0000U);
+    }
+  }
+};
+
+template <>
+struct Unpack<Format::q8_0> {
+  static constexpr int elements = 32, bytes = 34;
+  static __device__ void eight(Bytes block, int e, float w[8]) {
+    const float d = scale_at(block);
+    const Eight q = load_eight<2>(block + 2 + e);
+    for (int i = 0; i < 8; ++i) {
+      w[i] = static_cast<float>(static_cast<std::int8_t>(q.byte(i))) * d;
+    }
+  }
+};
+
+/// Nibbles e .. e + 7 of 32: elements 0..15 are the low ones of 16 bytes, 16..31 the high ones.
+template <int align>
+__device__ Eight split_nibbles(Bytes q, int e) {
+  const Eight both = load_eight<align>(q + e % 16);
+  const int shift = e < 16 ? 0 : 4;
+  return {both.low >> shift & 0x0F0F0F0FU, both.high >> shift & 0x0F0F0F0FU};
+}
+
+template <>
+struct Unpack<Format::q4_0> {
+  static constexpr int elements = 32, bytes = 18;
+  static __device__ void eight(Bytes block, int e, float w[8]) {
+    const float d = scale_at(block);
+    const Eight q = split_nibbles<2>(block + 2, e);
+    for (int i = 0; i < 8; ++i) w[i] = d * static_cast<float>(static_cast<int>(q.byte(i)) - 8);
+  }
+};
+
+template <>
+struct Unpack<Format::q4_1> {
+  static constexpr int elements = 32, bytes = 20;
+  static __device__ void eight(Bytes block, int e, float w[8]) {
+    const float d = scale_at(block);
+    const float m = scale_at(block + 2);
+    const Eight q = split_nibbles<4>(block + 4, e);
+    for (int i = 0; i < 8; ++i) w[i] = d * static_cast<float>(q.byte(i)) + m;
+  }
+};
+
+template <>
+struct Unpack<Format::q5_0> {
+  static constexpr int elements = 32, bytes = 22;
+  static __device__ void eight(Bytes block, int e, float w[8]) {
+    const float d = scale_at(block);
+    const std::uint32_t fifth = load32<2>(block + 2) >> e;
+    const Eight q = split_nibbles<2>(block + 6, e);
+    for (int i = 0; i < 8; ++i) {
+      const std::uint32_t value = q.byte(i) | (fifth >> i & 1U) << 4;
+      w[i] = d * static_cast<float>(static_cast<int>(value) - 16);
+    }
+  }
+};
+
+template <>
+struct Unpack<Format::q5_1> {
+  static constexpr int elements = 32, bytes = 24;
+  static __device__ void eight(Bytes block, int e, float w[8]) {
+    const float d = scale_at(block);
+    const float m = scale_at(block + 2);
+    const std::uint32_t fifth = load32<4>(block + 4) >> e;
+    const Eight q = split_nibbles<8>(block + 8, e);
+    for (int i = 0; i < 8; ++i) {
+      w[i] = d * static_cast<float>(q.byte(i) | (fifth >> i & 1U) << 4) + m;
+    }
+  }
+};
+
+struct ScaleMin {
+  float scale, min;
+};
+
+/// Of group g of a Q4_K or Q5_K block.
+__device__ inline ScaleMin group_scale(Bytes block, int g) {
+  Bytes packed = block + 4;
+  const int scale = g < 4 ? packed[g] & 63 : (packed[g + 4] & 15) | ((packed[g - 4] >> 2) & 48);
+  const int min = g < 4 ? packed[g + 4] & 63 : (packed[g + 4] >> 4) | ((packed[g] >> 2) & 48);
+  return {scale_at(block) * static_cast<float>(scale),
+          scale_at(block + 2) * static_cast<float>(min)};
+}
+
+/// Of a group of 32: low nibbles for even groups, high ones for odd; 32 bytes serve two.
+__device__ inline Eight group_nibbles(Eight both, int g) {
+  const int shift = 4 * (g % 2);
+  return {both.low >> shift & 0x0F0F0F0FU, both.high >> shift & 0x0F0F0F0FU};
+}
+
+template <>
+struct Unpack<Format::q4_k> {
+  static constexpr int elements = 256, bytes = 144;
+  static __device__ void eight(Bytes block, int e, float w[8]) {
+    const int g = e / 32;
+    const ScaleMin s = group_scale(block, g);
+    const Eight q = group_nibbles(load_eight<8>(block + 16 + 32 * (g / 2) + e % 32), g);
+    for (int i = 0; i < 8; ++i) w[i] = s.scale * static_cast<float>(q.byte(i)) - s.min;
+  }
+};
+
+template <>
+struct Unpack<Format::q5_k> {
+  static constexpr int elements = 256, bytes = 176;
+  static __device__ void eight(Bytes block, int e, float w[8]) {
+    const int g = e / 32;
+    const ScaleMin s = group_scale(block, g);
+    const Eight q = group_nibbles(load_eight<8>(block + 48 + 32 * (g / 2) + e % 32), g);
+    const Eight fifth = load_eight<8>(block + 16 + e % 32);
+    for (int i = 0; i < 8; ++i) {
+      const std::uint32_t value = q.byte(i) | (fifth.byte(i) >> g & 1U) << 4;
+      w[i] = s.scale * static_cast<float>(value) - s.min;
+    }
+  }
+};
+
+template <>
+struct Unpack<Format::q6_k> {
+  static constexpr int elements = 256, bytes = 210;
+  static __device__ void eight(Bytes block, int e, float w[8]) {
+    const int g = e / 32;
+    const auto raw = static_cast<std::int8_t>(block[192 + e / 16]);
+    const float scale = scale_at(block + 208) * static_cast<float>(raw);
+    const Eight low = load_eight<2>(block + 64 * (g / 4) + 32 * (g % 2) + e % 32);
+    const Eight high = load_eight<2>(block + 128 + 32 * (g / 4) + e % 32);
+    const Eight q = group_nibbles(low, g % 4 / 2);
+    for (int i = 0; i < 8; ++i) {
+      const std::uint32_t value = q.byte(i) | (high.byte(i) >> (2 * (g % 4)) & 3U) << 4;
+      w[i] = scale * static_cast<float>(static_cast<int>(value) - 32);
+    }
+  }
+};
+
+/// Elements column .. column + 7 of a row, column a multiple of 8.
+template <Format format>
+__device__ void unpack_eight(Bytes row, std::uint32_t column, float w[8]) {
+  using U = Unpack<format>;
+  constexpr auto elements = static_cast<std::uint32_t>(U::elements);
+  const std::uint32_t block = column / elements;
+  U::eight(row + std::size_t{block} * U::bytes, static_cast<int>(column % elements), w);
+}
+
+}  // namespace sluice::kernels::cuda

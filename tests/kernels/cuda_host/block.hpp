@@ -1,0 +1,121 @@
+#pragma once
+// A CUDA block on the host: every thread is a fiber, and threads meet at barriers and warp
+// exchanges. What a GPU would leave undefined is reported instead: threads of a block that wait at
+// different barriers or never come, lanes missing from an exchange, shared memory beyond what was
+// asked for. Odd blocks run their threads in reverse, so that a missing barrier shows as a wrong
+// result.
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <source_location>
+#include <string>
+#include <type_traits>
+
+struct uint3 {
+  unsigned x = 0, y = 0, z = 0;
+};
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
+};
+
+// Where the running fiber is in its grid.
+extern thread_local constinit uint3 threadIdx, blockIdx;
+extern thread_local constinit dim3 blockDim, gridDim;
+
+namespace cuda_host {
+
+using Where = std::source_location;
+
+/// Runs every block of a grid, one after the other; returns what went wrong, or "".
+std::string run_grid(dim3 grid, dim3 block, std::size_t shared_bytes,
+                     const std::function<void()>& thread);
+
+unsigned char* dynamic_shared();
+void check_shared_end(const unsigned char* end);
+
+/// Waits for every thread of the block.
+void meet_block(const Where& where);
+
+inline constexpr std::size_t payload_bytes = 48;
+
+/// What the lanes of a warp brought to an exchange: [32][payload_bytes]. Valid until the lane's
+/// next.
+using Payloads = const std::byte*;
+
+/// Brings `payload` and waits for every lane of `mask`. `last`, if any, runs once when all are
+/// there.
+Payloads meet_warp(unsigned mask, const void* payload, std::size_t bytes, const Where& where,
+                   void (*last)(std::byte* payloads) = nullptr);
+
+/// Ends the running kernel with this complaint.
+[[noreturn]] void complain(const std::string& what);
+
+template <class T>
+T shuffle(unsigned mask, T value, unsigned from, const Where& where) {
+  static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= payload_bytes);
+  const Payloads all = meet_warp(mask, &value, sizeof value, where);
+  if ((mask >> from & 1U) == 0) complain("a shuffle from a lane that is not in its mask");
+  T result;
+  __builtin_memcpy(&result, all + from * payload_bytes, sizeof result);
+  return result;
+}
+
+inline unsigned lane() { return threadIdx.x % 32; }
+
+}  // namespace cuda_host
+
+// The language's own names. Blocks are one-dimensional in this project.
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+inline void __syncthreads(const cuda_host::Where& where = cuda_host::Where::current()) {
+  cuda_host::meet_block(where);
+}
+
+inline void __syncwarp(unsigned mask = 0xFFFFFFFFU,
+                       const cuda_host::Where& where = cuda_host::Where::current()) {
+  cuda_host::meet_warp(mask, nullptr, 0, where);
+}
+
+template <class T>
+T __shfl_sync(unsigned mask, T value, int from,
+              const cuda_host::Where& where = cuda_host::Where::current()) {
+  return cuda_host::shuffle(mask, value, static_cast<unsigned>(from) % 32, where);
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int with,
+                  const cuda_host::Where& where = cuda_host::Where::current()) {
+  return cuda_host::shuffle(mask, value, cuda_host::lane() ^ static_cast<unsigned>(with), where);
+}
+
+inline unsigned __ballot_sync(unsigned mask, bool predicate,
+                              const cuda_host::Where& where = cuda_host::Where::current()) {
+  const auto* all = cuda_host::meet_warp(mask, &predicate, sizeof predicate, where);
+  unsigned result = 0;
+  for (unsigned i = 0; i < 32; ++i) {
+    const bool set = (mask >> i & 1U) != 0 && all[i * cuda_host::payload_bytes] != std::byte{0};
+    result |= (set ? 1U : 0U) << i;
+  }
+  return result;
+}
+
+/// Blocks run one after the other and fibers are switched only where they meet: nothing interrupts.
+template <class T>
+T atomicAdd(T* to, T value) {
+  const T before = *to;
+  *to = static_cast<T>(before + value);
+  return before;
+}
+
+template <class T>
+T atomicOr(T* to, T value) {
+  const T before = *to;
+  *to = static_cast<T>(before | value);
+  return before;
+}
