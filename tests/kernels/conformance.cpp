@@ -9,20 +9,14 @@
 #include <random>
 #include <vector>
 
-#include "kernels/cpu/backend.hpp"
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/reference.hpp"
+#include "tests/kernels/tested.hpp"
 
 namespace sluice::kernels::test {
 namespace {
 
 constexpr double tolerance = 2e-3;
-
-std::vector<Factory> backends() {
-  return {[](Completion done) {
-    return require(make_cpu_backend({.threads = 3}, std::move(done)));
-  }};
-}
 
 class Conformance {
  public:
@@ -111,7 +105,9 @@ class Conformance {
 };
 
 void check(const Traits& traits, int steps = 12) {
-  for (const Factory& factory : backends()) Conformance(factory, traits, 7).run(steps);
+  on_every_backend([&](const Tested& backend) {
+    Conformance(backend.make, traits, 7).run(backend.rounds(steps));
+  });
 }
 
 }  // namespace
@@ -121,7 +117,7 @@ BOOST_AUTO_TEST_SUITE(conformance)
 BOOST_AUTO_TEST_CASE(every_weight_format) {
   for (std::size_t f = 0; f < format_count; ++f) {
     BOOST_TEST_CONTEXT(info(static_cast<Format>(f)).name) {
-      check({.format = static_cast<Format>(f)}, 6);
+      check({.format = static_cast<Format>(f), .vocabulary = 100, .layers = 1}, 6);
     }
   }
 }

@@ -1,7 +1,7 @@
 // Shows that a row's bits depend on its sequence alone: the same prompts are run alone, beside
 // others, in any chunks, with 1 to 3 threads, with steps planned ahead of their results, in other
 // pool blocks, and on every instruction set this machine has; logits must be equal to the bit, and
-// so must the tokens drawn.
+// so must the tokens drawn. Run against every backend this machine has (tested.hpp).
 
 #include "kernels/cpu/targets.hpp"
 // The targets must be chosen before Highway's headers.
@@ -12,21 +12,15 @@
 #include <random>
 #include <vector>
 
-#include "kernels/cpu/backend.hpp"
 #include "kernels/cpu/matmul.hpp"
 #include "tests/kernels/harness.hpp"
+#include "tests/kernels/tested.hpp"
 
 namespace sluice::kernels::test {
 namespace {
 
 constexpr std::uint32_t prompt_rows = 45;
 constexpr int generated = 6;
-
-Factory on_cpu(std::uint32_t threads) {
-  return [threads](Completion done) {
-    return require(make_cpu_backend({.threads = threads}, std::move(done)));
-  };
-}
 
 /// Everything a run of a sequence shows.
 struct Trace {
@@ -51,10 +45,10 @@ Sequence sequence(const TinyModel& model, SlotIndex slot) {
 
 /// Runs `count` sequences side by side, prompts in chunks of at most `chunk` rows, and traces the
 /// first. The others start `lag` steps after one another.
-Trace trace(const TinyModel& model, std::uint32_t threads, std::uint32_t chunk, SlotIndex count = 1,
+Trace trace(const TinyModel& model, const Factory& make, std::uint32_t chunk, SlotIndex count = 1,
             std::uint32_t lag = 0, std::uint32_t shuffle = 0) {
   std::mt19937 random(shuffle);
-  Device device(on_cpu(threads), model);
+  Device device(make, model);
   Blocks blocks(model, random);
   std::vector<Sequence> sequences;
   for (SlotIndex i = 0; i < count; ++i) sequences.push_back(sequence(model, i));
@@ -93,94 +87,116 @@ TinyModel model_of(Format format) {
 BOOST_AUTO_TEST_SUITE(invariance)
 
 BOOST_AUTO_TEST_CASE(chunks_do_not_matter) {
-  for (const Format format : {Format::q4_1, Format::q8_0, Format::q6_k, Format::f16}) {
-    const TinyModel model = model_of(format);
-    const Trace whole = trace(model, 2, prompt_rows);
-    for (const std::uint32_t chunk : {1U, 2U, 3U, 7U, 16U, 31U}) {
-      BOOST_TEST_CONTEXT(info(format).name << ", chunks of " << chunk) {
-        BOOST_CHECK(trace(model, 2, chunk) == whole);
+  on_every_backend([](const Tested& backend) {
+    const std::vector<Format> formats =
+        backend.emulated ? std::vector{Format::q4_1}
+                         : std::vector{Format::q4_1, Format::q8_0, Format::q6_k, Format::f16};
+    const std::vector<std::uint32_t> chunks =
+        backend.emulated ? std::vector{1U, 7U, 31U} : std::vector{1U, 2U, 3U, 7U, 16U, 31U};
+    for (const Format format : formats) {
+      const TinyModel model = model_of(format);
+      const Trace whole = trace(model, backend.make, prompt_rows);
+      for (const std::uint32_t chunk : chunks) {
+        BOOST_TEST_CONTEXT(info(format).name << ", chunks of " << chunk) {
+          BOOST_CHECK(trace(model, backend.make, chunk) == whole);
+        }
       }
     }
-  }
+  });
 }
 
 BOOST_AUTO_TEST_CASE(neighbours_do_not_matter) {
-  for (std::size_t f = 0; f < format_count; ++f) {
-    const TinyModel model = model_of(static_cast<Format>(f));
-    const Trace alone = trace(model, 2, prompt_rows);
-    BOOST_TEST_CONTEXT(info(static_cast<Format>(f)).name) {
-      BOOST_CHECK(trace(model, 2, prompt_rows, 2) == alone);
-      BOOST_CHECK(trace(model, 2, 10, 6, 3) == alone);
+  on_every_backend([](const Tested& backend) {
+    for (std::size_t f = 0; f < format_count; f += backend.emulated ? 5 : 1) {
+      const TinyModel model = model_of(static_cast<Format>(f));
+      const Trace alone = trace(model, backend.make, prompt_rows);
+      BOOST_TEST_CONTEXT(info(static_cast<Format>(f)).name) {
+        BOOST_CHECK(trace(model, backend.make, prompt_rows, 2) == alone);
+        BOOST_CHECK(trace(model, backend.make, 10, 6, 3) == alone);
+      }
     }
-  }
+  });
 }
 
-BOOST_AUTO_TEST_CASE(threads_and_places_do_not_matter) {
+BOOST_AUTO_TEST_CASE(places_do_not_matter) {
+  on_every_backend([](const Tested& backend) {
+    const TinyModel model = model_of(Format::q4_k);
+    const Trace one = trace(model, backend.make, 20, 3, 1);
+    BOOST_CHECK(trace(model, backend.make, 20, 3, 1, 99) == one);
+  });
+}
+
+BOOST_AUTO_TEST_CASE(threads_do_not_matter) {
   const TinyModel model = model_of(Format::q4_k);
-  const Trace one = trace(model, 1, 20, 3, 1);
-  BOOST_CHECK(trace(model, 2, 20, 3, 1) == one);
-  BOOST_CHECK(trace(model, 3, 20, 3, 1) == one);
-  BOOST_CHECK(trace(model, 2, 20, 3, 1, 99) == one);
+  const Trace one = trace(model, on_cpu(1), 20, 3, 1);
+  BOOST_CHECK(trace(model, on_cpu(2), 20, 3, 1) == one);
+  BOOST_CHECK(trace(model, on_cpu(3), 20, 3, 1) == one);
 }
 
 BOOST_AUTO_TEST_CASE(planning_ahead_does_not_matter) {
-  const TinyModel model = model_of(Format::q4_0);
-  const Trace waited = trace(model, 2, prompt_rows);
-  std::mt19937 random(5);
-  Device device(on_cpu(2), model);
-  Blocks blocks(model, random);
-  Sequence s = sequence(model, 0);
-  for (int step = 0; step < generated; ++step) {  // no result is looked at before all are queued
-    Batch batch;
-    s.plan(batch, step == 0 ? prompt_rows : 1, true, blocks, model.traits.block_tokens);
-    device.submit(batch);
-  }
-  std::vector<Token> tokens;
-  for (int step = 0; step < generated; ++step) {
-    const StepResult result = device.results.take();
-    BOOST_REQUIRE_EQUAL(result.ticket, static_cast<Ticket>(step + 1));
-    tokens.push_back(result.slots.at(0).tokens.at(0));
-  }
-  BOOST_CHECK(tokens == waited.tokens);
+  on_every_backend([](const Tested& backend) {
+    const TinyModel model = model_of(Format::q4_0);
+    const Trace waited = trace(model, backend.make, prompt_rows);
+    std::mt19937 random(5);
+    Device device(backend.make, model);
+    Blocks blocks(model, random);
+    Sequence s = sequence(model, 0);
+    for (int step = 0; step < generated; ++step) {  // no result is looked at before all are queued
+      Batch batch;
+      s.plan(batch, step == 0 ? prompt_rows : 1, true, blocks, model.traits.block_tokens);
+      device.submit(batch);
+    }
+    std::vector<Token> tokens;
+    for (int step = 0; step < generated; ++step) {
+      const StepResult result = device.results.take();
+      BOOST_REQUIRE_EQUAL(result.ticket, static_cast<Ticket>(step + 1));
+      tokens.push_back(result.slots.at(0).tokens.at(0));
+    }
+    BOOST_CHECK(tokens == waited.tokens);
+  });
 }
 
 BOOST_AUTO_TEST_CASE(a_used_slot_is_as_good_as_a_new_one) {
-  const TinyModel model = model_of(Format::q5_1);
-  const Trace fresh = trace(model, 2, prompt_rows);
-  std::mt19937 random(6);
-  Device device(on_cpu(2), model);
-  std::vector<Token> tokens;
-  for (std::uint32_t generation = 0; generation < 3; ++generation) {
-    Blocks blocks(model, random);
-    Sequence s = sequence(model, 0);
-    s.slot.generation = generation;
-    if (generation < 2) s.tokens = random_tokens(random, model, prompt_rows);
-    tokens.clear();
-    for (int step = 0; step < generated; ++step) {
-      Batch batch;
-      s.plan(batch, step == 0 ? prompt_rows : 1, true, blocks, model.traits.block_tokens);
-      if (step + 1 == generated) batch.closes.push_back(s.slot);
-      const StepResult result = device.run(batch);
-      BOOST_CHECK(result.slots.at(0).slot == s.slot);
-      tokens.push_back(result.slots.at(0).tokens.at(0));
-      s.tokens.push_back(tokens.back());
+  on_every_backend([](const Tested& backend) {
+    const TinyModel model = model_of(Format::q5_1);
+    const Trace fresh = trace(model, backend.make, prompt_rows);
+    std::mt19937 random(6);
+    Device device(backend.make, model);
+    std::vector<Token> tokens;
+    for (std::uint32_t generation = 0; generation < 3; ++generation) {
+      Blocks blocks(model, random);
+      Sequence s = sequence(model, 0);
+      s.slot.generation = generation;
+      if (generation < 2) s.tokens = random_tokens(random, model, prompt_rows);
+      tokens.clear();
+      for (int step = 0; step < generated; ++step) {
+        Batch batch;
+        s.plan(batch, step == 0 ? prompt_rows : 1, true, blocks, model.traits.block_tokens);
+        if (step + 1 == generated) batch.closes.push_back(s.slot);
+        const StepResult result = device.run(batch);
+        BOOST_CHECK(result.slots.at(0).slot == s.slot);
+        tokens.push_back(result.slots.at(0).tokens.at(0));
+        s.tokens.push_back(tokens.back());
+      }
     }
-  }
-  BOOST_CHECK(tokens == fresh.tokens);
+    BOOST_CHECK(tokens == fresh.tokens);
+  });
 }
 
 BOOST_AUTO_TEST_CASE(resuming_does_not_matter) {
-  const TinyModel model = model_of(Format::q4_1);
-  const Trace whole = trace(model, 2, prompt_rows);
-  std::mt19937 random(8);
-  Device device(on_cpu(2), model);
-  Blocks blocks(model, random);
-  Sequence s = sequence(model, 0);  // opened with its first three tokens already generated
-  s.tokens.insert(s.tokens.end(), whole.tokens.begin(), whole.tokens.begin() + 3);
-  Batch batch;
-  s.plan(batch, prompt_rows + 3, true, blocks, model.traits.block_tokens);
-  const StepResult result = device.run(batch);
-  BOOST_TEST(result.slots.at(0).tokens.at(0) == whole.tokens[3]);
+  on_every_backend([](const Tested& backend) {
+    const TinyModel model = model_of(Format::q4_1);
+    const Trace whole = trace(model, backend.make, prompt_rows);
+    std::mt19937 random(8);
+    Device device(backend.make, model);
+    Blocks blocks(model, random);
+    Sequence s = sequence(model, 0);  // opened with its first three tokens already generated
+    s.tokens.insert(s.tokens.end(), whole.tokens.begin(), whole.tokens.begin() + 3);
+    Batch batch;
+    s.plan(batch, prompt_rows + 3, true, blocks, model.traits.block_tokens);
+    const StepResult result = device.run(batch);
+    BOOST_TEST(result.slots.at(0).tokens.at(0) == whole.tokens[3]);
+  });
 }
 
 BOOST_AUTO_TEST_CASE(instruction_sets_do_not_matter) {
@@ -191,12 +207,12 @@ BOOST_AUTO_TEST_CASE(instruction_sets_do_not_matter) {
 #endif
   for (std::size_t f = 0; f < format_count; ++f) {
     const TinyModel model = model_of(static_cast<Format>(f));
-    const Trace best = trace(model, 1, 20, 2);
+    const Trace best = trace(model, on_cpu(1), 20, 2);
     for (std::int64_t rest = supported; rest != 0; rest &= rest - 1) {
       const std::int64_t target = rest & -rest;
       hwy::SetSupportedTargetsForTest(target);
       hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-      const Trace same = trace(model, 1, 20, 2);
+      const Trace same = trace(model, on_cpu(1), 20, 2);
       hwy::SetSupportedTargetsForTest(0);
       hwy::GetChosenTarget().Update(hwy::SupportedTargets());
       BOOST_TEST_CONTEXT(info(static_cast<Format>(f)).name << " on " << hwy::TargetName(target)) {

@@ -14,9 +14,9 @@
 #include <random>
 #include <vector>
 
-#include "kernels/cpu/backend.hpp"
 #include "kernels/elementary.hpp"
 #include "tests/kernels/harness.hpp"
+#include "tests/kernels/tested.hpp"
 
 namespace sluice::kernels::test {
 namespace {
@@ -118,12 +118,6 @@ void check_logprobs(const SlotTokens& got, const std::vector<float>& logits, std
   }
 }
 
-Factory on_cpu(std::uint32_t threads) {
-  return [threads](Completion done) {
-    return require(make_cpu_backend({.threads = threads}, std::move(done)));
-  };
-}
-
 /// One slot with a prompt of `tokens`, first row to last in a single segment.
 Batch whole_prompt(const Sequence& s, std::uint32_t block_tokens) {
   Batch batch;
@@ -156,31 +150,33 @@ Sequence short_sequence(const SamplingParams& sampling) {
 BOOST_AUTO_TEST_SUITE(sampling)
 
 BOOST_AUTO_TEST_CASE(tokens_are_those_of_the_definition) {
-  std::mt19937 random(3);
-  const TinyModel model = tiny_model({.vocabulary = 1003, .layers = 1});
-  Device device(on_cpu(2), model);
-  for (std::uint32_t round = 0; round < 300; ++round) {
-    Sequence s;
-    s.slot = {0, round};
-    s.tokens = random_tokens(random, model, 1 + random() % 30);
-    s.prompt_tokens = 1 + static_cast<std::uint32_t>(random() % s.tokens.size());
-    s.sampling = random_params(random, model.traits.vocabulary);
-    for (int generated = 0; generated < 3; ++generated) {
-      const auto last = static_cast<std::uint32_t>(s.tokens.size()) - 1;
-      Batch batch = whole_prompt(s, model.traits.block_tokens);
-      if (generated > 0) batch = rows_of({{s.slot, last, 1, Path::decode, true}});
-      if (generated == 2) batch.closes.push_back(s.slot);
-      const StepResult result = device.run(batch);
-      const std::vector<float> logits =
-          adjusted(device.read(model.logits, 1), s.sampling, s.tokens, s.prompt_tokens, {});
-      const auto index = static_cast<std::uint32_t>(s.tokens.size()) - s.prompt_tokens;
-      BOOST_REQUIRE_EQUAL(result.slots.size(), 1U);
-      BOOST_REQUIRE_EQUAL(result.slots[0].tokens.size(), 1U);
-      BOOST_TEST(result.slots[0].tokens[0] == expected_token(logits, s.sampling, index));
-      check_logprobs(result.slots[0], logits, s.sampling.logprobs);
-      s.tokens.push_back(result.slots[0].tokens[0]);
+  on_every_backend([](const Tested& backend) {
+    std::mt19937 random(3);
+    const TinyModel model = tiny_model({.vocabulary = 1003, .layers = 1});
+    Device device(backend.make, model);
+    for (std::uint32_t round = 0; static_cast<int>(round) < backend.rounds(300); ++round) {
+      Sequence s;
+      s.slot = {0, round};
+      s.tokens = random_tokens(random, model, 1 + random() % 30);
+      s.prompt_tokens = 1 + static_cast<std::uint32_t>(random() % s.tokens.size());
+      s.sampling = random_params(random, model.traits.vocabulary);
+      for (int generated = 0; generated < 3; ++generated) {
+        const auto last = static_cast<std::uint32_t>(s.tokens.size()) - 1;
+        Batch batch = whole_prompt(s, model.traits.block_tokens);
+        if (generated > 0) batch = rows_of({{s.slot, last, 1, Path::decode, true}});
+        if (generated == 2) batch.closes.push_back(s.slot);
+        const StepResult result = device.run(batch);
+        const std::vector<float> logits =
+            adjusted(device.read(model.logits, 1), s.sampling, s.tokens, s.prompt_tokens, {});
+        const auto index = static_cast<std::uint32_t>(s.tokens.size()) - s.prompt_tokens;
+        BOOST_REQUIRE_EQUAL(result.slots.size(), 1U);
+        BOOST_REQUIRE_EQUAL(result.slots[0].tokens.size(), 1U);
+        BOOST_TEST(result.slots[0].tokens[0] == expected_token(logits, s.sampling, index));
+        check_logprobs(result.slots[0], logits, s.sampling.logprobs);
+        s.tokens.push_back(result.slots[0].tokens[0]);
+      }
     }
-  }
+  });
 }
 
 BOOST_AUTO_TEST_CASE(philox_is_as_published) {
@@ -237,130 +233,140 @@ BOOST_AUTO_TEST_CASE(elementary_functions_are_close) {
 }
 
 BOOST_AUTO_TEST_CASE(held_rows_draw_within_their_masks) {
-  const TinyModel model = tiny_model({.layers = 1});
-  Device device(on_cpu(2), model);
-  const Sequence first = short_sequence({});
-  SamplingParams greedy;
-  greedy.temperature = 0.0F;
-  Sequence second = short_sequence(greedy);
-  second.slot = {1, 0};
-  Batch batch = whole_prompt(first, 16);
-  Batch other = whole_prompt(second, 16);
-  other.grants[0].blocks = {10, 11};
-  batch.opens.push_back(other.opens[0]);
-  batch.grants.push_back(other.grants[0]);
-  batch.segments.push_back(other.segments[0]);
-  batch.sample_now = false;
-  device.submit(batch);
-  const std::vector<float> logits = device.read(model.logits, 2);  // waits until the step ran
-  BOOST_TEST(device.results.empty());
+  on_every_backend([](const Tested& backend) {
+    const TinyModel model = tiny_model({.layers = 1});
+    Device device(backend.make, model);
+    const Sequence first = short_sequence({});
+    SamplingParams greedy;
+    greedy.temperature = 0.0F;
+    Sequence second = short_sequence(greedy);
+    second.slot = {1, 0};
+    Batch batch = whole_prompt(first, 16);
+    Batch other = whole_prompt(second, 16);
+    other.grants[0].blocks = {10, 11};
+    batch.opens.push_back(other.opens[0]);
+    batch.grants.push_back(other.grants[0]);
+    batch.segments.push_back(other.segments[0]);
+    batch.sample_now = false;
+    device.submit(batch);
+    const std::vector<float> logits = device.read(model.logits, 2);  // waits until the step ran
+    BOOST_TEST(device.results.empty());
 
-  std::vector<std::uint64_t> allowed(2, 0);  // tokens 64 to 66, all others banned
-  allowed[1] = 7;
-  device.backend->sample(device.ticket, {{first.slot, allowed}});
-  StepResult result = device.results.take();
-  BOOST_REQUIRE_EQUAL(result.slots.size(), 2U);
-  const std::vector<float> row(logits.begin(), logits.begin() + model.traits.vocabulary);
-  const auto masked = adjusted(row, first.sampling, first.tokens, 3, allowed);
-  BOOST_REQUIRE_EQUAL(result.slots[0].tokens.size(), 1U);
-  BOOST_TEST(result.slots[0].tokens[0] == expected_token(masked, first.sampling, 0));
-  BOOST_TEST(result.slots[1].tokens.empty());  // sat out
+    std::vector<std::uint64_t> allowed(2, 0);  // tokens 64 to 66, all others banned
+    allowed[1] = 7;
+    device.backend->sample(device.ticket, {{first.slot, allowed}});
+    StepResult result = device.results.take();
+    BOOST_REQUIRE_EQUAL(result.slots.size(), 2U);
+    const std::vector<float> row(logits.begin(), logits.begin() + model.traits.vocabulary);
+    const auto masked = adjusted(row, first.sampling, first.tokens, 3, allowed);
+    BOOST_REQUIRE_EQUAL(result.slots[0].tokens.size(), 1U);
+    BOOST_TEST(result.slots[0].tokens[0] == expected_token(masked, first.sampling, 0));
+    BOOST_TEST(result.slots[1].tokens.empty());  // sat out
 
-  // The row that sat out draws in a later step's second half, in which it has no segment.
-  Batch next = rows_of({{first.slot, 3, 1, Path::decode, true}});
-  next.sample_now = false;
-  device.submit(next);
-  device.backend->sample(device.ticket, {{second.slot, {}}, {first.slot, {}}});
-  result = device.results.take();
-  BOOST_REQUIRE_EQUAL(result.slots.size(), 2U);
-  BOOST_TEST(result.slots[0].tokens.size() == 1U);
-  BOOST_CHECK(result.slots[1].slot == second.slot);
-  const std::vector<float> held(logits.begin() + model.traits.vocabulary, logits.end());
-  BOOST_REQUIRE_EQUAL(result.slots[1].tokens.size(), 1U);
-  BOOST_TEST(result.slots[1].tokens[0] == best_of(held));
+    // The row that sat out draws in a later step's second half, in which it has no segment.
+    Batch next = rows_of({{first.slot, 3, 1, Path::decode, true}});
+    next.sample_now = false;
+    device.submit(next);
+    device.backend->sample(device.ticket, {{second.slot, {}}, {first.slot, {}}});
+    result = device.results.take();
+    BOOST_REQUIRE_EQUAL(result.slots.size(), 2U);
+    BOOST_TEST(result.slots[0].tokens.size() == 1U);
+    BOOST_CHECK(result.slots[1].slot == second.slot);
+    const std::vector<float> held(logits.begin() + model.traits.vocabulary, logits.end());
+    BOOST_REQUIRE_EQUAL(result.slots[1].tokens.size(), 1U);
+    BOOST_TEST(result.slots[1].tokens[0] == best_of(held));
+  });
 }
 
 BOOST_AUTO_TEST_CASE(completions_keep_the_order_of_tickets) {
-  const TinyModel model = tiny_model({.layers = 1});
-  Device device(on_cpu(2), model);
-  Batch held = whole_prompt(short_sequence({}), 16);
-  held.sample_now = false;
-  device.submit(held);
-  Sequence second = short_sequence({});
-  second.slot = {1, 0};
-  Batch other = whole_prompt(second, 16);
-  other.grants[0].blocks = {10, 11};
-  device.submit(other);
-  device.read(model.logits, 1);  // both ran
-  BOOST_TEST(device.results.empty());
-  device.backend->sample(1, {});
-  BOOST_TEST(device.results.take().ticket == 1U);
-  BOOST_TEST(device.results.take().ticket == 2U);
+  on_every_backend([](const Tested& backend) {
+    const TinyModel model = tiny_model({.layers = 1});
+    Device device(backend.make, model);
+    Batch held = whole_prompt(short_sequence({}), 16);
+    held.sample_now = false;
+    device.submit(held);
+    Sequence second = short_sequence({});
+    second.slot = {1, 0};
+    Batch other = whole_prompt(second, 16);
+    other.grants[0].blocks = {10, 11};
+    device.submit(other);
+    device.read(model.logits, 1);  // both ran
+    BOOST_TEST(device.results.empty());
+    device.backend->sample(1, {});
+    BOOST_TEST(device.results.take().ticket == 1U);
+    BOOST_TEST(device.results.take().ticket == 2U);
+  });
 }
 
 BOOST_AUTO_TEST_CASE(a_step_never_sampled_fails_at_the_end) {
-  const TinyModel model = tiny_model({.layers = 1});
-  Device device(on_cpu(2), model);
-  Batch held = whole_prompt(short_sequence({}), 16);
-  held.sample_now = false;
-  device.submit(held);
-  device.backend.reset();
-  const StepResult result = device.results.take();
-  BOOST_TEST(result.failed);
-  BOOST_CHECK(result.error.code == ErrorCode::unavailable);
+  on_every_backend([](const Tested& backend) {
+    const TinyModel model = tiny_model({.layers = 1});
+    Device device(backend.make, model);
+    Batch held = whole_prompt(short_sequence({}), 16);
+    held.sample_now = false;
+    device.submit(held);
+    device.backend.reset();
+    const StepResult result = device.results.take();
+    BOOST_TEST(result.failed);
+    BOOST_CHECK(result.error.code == ErrorCode::unavailable);
+  });
 }
 
 BOOST_AUTO_TEST_CASE(a_row_with_nothing_to_draw_fails_alone) {
-  const TinyModel model = tiny_model({.layers = 1});
-  Device device(on_cpu(2), model);
-  SamplingParams banned_all;
-  for (Token t = 0; t < model.traits.vocabulary; ++t) {
-    banned_all.logit_bias.emplace_back(t, minus_infinity);
-  }
-  const Sequence bad = short_sequence(banned_all);
-  Sequence good = short_sequence({});
-  good.slot = {1, 0};
-  Batch batch = whole_prompt(bad, 16);
-  Batch other = whole_prompt(good, 16);
-  other.grants[0].blocks = {10, 11};
-  batch.opens.push_back(other.opens[0]);
-  batch.grants.push_back(other.grants[0]);
-  batch.segments.push_back(other.segments[0]);
-  device.submit(batch);
-  // Planned before the failure is known: it runs, and reports the same.
-  device.submit(
-      rows_of({{bad.slot, 3, 1, Path::decode, true}, {good.slot, 3, 1, Path::decode, true}}));
-  for (int step = 0; step < 2; ++step) {
-    const StepResult result = device.results.take();
-    BOOST_TEST(!result.failed);
-    BOOST_REQUIRE_EQUAL(result.slots.size(), 2U);
-    BOOST_REQUIRE(result.slots[0].error.has_value());
-    BOOST_CHECK(result.slots[0].error->code == ErrorCode::internal);
-    BOOST_TEST(result.slots[0].tokens.empty());
-    BOOST_TEST(!result.slots[1].error.has_value());
-    BOOST_TEST(result.slots[1].tokens.size() == 1U);
-  }
+  on_every_backend([](const Tested& backend) {
+    const TinyModel model = tiny_model({.layers = 1});
+    Device device(backend.make, model);
+    SamplingParams banned_all;
+    for (Token t = 0; t < model.traits.vocabulary; ++t) {
+      banned_all.logit_bias.emplace_back(t, minus_infinity);
+    }
+    const Sequence bad = short_sequence(banned_all);
+    Sequence good = short_sequence({});
+    good.slot = {1, 0};
+    Batch batch = whole_prompt(bad, 16);
+    Batch other = whole_prompt(good, 16);
+    other.grants[0].blocks = {10, 11};
+    batch.opens.push_back(other.opens[0]);
+    batch.grants.push_back(other.grants[0]);
+    batch.segments.push_back(other.segments[0]);
+    device.submit(batch);
+    // Planned before the failure is known: it runs, and reports the same.
+    device.submit(
+        rows_of({{bad.slot, 3, 1, Path::decode, true}, {good.slot, 3, 1, Path::decode, true}}));
+    for (int step = 0; step < 2; ++step) {
+      const StepResult result = device.results.take();
+      BOOST_TEST(!result.failed);
+      BOOST_REQUIRE_EQUAL(result.slots.size(), 2U);
+      BOOST_REQUIRE(result.slots[0].error.has_value());
+      BOOST_CHECK(result.slots[0].error->code == ErrorCode::internal);
+      BOOST_TEST(result.slots[0].tokens.empty());
+      BOOST_TEST(!result.slots[1].error.has_value());
+      BOOST_TEST(result.slots[1].tokens.size() == 1U);
+    }
+  });
 }
 
 BOOST_AUTO_TEST_CASE(nan_logits_are_an_error_or_are_passed_over) {
-  TinyModel model = tiny_model({.format = Format::f32, .layers = 1});
-  const float nan = std::numeric_limits<float>::quiet_NaN();
-  Tensor& output = model.tensors.back();  // the weight of the logits
-  const std::size_t row = output.host.cols * sizeof(float);
-  for (std::size_t t = 0; t < model.traits.vocabulary; ++t) {
-    if (t != 17) std::memcpy(&output.bytes[t * row], &nan, sizeof nan);
-  }
-  {
-    Device device(on_cpu(1), model);
+  on_every_backend([](const Tested& backend) {
+    TinyModel model = tiny_model({.format = Format::f32, .layers = 1});
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    Tensor& output = model.tensors.back();  // the weight of the logits
+    const std::size_t row = output.host.cols * sizeof(float);
+    for (std::size_t t = 0; t < model.traits.vocabulary; ++t) {
+      if (t != 17) std::memcpy(&output.bytes[t * row], &nan, sizeof nan);
+    }
+    {
+      Device device(backend.make, model);
+      const StepResult result = device.run(whole_prompt(short_sequence({}), 16));
+      BOOST_REQUIRE_EQUAL(result.slots[0].tokens.size(), 1U);
+      BOOST_TEST(result.slots[0].tokens[0] == 17U);
+    }
+    std::memcpy(&output.bytes[17 * row], &nan, sizeof nan);
+    Device device(backend.make, model);
     const StepResult result = device.run(whole_prompt(short_sequence({}), 16));
-    BOOST_REQUIRE_EQUAL(result.slots[0].tokens.size(), 1U);
-    BOOST_TEST(result.slots[0].tokens[0] == 17U);
-  }
-  std::memcpy(&output.bytes[17 * row], &nan, sizeof nan);
-  Device device(on_cpu(1), model);
-  const StepResult result = device.run(whole_prompt(short_sequence({}), 16));
-  BOOST_REQUIRE(result.slots[0].error.has_value());
-  BOOST_TEST(result.slots[0].error->message.find("NaN") != std::string::npos);
+    BOOST_REQUIRE(result.slots[0].error.has_value());
+    BOOST_TEST(result.slots[0].error->message.find("NaN") != std::string::npos);
+  });
 }
 
 BOOST_AUTO_TEST_SUITE_END()

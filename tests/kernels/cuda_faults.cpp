@@ -1,0 +1,188 @@
+// Shows that the host's stand-in for a GPU reports what a GPU would leave undefined: barriers that
+// not every thread reaches, lanes missing from a shuffle, shared memory beyond what was asked for.
+// Also that the CUDA backend turns a failed call into a typed error of that one backend: memory
+// that runs out, a launch that fails, a device that is lost in the middle of a run.
+
+#include <boost/test/unit_test.hpp>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/device.cuh"
+#include "tests/kernels/cuda_host/cuda_runtime.h"
+#include "tests/kernels/harness.hpp"
+#include "tests/kernels/tested.hpp"
+
+namespace sluice::kernels::test {
+namespace {
+
+using cuda::SharedPieces;
+
+/// Undoes what a test did to the pretended device.
+struct CleanDevice {
+  ~CleanDevice() {
+    cuda_host::take_complaints();
+    cuda_host::set_memory_bytes(std::size_t{4} << 30);
+  }
+};
+
+/// What the shim says of a kernel of 64 threads with 64 bytes of shared memory.
+std::string complaint(const std::function<void()>& kernel) {
+  return cuda_host::run_grid(2, 64, 64, kernel);
+}
+
+bool says(const std::string& text, const char* part) { return text.find(part) != text.npos; }
+
+Batch prompt_batch(const TinyModel& model, Sequence& s, Blocks& blocks) {
+  std::mt19937 random(1);
+  s.tokens = random_tokens(random, model, 5);
+  s.prompt_tokens = 5;
+  Batch batch;
+  s.plan(batch, 5, true, blocks, model.traits.block_tokens);
+  return batch;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(cuda_faults)
+
+BOOST_AUTO_TEST_CASE(a_sound_kernel_is_not_complained_of) {
+  BOOST_TEST(complaint([] {
+               SharedPieces pieces;
+               auto* last = pieces.take<unsigned>(2);
+               const unsigned sum = __shfl_xor_sync(0xFFFFFFFFU, threadIdx.x, 1);
+               if (threadIdx.x % 32 == 31) last[threadIdx.x / 32] = sum;
+               __syncthreads();
+               if (last[0] != 30 || last[1] != 62) cuda_host::complain("wrong sums");
+             }) == "");
+}
+
+BOOST_AUTO_TEST_CASE(barriers_that_not_all_threads_reach) {
+  const std::string early = complaint([] {
+    if (threadIdx.x == 7) return;
+    __syncthreads();
+  });
+  BOOST_TEST(says(early, "barrier"), early);
+  const std::string apart = complaint([] {
+    if (threadIdx.x < 32) {
+      __syncthreads();
+    } else {
+      __syncthreads();
+    }
+  });
+  BOOST_TEST(says(apart, "different barriers"), apart);
+}
+
+BOOST_AUTO_TEST_CASE(shuffles_that_lanes_miss) {
+  const std::string missing = complaint([] {
+    if (threadIdx.x % 32 < 31) __shfl_xor_sync(0xFFFFFFFFU, 1, 1);
+  });
+  BOOST_TEST(says(missing, "no thread can go on"), missing);
+  const std::string outside = complaint([] {
+    if (threadIdx.x % 32 < 16) __shfl_sync(0x0000FFFFU, 1, 20);
+  });
+  BOOST_TEST(says(outside, "not in its mask"), outside);
+}
+
+BOOST_AUTO_TEST_CASE(shared_memory_that_was_not_asked_for) {
+  const std::string taken = complaint([] {
+    SharedPieces pieces;
+    pieces.take<float>(17);
+  });
+  BOOST_TEST(says(taken, "bytes of shared memory"), taken);
+#if !defined(__SANITIZE_ADDRESS__)  // which ends the program at once
+  const std::string written = complaint([] { cuda_host::dynamic_shared()[64 + threadIdx.x] = 1; });
+  BOOST_TEST(says(written, "beside its 64 bytes"), written);
+#endif
+}
+
+/// Threads that read a neighbour's value without a barrier see it or not by the order they run in,
+/// which odd blocks turn round.
+BOOST_AUTO_TEST_CASE(a_missing_barrier_shows_in_the_result) {
+  const std::string found = complaint([] {
+    SharedPieces pieces;
+    auto* values = pieces.take<unsigned char>(64);
+    values[threadIdx.x] = 1;
+    const unsigned from = threadIdx.x == 0 ? 0 : threadIdx.x - 1;
+    if (values[from] != 1) cuda_host::complain("not yet written");
+  });
+  BOOST_TEST(says(found, "block (1, 0, 0)"), found);
+}
+
+BOOST_AUTO_TEST_CASE(launches_that_a_device_refuses) {
+  const CleanDevice clean;
+  cudaStream_t stream = nullptr;
+  cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+  const auto nothing = +[](int) {};
+  BOOST_TEST(cuda::launch(nothing, 1, 1025, 0, stream, 0) == cudaErrorInvalidConfiguration);
+  BOOST_TEST(cuda::launch(nothing, 0, 32, 0, stream, 0) == cudaErrorInvalidConfiguration);
+  BOOST_TEST(cuda::launch(nothing, dim3(1, 65536), 32, 0, stream, 0) ==
+             cudaErrorInvalidConfiguration);
+  BOOST_TEST(cuda::launch(nothing, 1, 32, 60000, stream, 0) == cudaErrorInvalidValue);
+  BOOST_TEST(cuda::allow_shared(nothing, 60000) == cudaSuccess);
+  BOOST_TEST(cuda::launch(nothing, 1, 32, 60000, stream, 0) == cudaSuccess);
+  cudaStreamDestroy(stream);
+}
+
+BOOST_AUTO_TEST_CASE(memory_that_runs_out_is_a_typed_error) {
+  const CleanDevice clean;
+  cuda_host::set_memory_bytes(std::size_t{8} << 20);
+  const TinyModel model = tiny_model({.layers = 1});
+  Results results;
+  const auto backend = on_cuda_host()(results.completion());
+  PoolShape pool = model.pool();
+  pool.blocks = 1 << 14;
+  const auto allocated = backend->allocate(pool);
+  BOOST_REQUIRE(!allocated.has_value());
+  BOOST_CHECK(allocated.error().code == ErrorCode::out_of_memory);
+  BOOST_TEST(says(allocated.error().message, "the KV pool needs 128 MiB"),
+             allocated.error().message);
+  cuda_host::fail_call("cudaMalloc", 1, cudaErrorMemoryAllocation);
+  const auto loaded = backend->load(model.tensors[0].host);
+  BOOST_REQUIRE(!loaded.has_value());
+  BOOST_CHECK(loaded.error().code == ErrorCode::out_of_memory);
+}
+
+BOOST_AUTO_TEST_CASE(options_and_devices_out_of_range) {
+  const auto refused = [](const CudaOptions& options, ErrorCode code) {
+    const auto backend = make_cuda_backend(options, [](StepResult&&) {});
+    BOOST_REQUIRE(!backend.has_value());
+    BOOST_CHECK(backend.error().code == code);
+  };
+  refused({.device = 1}, ErrorCode::bad_request);
+  refused({.split_tokens = 48}, ErrorCode::bad_request);
+  const CleanDevice clean;
+  cuda_host::fail_call("cudaGetDeviceCount", 1, cudaErrorInvalidDevice);
+  refused({}, ErrorCode::unavailable);
+}
+
+/// Whatever call fails, the step's result says so, and no step after it pretends to run.
+BOOST_AUTO_TEST_CASE(a_failed_call_fails_its_step_and_those_behind) {
+  const CleanDevice clean;
+  const TinyModel model = tiny_model({.layers = 1});
+  for (const char* call : {"cudaMemcpyAsync", "cudaLaunchKernel", "cudaEventRecord",
+                           "cudaEventSynchronize", "cudaEventElapsedTime"}) {
+    BOOST_TEST_CONTEXT(call) {
+      std::mt19937 random(1);
+      Device device(on_cuda_host(), model);
+      Blocks blocks(model, random);
+      Sequence s;
+      const Batch batch = prompt_batch(model, s, blocks);
+      cuda_host::fail_call(call, 1, cudaErrorLaunchFailure);
+      const StepResult failed = device.run(batch);
+      BOOST_TEST(failed.failed);
+      BOOST_CHECK(failed.error.code == ErrorCode::internal);
+      BOOST_TEST(says(failed.error.message, "the device is lost"), failed.error.message);
+      Batch next;
+      next.segments.push_back({s.slot, 5, 1, Path::decode, true});
+      BOOST_TEST(device.run(next).failed);
+      std::vector<float> logits(1);
+      BOOST_TEST(!device.backend->read(device.program, model.logits, logits).has_value());
+    }
+    cuda_host::take_complaints();
+  }
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace sluice::kernels::test
