@@ -1,4 +1,5 @@
 #include "bench/latency.hpp"
+#include "cli/bench_serve.hpp"
 #include "cli/command.hpp"
 
 namespace sluice::cli {
@@ -21,7 +22,8 @@ Result<void> latency(const Options& options) {
 
 Command bench_command(CLI::App& root) {
   CLI::App* app = add_command(root, "bench", "Measure",
-                              "  sluice bench latency --model FILE --json");
+                              "  sluice bench latency --model FILE --json\n"
+                              "  sluice bench serve --connect EP --num-prompts 100");
   app->require_subcommand(1);
   CLI::App* one = add_command(*app, "latency", "One sequence's speed, and the device's limit",
                               "  sluice bench latency --model FILE --threads 2 --json");
@@ -39,7 +41,10 @@ Command bench_command(CLI::App& root) {
       ->type_name("N")
       ->capture_default_str();
   one->add_flag("--json", options->json, "One JSON object");
-  return {app, [options] { return latency(*options); }};
+  const Command serve = bench_serve_command(*app);
+  return {app, [options, serve] {
+            return serve.app->parsed() ? serve.run() : latency(*options);
+          }};
 }
 
 }  // namespace sluice::cli

@@ -1,5 +1,6 @@
 // sluice completion: what a shell offers after <Tab>, written from the tree of commands itself.
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -31,12 +32,20 @@ bool takes_value(const CLI::Option& option) { return option.get_items_expected_m
 
 bool takes_file(const CLI::Option& option) { return option.get_type_name() == "FILE"; }
 
-/// The options of a command by their long names; positional ones have none.
+/// The options of a command and of its subcommands by their long names, each name once; positional
+/// ones have none.
 std::vector<const CLI::Option*> options_of(const CLI::App& app) {
   std::vector<const CLI::Option*> named;
-  for (const CLI::Option* option : app.get_options()) {
-    if (!option->get_lnames().empty()) named.push_back(option);
-  }
+  const auto add = [&](const CLI::Option* option) {
+    if (option->get_lnames().empty()) return;
+    const auto same = [&](const CLI::Option* other) {
+      return other->get_lnames()[0] == option->get_lnames()[0];
+    };
+    if (std::none_of(named.begin(), named.end(), same)) named.push_back(option);
+  };
+  for (const CLI::Option* option : app.get_options()) add(option);
+  for (const CLI::App* sub : app.get_subcommands({}))
+    for (const CLI::Option* option : options_of(*sub)) add(option);
   return named;
 }
 
@@ -89,9 +98,11 @@ std::string zsh(const CLI::App& root) {
       }
       cases += " \\\n      " + quoted(spec);
     }
-    for (const CLI::App* sub : app->get_subcommands({})) {
-      cases += " \\\n      " + quoted("1:" + app->get_name() + ":(" + sub->get_name() + ")");
-    }
+    std::string subs;
+    for (const CLI::App* sub : app->get_subcommands({}))
+      subs += (subs.empty() ? "" : " ") + sub->get_name();
+    if (!subs.empty())
+      cases += " \\\n      " + quoted("1:" + app->get_name() + ":(" + subs + ")");
     cases += " ;;\n";
   }
   return fmt::format(

@@ -32,15 +32,16 @@ endif()
 # sluice_library(folder PUBLIC libs... PRIVATE libs...)
 function(sluice_library folder)
   cmake_parse_arguments(arg "" "" "PUBLIC;PRIVATE" ${ARGN})
+  string(REPLACE "/" "_" name ${folder})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/${folder}/*.cpp)
   list(FILTER sources EXCLUDE REGEX "/kernels/cuda/")  # a plugin: SluiceCuda.cmake
   if(NOT sources)
-    add_library(sluice_${folder} INTERFACE)
-    target_link_libraries(sluice_${folder} INTERFACE sluice_options ${arg_PUBLIC} ${arg_PRIVATE})
+    add_library(sluice_${name} INTERFACE)
+    target_link_libraries(sluice_${name} INTERFACE sluice_options ${arg_PUBLIC} ${arg_PRIVATE})
     return()
   endif()
-  add_library(sluice_${folder} STATIC ${sources})
-  target_link_libraries(sluice_${folder} PUBLIC sluice_options ${arg_PUBLIC}
+  add_library(sluice_${name} STATIC ${sources})
+  target_link_libraries(sluice_${name} PUBLIC sluice_options ${arg_PUBLIC}
     PRIVATE ${arg_PRIVATE})
 endfunction()
 

@@ -8,9 +8,11 @@ if(SLUICE_SANITIZE MATCHES thread)
   target_link_libraries(sluice_tsan PUBLIC sluice_options CAF::core ${CMAKE_DL_LIBS})
   target_link_libraries(sluice_actors PUBLIC sluice_tsan $<TARGET_OBJECTS:sluice_tsan>)
 endif()
+sluice_library(bench/serve PUBLIC sluice_transport PRIVATE nlohmann_json::nlohmann_json)
 sluice_program(cli NAME sluice
-               LINK sluice_actors sluice_latency PkgConfig::EDIT PkgConfig::ZEROMQ CLI11::CLI11
-                    nlohmann_json::nlohmann_json tomlplusplus::tomlplusplus spdlog::spdlog)
+               LINK sluice_actors sluice_latency sluice_bench_serve PkgConfig::EDIT
+                    PkgConfig::ZEROMQ CLI11::CLI11 nlohmann_json::nlohmann_json
+                    tomlplusplus::tomlplusplus spdlog::spdlog)
 
 if(TARGET sluice)
   add_custom_target(sluice_version BYPRODUCTS ${CMAKE_BINARY_DIR}/version.cpp
@@ -22,6 +24,7 @@ endif()
 
 sluice_tests(transport LINK sluice_transport PkgConfig::ZEROMQ)
 sluice_tests(actors LINK sluice_actors PkgConfig::ZEROMQ)
+sluice_tests(bench LINK sluice_bench_serve nlohmann_json::nlohmann_json)
 sluice_tests(cli LINK nlohmann_json::nlohmann_json)
 sluice_program(bench/path NAME sluice-bench-path
                LINK sluice_actors PkgConfig::ZEROMQ nlohmann_json::nlohmann_json)

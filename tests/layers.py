@@ -29,7 +29,7 @@ PROJECT = {
     "gateway": ["kernels/core.hpp", "transport/client", "transport/protocol.hpp", "gateway/"],
     "cli": ["kernels/core.hpp", "kernels/backends.hpp", "model/", "transport/client",
             "transport/protocol.hpp", "actors/node.hpp", "router/", "gateway/",
-            "bench/latency.hpp", "cli/"],
+            "bench/latency.hpp", "bench/serve/", "cli/"],
     "bench": ["kernels/", "model/", "engine/", "transport/", "actors/", "bench/"],
     "examples": ["kernels/core.hpp", "transport/client", "transport/protocol.hpp"],
 }

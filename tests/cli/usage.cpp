@@ -129,6 +129,8 @@ BOOST_AUTO_TEST_CASE(bash_completion_completes) {
   BOOST_TEST(offered("sluice comp") == "complete completion\n");
   BOOST_TEST(offered("sluice complete --temp") == "--temperature\n");
   BOOST_TEST(offered("sluice node --tem") == "\n");
+  BOOST_TEST(offered("sluice bench ser") == "serve\n");
+  BOOST_TEST(offered("sluice bench serve --num-p") == "--num-prompts\n");
   BOOST_TEST(offered("sluice node --model /etc/host") != "\n");
 }
 
