@@ -42,6 +42,7 @@ class InstantBackend : public kernels::Backend {
     return kernels::ProgramId{};
   }
   void sample(kernels::Ticket, std::vector<kernels::Mask>) override {}
+  Result<double> read_bandwidth(std::size_t) override { return 0.0; }
   Result<void> read(kernels::ProgramId, kernels::Buffer, std::span<float>) override { return {}; }
 
   void submit(kernels::ProgramId, kernels::Ticket ticket, kernels::Batch batch) override {

@@ -1,19 +1,16 @@
 #include "bench/latency.hpp"
 
 #include <algorithm>
-#include <array>
-#include <barrier>
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <numeric>
-#include <thread>
 #include <utility>
 #include <vector>
 
-#include "kernels/cpu/backend.hpp"
+#include "kernels/backends.hpp"
 #include "model/config.hpp"
 #include "model/decoder.hpp"
 #include "model/gguf.hpp"
@@ -101,8 +98,10 @@ Result<std::unique_ptr<Rig>> load(const LatencyOptions& options) {
   auto config = model::read_config(**file);
   if (!config) return tl::unexpected(config.error());
   rig->config = *config;
-  auto backend = kernels::make_cpu_backend(
-      {options.threads},
+  const auto choice = kernels::choose_backend(options.backend);
+  if (!choice) return tl::unexpected(choice.error());
+  auto backend = kernels::make_backend(
+      choice->name, {.threads = options.threads, .device = options.device},
       [progress = &rig->progress](kernels::StepResult&& result) { progress->complete(result); });
   if (!backend) return tl::unexpected(backend.error());
   rig->backend = std::move(*backend);
@@ -163,58 +162,7 @@ Rate summarise(const std::vector<double>& samples) {
   return {mean, samples.size() > 1 ? std::sqrt(squares / (count - 1)) : 0.0};
 }
 
-/// Eight independent sums keep enough loads in flight for the memory, not the adder, to be the
-/// limit.
-std::uint64_t sum_words(const std::uint64_t* words, std::size_t count) {
-  std::uint64_t sums[8] = {};
-  for (std::size_t i = 0; i + 8 <= count; i += 8)
-    for (std::size_t lane = 0; lane < 8; ++lane) sums[lane] += words[i + lane];
-  return std::accumulate(std::begin(sums), std::end(sums), std::uint64_t{0});
-}
-
 }  // namespace
-
-double read_bandwidth_gb_s(std::size_t bytes, std::uint32_t threads) {
-  constexpr int passes = 12;
-  threads = std::max(1U, threads);
-  const std::size_t words_each = bytes / sizeof(std::uint64_t) / threads;
-  struct Pass {
-    Clock::time_point start, end;
-  };
-  std::vector<std::array<Pass, passes>> timed(threads);
-  std::vector<std::uint64_t> sums(threads);
-  std::barrier gate(static_cast<std::ptrdiff_t>(threads));
-  std::vector<std::jthread> workers;
-  for (std::uint32_t t = 0; t < threads; ++t)
-    workers.emplace_back([&, t] {
-      // First touched by the thread that reads it.
-      const std::vector<std::uint64_t> words(words_each, t + 1);
-      for (auto& pass : timed[t]) {
-        gate.arrive_and_wait();
-        pass.start = Clock::now();
-        sums[t] += sum_words(words.data(), words.size());
-        pass.end = Clock::now();
-      }
-    });
-  workers.clear();
-  double best_s = 1e9;
-  std::uint64_t expected = 0, found = 0;
-  for (int pass = 0; pass < passes; ++pass) {
-    auto first = Clock::time_point::max();
-    auto last = Clock::time_point::min();
-    for (const auto& thread : timed) {
-      first = std::min(first, thread[pass].start);
-      last = std::max(last, thread[pass].end);
-    }
-    best_s = std::min(best_s, std::chrono::duration<double>(last - first).count());
-  }
-  for (std::uint32_t t = 0; t < threads; ++t) {
-    expected += passes * (words_each / 8 * 8) * (t + 1);
-    found += sums[t];
-  }
-  SLUICE_ASSERT(found == expected, "the probe read every word it was timed for");
-  return static_cast<double>(words_each * sizeof(std::uint64_t) * threads) / best_s / 1e9;
-}
 
 Result<LatencyResult> measure_latency(const LatencyOptions& options) {
   if (options.prompt_tokens == 0 || options.generated_tokens == 0 || options.repetitions == 0)
@@ -244,8 +192,10 @@ Result<LatencyResult> measure_latency(const LatencyOptions& options) {
   result.threads = device.threads;
   result.backend = device.backend;
   result.device = device.device;
-  result.read_bandwidth_gb_s =
-      read_bandwidth_gb_s(static_cast<std::size_t>(result.bytes_per_token), device.threads);
+  const auto bandwidth =
+      rig.backend->read_bandwidth(static_cast<std::size_t>(result.bytes_per_token));
+  if (!bandwidth) return tl::unexpected(bandwidth.error());
+  result.read_bandwidth_gb_s = *bandwidth / 1e9;
   result.limit_tok_s = result.read_bandwidth_gb_s * 1e9 / result.bytes_per_token;
   result.ratio_to_limit = result.generated_tok_s.mean / result.limit_tok_s;
   return result;

@@ -30,7 +30,15 @@ Command bench_command(CLI::App& root) {
   auto options = std::make_shared<Options>();
   auto& latency_options = options->latency;
   one->add_option("--model", latency_options.model, "GGUF file")->required()->type_name("FILE");
-  one->add_option("--threads", latency_options.threads, "Threads; 0: one a core")->type_name("N");
+  one->add_option("--backend", latency_options.backend, "What computes: auto, cpu, cuda")
+      ->type_name("NAME")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->capture_default_str();
+  one->add_option("--device", latency_options.device, "Which of the backend's devices")
+      ->type_name("N")
+      ->capture_default_str();
+  one->add_option("--threads", latency_options.threads, "The cpu's threads; 0: one a core")
+      ->type_name("N");
   one->add_option("--repetitions", latency_options.repetitions, "Counted runs of each")
       ->type_name("N")
       ->capture_default_str();

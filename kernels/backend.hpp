@@ -200,6 +200,11 @@ class Backend {
   /// result then names them after the slots of its own batch.
   virtual void sample(Ticket ticket, std::vector<Mask> masks) = 0;
 
+  /// Bytes a second that the device reads from its memory, going over `bytes` of it: the limit of a
+  /// step that reads so many. Best of several passes; waits, and takes memory of that size for as
+  /// long. `out_of_memory`.
+  virtual Result<double> read_bandwidth(std::size_t bytes) = 0;
+
   /// Copies the first out.size() floats of a buffer as the last step left it. For tests: waits.
   virtual Result<void> read(ProgramId program, Buffer buffer, std::span<float> out) = 0;
 };

@@ -20,7 +20,9 @@ constexpr const char* usage =
     "One sequence's speed, and the machine's limit beside it.\n"
     "Usage: sluice-bench --model FILE [options]\n"
     "  --model FILE        GGUF file\n"
-    "  --threads N         threads; 0: one a core\n"
+    "  --backend NAME      auto, cpu or cuda\n"
+    "  --device N          which of the backend's devices\n"
+    "  --threads N         the cpu's threads; 0: one a core\n"
     "  --prompt N          prompt tokens\n"
     "  --generate N        generated tokens\n"
     "  --repetitions N     counted repetitions\n"
@@ -57,13 +59,17 @@ int measure(const bench::LatencyOptions& options, bool json) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  enum Option { model = 1, json, backends, help, threads, prompt, generate, repetitions };
+  enum Option {
+    model = 1, json, backend, backends, help, device, threads, prompt, generate, repetitions
+  };
   constexpr option options[] = {{"model", required_argument, nullptr, model},
                                 {"threads", required_argument, nullptr, threads},
                                 {"prompt", required_argument, nullptr, prompt},
                                 {"generate", required_argument, nullptr, generate},
                                 {"repetitions", required_argument, nullptr, repetitions},
                                 {"json", no_argument, nullptr, json},
+                                {"backend", required_argument, nullptr, backend},
+                                {"device", required_argument, nullptr, device},
                                 {"backends", no_argument, nullptr, backends},
                                 {"help", no_argument, nullptr, help},
                                 {}};
@@ -73,6 +79,9 @@ int main(int argc, char** argv) {
     switch (found) {
       case model:
         latency.model = optarg;
+        continue;
+      case backend:
+        latency.backend = optarg;
         continue;
       case json:
         as_json = true;
@@ -92,6 +101,7 @@ int main(int argc, char** argv) {
     const auto count = read_count(optarg);
     if (!count) return wrong_usage(fmt::format("--{} {}: no count", options[index].name, optarg));
     (found == threads    ? latency.threads
+     : found == device   ? latency.device
      : found == prompt   ? latency.prompt_tokens
      : found == generate ? latency.generated_tokens
                          : latency.repetitions) = *count;

@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "kernels/cpu/backend.hpp"
+#include "kernels/cpu/bandwidth.hpp"
 #include "kernels/cpu/program.hpp"
 #include "kernels/cpu/runner.hpp"
 #include "kernels/cpu/state.hpp"
@@ -110,6 +111,10 @@ class CpuBackend final : public Backend {
 
   void sample(Ticket ticket, std::vector<Mask> masks) override {
     push({0, ticket, {}, std::move(masks), true});
+  }
+
+  Result<double> read_bandwidth(std::size_t bytes) override {
+    return cpu::read_bandwidth(bytes, info_.threads);
   }
 
   Result<void> read(ProgramId program, Buffer buffer, std::span<float> out) override {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <condition_variable>
 #include <deque>
+#include <limits>
 #include <mutex>
 #include <optional>
 #include <system_error>
@@ -200,6 +201,40 @@ class CudaBackend final : public Backend {
       SLUICE_CUDA(sample_held(args, plan_.held, stream_.get()));
       return {};
     });
+  }
+
+  Result<double> read_bandwidth(std::size_t bytes) override {
+    constexpr int passes = 12;
+    SLUICE_CUDA(cudaSetDevice(options_.device));
+    const std::size_t count = std::max<std::size_t>(bytes / sizeof(uint4), 1);
+    auto words = DeviceMemory::make(count * sizeof(uint4), "the bandwidth probe");
+    if (!words) return tl::unexpected(words.error());
+    auto sum = DeviceMemory::make(sizeof(std::uint32_t), "the bandwidth probe");
+    if (!sum) return tl::unexpected(sum.error());
+    auto begin = make_event(), end = make_event();
+    if (!begin) return tl::unexpected(begin.error());
+    if (!end) return tl::unexpected(end.error());
+    SLUICE_CUDA(cudaMemsetAsync(words->as<void>(), 1, count * sizeof(uint4), stream_.get()));
+    SLUICE_CUDA(cudaMemsetAsync(sum->as<void>(), 0, sizeof(std::uint32_t), stream_.get()));
+    const auto blocks = static_cast<std::uint32_t>(8 * properties_.multiProcessorCount);
+    float best_ms = std::numeric_limits<float>::infinity();
+    for (int pass = 0; pass < passes; ++pass) {
+      SLUICE_CUDA(cudaEventRecord(begin->get(), stream_.get()));
+      SLUICE_CUDA(add_words(words->as<uint4>(), count, sum->as<std::uint32_t>(), blocks,
+                            stream_.get()));
+      SLUICE_CUDA(cudaEventRecord(end->get(), stream_.get()));
+      SLUICE_CUDA(cudaEventSynchronize(end->get()));
+      float ms = 0;
+      SLUICE_CUDA(cudaEventElapsedTime(&ms, begin->get(), end->get()));
+      best_ms = std::min(best_ms, ms);
+    }
+    std::uint32_t found = 0;
+    SLUICE_CUDA(cudaMemcpyAsync(&found, sum->as<std::uint32_t>(), sizeof found,
+                                cudaMemcpyDeviceToHost, stream_.get()));
+    SLUICE_CUDA(cudaStreamSynchronize(stream_.get()));
+    SLUICE_ASSERT(found == static_cast<std::uint32_t>(passes * 4 * count * 0x01010101U),
+                  "the probe read every word it was timed for");
+    return static_cast<double>(count * sizeof(uint4)) / best_ms * 1e3;
   }
 
   Result<void> read(ProgramId program, Buffer buffer, std::span<float> out) override {

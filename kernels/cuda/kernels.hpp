@@ -307,6 +307,10 @@ cudaError_t hold(const SampleArgs& args, std::uint32_t sampled, cudaStream_t str
 /// Draws from kept logits, for the header's `held` rows.
 cudaError_t sample_held(const SampleArgs& args, std::uint32_t held, cudaStream_t stream);
 
+/// Adds the 32-bit words of `count` times 16 bytes to *sum, modulo 2^32.
+cudaError_t add_words(const uint4* words, std::size_t count, std::uint32_t* sum,
+                      std::uint32_t blocks, cudaStream_t stream);
+
 /// Writes to out[0] a value that tells whether the compiler contracted multiplication and addition.
 cudaError_t probe_rounding(float* out, cudaStream_t stream);
 

@@ -157,6 +157,18 @@ BOOST_AUTO_TEST_CASE(blocks_of_any_power_of_two) {
   }
 }
 
+// That every word was read is the probes' own assertion.
+BOOST_AUTO_TEST_CASE(the_bandwidth_probe_ends_with_a_rate_at_any_size) {
+  on_every_backend([](const Tested& backend) {
+    const auto device = backend.make([](StepResult&&) {});
+    for (const std::size_t bytes : {64U, 5000U, 300'016U}) {
+      const double rate = require(device->read_bandwidth(bytes));
+      BOOST_CHECK_GT(rate, 0.0);
+      BOOST_CHECK(std::isfinite(rate));
+    }
+  });
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 
 }  // namespace sluice::kernels::test

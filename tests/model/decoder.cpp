@@ -28,6 +28,7 @@ class StubBackend : public kernels::Backend {
     return kernels::Weight{static_cast<std::uint32_t>(loaded.size() - 1)};
   }
   Result<void> allocate(const kernels::PoolShape&) override { return {}; }
+  Result<double> read_bandwidth(std::size_t) override { return 0.0; }
   Result<kernels::ProgramId> record(const kernels::StepProgram& program) override {
     recorded.push_back(program);
     return kernels::ProgramId{7};
