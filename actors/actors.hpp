@@ -58,6 +58,7 @@ struct StreamOpen {
   EngineFactsPtr engine;
   transport::Accepted accepted;
   engine::Request request;  ///< without its prompt: what decides the text
+  engine::Nanoseconds received = 0;  ///< when the node took it up
 };
 
 /// What one step brought one stream.
@@ -136,7 +137,8 @@ using SessionActor = caf::typed_actor<
     caf::reacts_to<cancel_atom, transport::StreamId, std::uint64_t>,  ///< nobody follows it
     caf::reacts_to<engine_atom, EngineFactsPtr, BatcherActor>,        ///< serves from now on
     caf::reacts_to<engine_atom, EngineFactsPtr, Error>,               ///< no longer
-    caf::replies_to<drain_atom>::with<bool>>;  ///< when every stream ended and arrived
+    caf::replies_to<stats_atom>::with<NamedValues>,  ///< sums over all parts, and what follows
+    caf::replies_to<drain_atom>::with<bool>>;        ///< when every stream ended and arrived
 
 /// Starts, watches and restarts the others.
 using SupervisorActor = caf::typed_actor<caf::reacts_to<ready_atom, EngineReady>,

@@ -77,6 +77,7 @@ Result<Admission> admit(EngineFactsPtr engine, transport::Peer owner,
   Admission admission;
   admission.owner = std::move(owner);
   admission.stream = submit.stream;
+  admission.received = now;
   auto& request = admission.request;
   request.sampling = submit.sampling;
   if (!submit.ignore_eos) {

@@ -38,6 +38,7 @@ struct Admission {
   transport::StreamId stream{};
   engine::Request request;       ///< its id is the batcher's to give
   transport::Accepted accepted;  ///< what the owner is told if the batcher takes it
+  engine::Nanoseconds received = 0;  ///< when it was taken up
 };
 
 /// Tokenizes and checks. `bad_request`, `too_long`, `not_exact`, or `unsupported` for what this

@@ -8,6 +8,8 @@
 #include "actors/log.hpp"
 #include "actors/session.hpp"
 #include "actors/supervisor.hpp"
+#include "transport/http_page.hpp"
+#include "transport/metrics_text.hpp"
 
 namespace sluice::actors {
 namespace {
@@ -30,7 +32,8 @@ bool is_local(const std::string& endpoint) {
 Result<void> check(const NodeConfig& config) {
   if (config.engines.empty())
     return fail(ErrorCode::bad_request, "the node has no engine: name a model with --model FILE");
-  for (const auto& address : {config.endpoint.listen, config.endpoint.publish})
+  for (const auto& address :
+       {config.endpoint.listen, config.endpoint.publish, config.metrics_listen})
     if (!config.insecure && !is_local(address))
       return fail(
           ErrorCode::bad_request,
@@ -60,6 +63,9 @@ Result<void> choose_backends(NodeConfig& config, RequestLog& log) {
   return {};
 }
 
+/// Longer than the session waits for its engines, shorter than a scraper waits.
+constexpr std::chrono::seconds metrics_timeout{4};
+
 }  // namespace
 
 struct Node::State {
@@ -70,8 +76,10 @@ struct Node::State {
   std::shared_ptr<NodeStatus> status = std::make_shared<NodeStatus>();
   SessionActor session;
   SupervisorActor supervisor;
+  std::unique_ptr<transport::HttpPage> metrics;
 
   ~State() {
+    metrics.reset();  // it asks the session
     if (supervisor) {
       caf::anon_send_exit(supervisor, caf::exit_reason::user_shutdown);
       supervisor = nullptr;
@@ -81,6 +89,18 @@ struct Node::State {
     session = nullptr;
     if (bridge) bridge->stop();
     system.await_all_actors_done();
+  }
+
+  /// What a client's stats question is answered, for the metrics. Any thread.
+  Result<transport::Values> stats() {
+    caf::scoped_actor self{system};
+    Result<transport::Values> out =
+        fail(ErrorCode::unavailable, "the node did not tell its figures in time: ask again");
+    self->request(session, metrics_timeout, stats_atom::value)
+        .receive([&](const NamedValues& values) {
+          out = transport::Values(values.begin(), values.end());
+        }, [](const caf::error&) {});
+    return out;
   }
 };
 
@@ -141,6 +161,15 @@ Result<std::unique_ptr<Node>> Node::start(NodeConfig config, zmq::context_t& con
     status->set_failed({ErrorCode::internal, "the supervisor ended: restart the node"});
   });
   if (auto ready = state->status->wait(); !ready) return tl::unexpected(ready.error());
+  if (!settings.metrics_listen.empty()) {
+    auto metrics = transport::HttpPage::serve(
+        settings.metrics_listen, "/metrics", [raw = state.get()] {
+          return raw->stats().map(transport::metrics_text);
+        });
+    if (!metrics) return tl::unexpected(metrics.error());
+    state->metrics = std::move(*metrics);
+    (*log)->node("metrics", state->metrics->address() + "/metrics");
+  }
   (*log)->node("ready", state->bridge->address());
   return std::unique_ptr<Node>(new Node(std::move(state)));
 }
@@ -148,6 +177,10 @@ Result<std::unique_ptr<Node>> Node::start(NodeConfig config, zmq::context_t& con
 const std::string& Node::address() const { return state_->bridge->address(); }
 
 const std::string& Node::publish_address() const { return state_->bridge->publish_address(); }
+
+std::string Node::metrics_address() const {
+  return state_->metrics ? state_->metrics->address() : "";
+}
 
 bool Node::drain(std::uint32_t timeout_ms) {
   caf::scoped_actor self{state_->system};

@@ -50,6 +50,7 @@ struct NodeConfig {
   std::vector<EngineConfig> engines;
   std::uint32_t tokenizer_threads = 1;
   std::uint32_t streamers = 1;
+  std::string metrics_listen;         ///< where Prometheus finds /metrics; empty: nowhere
   bool insecure = false;              ///< allow plain tcp beyond loopback
   std::string log_level = "info";     ///< trace, debug, info, warn, error, off
   std::string log_file;               ///< empty: stderr
@@ -73,6 +74,9 @@ class Node {
 
   const std::string& address() const;          ///< where clients connect, as bound
   const std::string& publish_address() const;  ///< where subscribers connect
+
+  /// Where metrics are served, as bound; empty when they are not.
+  std::string metrics_address() const;
 
   /// Refuses new streams, lets running ones finish. Returns whether they did within `timeout_ms`.
   bool drain(std::uint32_t timeout_ms);

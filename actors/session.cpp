@@ -1,10 +1,12 @@
 #include "actors/session.hpp"
 
 #include <algorithm>
+#include <functional>
 #include <utility>
 #include <variant>
 
 #include "actors/batcher.hpp"
+#include "transport/figures.hpp"
 
 namespace sluice::actors {
 namespace {
@@ -25,6 +27,8 @@ std::uint64_t now(Self self) {
 }
 
 void say(Self self, const transport::Peer& peer, const transport::Message& message) {
+  if (const auto* failed = std::get_if<transport::Failed>(&message))
+    ++self->state.refused[std::string(to_string(failed->error.code))];
   self->state.setup.outbox->send(peer,
                                  std::make_shared<const std::string>(transport::encode(message)));
 }
@@ -141,8 +145,8 @@ transport::Health health_of(const SessionState& state) {
   return {true, ""};
 }
 
-/// Asks every part, answers the peer when the last has answered or the time is over.
-void answer_stats(Self self, const transport::Peer& peer) {
+/// Asks every part; hands on the sums when the last has answered or the time is over.
+void gather_stats(Self self, std::function<void(const transport::Values&)> answer) {
   struct Gathering {
     NamedValues values;
     std::size_t missing = 0;
@@ -151,13 +155,18 @@ void answer_stats(Self self, const transport::Peer& peer) {
   auto gathering = std::make_shared<Gathering>();
   gathering->values = state.setup.outbox->stats();
   gathering->values.emplace_back("session.open", static_cast<double>(state.open.size()));
+  for (const auto& [code, count] : state.refused)
+    gathering->values.emplace_back("refused." + code, static_cast<double>(count));
+  for (const auto& [finish, count] : state.finished)
+    gathering->values.emplace_back("finished." + finish, static_cast<double>(count));
   gathering->missing = state.engines.size() + state.streamers.size();
-  const auto arrived = [self, peer, gathering] {
+  const auto arrived = [gathering, answer = std::move(answer)] {
     if (--gathering->missing != 0) return;
     // Shards of one part share names: their values add up.
-    std::map<std::string, double> sums;
+    transport::Values sums;
     for (const auto& [name, value] : gathering->values) sums[name] += value;
-    say(self, peer, transport::Stats{{sums.begin(), sums.end()}});
+    transport::add_derived(sums);
+    answer(sums);
   };
   const auto take = [gathering, arrived](const NamedValues& values) {
     gathering->values.insert(gathering->values.end(), values.begin(), values.end());
@@ -188,7 +197,9 @@ void act(Self self, std::vector<transport::SessionAction> actions) {
       self->send(state.streamers[shard_of(stream, state.streamers.size())], follow_atom::value,
                  std::move(*follow));
     } else if (const auto* stats = std::get_if<transport::AskStats>(&action)) {
-      answer_stats(self, stats->peer);
+      gather_stats(self, [self, peer = stats->peer](const transport::Values& sums) {
+        say(self, peer, transport::Stats{{sums.begin(), sums.end()}});
+      });
     } else if (const auto* health = std::get_if<transport::AskHealth>(&action)) {
       say(self, health->peer, health_of(state));
     }
@@ -266,6 +277,7 @@ SessionActor::behavior_type session(Self self, SessionSetup setup) {
       },
       [self](finished_atom, const StreamEnd& end) {
         self->state.setup.log->request(end);
+        ++self->state.finished[std::string(transport::to_string(end.finish))];
         self->state.session->on_finished(end.stream, end.epoch, now(self));
         close(self, end.stream, end.epoch);
       },
@@ -278,6 +290,13 @@ SessionActor::behavior_type session(Self self, SessionSetup setup) {
       },
       [self](engine_atom, const EngineFactsPtr& facts, const Error& why) {
         lose_engine(self, facts, why);
+      },
+      [self](stats_atom) -> caf::result<NamedValues> {
+        auto promise = self->make_response_promise<NamedValues>();
+        gather_stats(self, [promise](const transport::Values& sums) mutable {
+          promise.deliver(NamedValues(sums.begin(), sums.end()));
+        });
+        return promise;
       },
       [self](drain_atom) -> caf::result<bool> {
         auto& state = self->state;

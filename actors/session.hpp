@@ -43,6 +43,8 @@ struct SessionState {
   std::map<transport::StreamId, Open> open;
   std::vector<caf::typed_response_promise<bool>> drains;
   bool draining = false;
+  std::map<std::string, std::uint64_t> refused;   ///< by error code
+  std::map<std::string, std::uint64_t> finished;  ///< by finish
 };
 
 /// Answers `unavailable` until its parts and every engine are there.

@@ -51,7 +51,8 @@ void open(Self self, StreamOpen& open) {
       StreamerState::Kept{transport::StreamState(id, open.accepted.epoch, open.owner,
                                                  {open.accepted.chain}, state.config, now(self)),
                           engine::TextStream(open.engine->tokenizer, open.request), open.engine,
-                          open.accepted.epoch});
+                          open.accepted.epoch})
+      .first->second.news_ns = open.received;
   keep_ticking(self);
 }
 
@@ -70,6 +71,15 @@ void end(Self self, const transport::StreamId& id, StreamerState::Kept& kept,
              StreamEnd{id, kept.epoch, finish, receipt, error});
 }
 
+/// For stats: how long the first token, or the next ones, took.
+void count(StreamerState& state, StreamerState::Kept& kept, std::size_t tokens,
+           std::uint64_t now_ns) {
+  const std::uint64_t waited_ns = now_ns > kept.news_ns ? now_ns - kept.news_ns : 0;
+  (kept.tokens == 0 ? state.ttft : state.itl).add(static_cast<double>(waited_ns) / 1e6);
+  state.token_rate.add(now_ns, tokens);
+  kept.news_ns = now_ns;
+}
+
 void take(Self self, StreamEvent& news) {
   auto& state = self->state;
   const auto found = state.streams.find(news.stream);
@@ -84,6 +94,7 @@ void take(Self self, StreamEvent& news) {
   for (const Token token : event.tokens) text += kept.text.push(token);
   const bool ends = event.finish != engine::FinishReason::none;
   if (ends) text += kept.text.finish();
+  if (!event.tokens.empty()) count(state, kept, event.tokens.size(), now(self));
   kept.tokens += static_cast<std::uint32_t>(event.tokens.size());
   if (!event.tokens.empty() || !text.empty())
     kept.stream.append(0, event.tokens, std::move(text), std::move(event.logprobs), now(self),
@@ -192,9 +203,14 @@ StreamerActor::behavior_type streamer(Self self, OutboxPtr outbox, transport::St
       [self](stats_atom) {
         std::size_t bytes = 0;
         for (const auto& [id, kept] : self->state.streams) bytes += kept.stream.memory_bytes();
-        return NamedValues{{"streams.frames", static_cast<double>(self->state.chunks)},
-                           {"streams.kept", static_cast<double>(self->state.streams.size())},
-                           {"streams.log_bytes", static_cast<double>(bytes)}};
+        const auto& state = self->state;
+        NamedValues values{{"streams.frames", static_cast<double>(state.chunks)},
+                           {"streams.kept", static_cast<double>(state.streams.size())},
+                           {"streams.log_bytes", static_cast<double>(bytes)},
+                           {"streams.tokens_per_s", state.token_rate.per_second(now(self))}};
+        state.ttft.put("streams.ttft_ms", values);
+        state.itl.put("streams.itl_ms", values);
+        return values;
       },
       [self](drain_atom) -> caf::result<bool> {
         auto promise = self->make_response_promise<bool>();

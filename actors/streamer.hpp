@@ -9,6 +9,7 @@
 #include "actors/actors.hpp"
 #include "actors/outbox.hpp"
 #include "engine/detokenizer.hpp"
+#include "transport/figures.hpp"
 #include "transport/stream.hpp"
 
 namespace sluice::actors {
@@ -23,6 +24,7 @@ struct StreamerState {
     std::uint32_t tokens = 0;
     std::optional<std::uint64_t> finished_ns{};
     bool abandoned = false;  ///< its cancellation is on the way
+    std::uint64_t news_ns = 0;  ///< when tokens came last; before the first, when it was received
   };
   OutboxPtr outbox;
   transport::StreamConfig config;
@@ -32,6 +34,8 @@ struct StreamerState {
   std::vector<caf::typed_response_promise<bool>> drains;
   bool ticking = false;
   std::uint64_t chunks = 0;
+  transport::Histogram ttft, itl;
+  transport::RateWindow token_rate;
 };
 
 /// Frames go straight to the I/O thread through the outbox: no further hop.

@@ -15,6 +15,8 @@ const std::vector<NodeKey>& node_keys() {
   static const std::vector<NodeKey> keys = {
       {"node", "insecure", SLUICE_FIELD(Config, node.insecure),
        "allow plain tcp beyond loopback: anyone on the network can then read and submit"},
+      {"node", "metrics_listen", SLUICE_FIELD(Config, node.metrics_listen),
+       "where Prometheus finds /metrics over HTTP: tcp://HOST:PORT; empty: nowhere"},
       {"node", "drain_ms", SLUICE_FIELD(Config, drain_ms),
        "at SIGTERM, how long running streams may take to finish"},
       {"node", "tokenizer_threads", SLUICE_FIELD(Config, node.tokenizer_threads),

@@ -23,7 +23,7 @@ namespace {
 struct Options {
   std::string config;
   std::string model;
-  std::optional<std::string> listen, publish, backend, log_level, chat_format, site;
+  std::optional<std::string> listen, publish, metrics, backend, log_level, chat_format, site;
   std::optional<std::uint32_t> threads, slots, context_tokens;
   std::uint32_t tensor_parallel = 1;
   bool insecure = false;
@@ -66,6 +66,7 @@ Result<Config> effective_config(const Options& options) {
   }
   override_with(config.node.endpoint.listen, options.listen);
   override_with(config.node.endpoint.publish, options.publish);
+  override_with(config.node.metrics_listen, options.metrics);
   override_with(config.node.site.name, options.site);
   override_with(config.node.log_level, options.log_level);
   if (options.insecure) config.node.insecure = true;
@@ -125,6 +126,8 @@ Result<void> serve(const Config& config) {
   if (!node) return tl::unexpected(node.error());
   signals.loaded();
   fmt::print("ready {}\n", (*node)->address());
+  if (!(*node)->metrics_address().empty())
+    fmt::print("metrics {}\n", (*node)->metrics_address());
   std::fflush(stdout);
   while (!signals.wait(health_every_ms)) {
     if (auto healthy = (*node)->health(); !healthy) return healthy;
@@ -166,6 +169,7 @@ Command node_command(CLI::App& root) {
   add("--model", options->model, "GGUF file to serve", "FILE");
   add("--listen", options->listen, "Where clients connect; port 0: any free one", "EP");
   add("--publish", options->publish, "Where subscribers connect", "EP");
+  add("--metrics", options->metrics, "Where Prometheus finds /metrics: tcp://HOST:PORT", "EP");
   add("--backend", options->backend, "What computes: auto, cpu, cuda", "NAME")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   add("--tp", options->tensor_parallel, "Devices that share one model", "N");

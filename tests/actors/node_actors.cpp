@@ -290,6 +290,27 @@ BOOST_AUTO_TEST_CASE(a_full_queue_refuses_with_a_hint) {
              World::expected("hello", 1, 5));
 }
 
+BOOST_AUTO_TEST_CASE(stats_tell_latencies_rates_ends_and_refusals) {
+  World world({.hold = true, .slots = 1, .queue_max = 1});
+  greet(world, "ann");
+  world.say("ann", World::submit(1, "hello", 4));
+  world.say("ann", World::submit(2, "hello", 4));
+  world.say("ann", World::submit(3, "hello", 4));
+  BOOST_TEST(world.stat("refused.overloaded") == 1.0);
+  // Every step takes 40 ms of the coordinator's time, so that the right figures are known.
+  do world.advance(std::chrono::milliseconds(40));
+  while (world.step());
+  BOOST_TEST(world.stat("finished.length") == 2.0);
+  BOOST_TEST(world.stat("streams.ttft_ms.count") == 2.0);
+  BOOST_TEST(world.stat("streams.itl_ms.count") == 6.0);
+  BOOST_TEST(world.stat("streams.itl_ms.p50") == 40.0, boost::test_tools::tolerance(0.19));
+  BOOST_TEST(world.stat("streams.itl_ms.mean") == 40.0, boost::test_tools::tolerance(0.001));
+  BOOST_TEST(world.stat("streams.ttft_ms.p99") > 100.0);  // the second waited for the first
+  BOOST_TEST(world.stat("engine.kv_use") == 0.0);
+  world.advance(std::chrono::milliseconds(1000));
+  BOOST_TEST(world.stat("streams.tokens_per_s") == 0.8);  // 8 in the last 10 s
+}
+
 BOOST_AUTO_TEST_CASE(a_failed_step_ends_its_streams_only) {
   World world({.hold = true});
   greet(world, "ann");
