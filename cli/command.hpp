@@ -24,6 +24,7 @@ Command subscribe_command(CLI::App& root);
 Command health_command(CLI::App& root);
 Command inspect_command(CLI::App& root);
 Command bench_command(CLI::App& root);
+Command top_command(CLI::App& root);
 Command completion_command(CLI::App& root);
 
 /// A subcommand whose `--help` ends with examples.

@@ -37,7 +37,7 @@ int run(int argc, char** argv) {
   const std::vector<Command> commands = {
       node_command(root),      complete_command(root), chat_command(root),
       subscribe_command(root), health_command(root),   inspect_command(root),
-      bench_command(root),     completion_command(root),
+      top_command(root),       bench_command(root),    completion_command(root),
   };
   const auto wrong_usage = [&](const std::string& message) {
     report(to_string(ErrorCode::bad_request), message);

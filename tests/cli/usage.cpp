@@ -12,7 +12,8 @@ using namespace sluice::test;
 namespace {
 
 const std::vector<std::string> commands = {"node",      "complete", "chat",
-                                           "subscribe", "health",   "completion"};
+                                           "subscribe", "health",   "top",
+                                           "completion"};
 
 /// The long options that a command's help lists.
 std::set<std::string> options_in_help(const std::string& help) {
