@@ -57,8 +57,9 @@ struct StreamOpen {
   transport::Peer owner;
   EngineFactsPtr engine;
   transport::Accepted accepted;
-  engine::Request request;  ///< without its prompt: what decides the text
+  engine::Request request;  ///< without its prompt: what decides the text, and what it resumes
   engine::Nanoseconds received = 0;  ///< when the node took it up
+  std::uint64_t held_text_bytes = 0;  ///< the owner's, of the resumed tokens' text
 };
 
 /// What one step brought one stream.

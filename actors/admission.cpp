@@ -4,6 +4,7 @@
 #include <utility>
 #include <variant>
 
+#include "engine/detokenizer.hpp"
 #include "engine/stream_log.hpp"
 
 namespace sluice::actors {
@@ -37,9 +38,12 @@ Result<void> check_offer(const EngineFacts& engine, const transport::Submit& sub
   if (submit.n != 1)
     return fail(ErrorCode::unsupported,
                 "n = {} is not offered: submit one stream for each choice wanted", submit.n);
-  if (!submit.resume_tokens.empty() || !submit.resume_text_bytes.empty())
-    return fail(ErrorCode::unsupported,
-                "resume_tokens is not offered by this node: submit from the start");
+  if (!submit.resume_tokens.empty() && submit.resume_numerics != engine.numerics &&
+      !submit.allow_inexact)
+    return fail(ErrorCode::not_exact,
+                "the tokens to resume after are of numerics '{}', this engine's are '{}': resume "
+                "where they are the same, or allow_inexact",
+                submit.resume_numerics, engine.numerics);
   if (!submit.jurisdictions.empty() &&
       std::find(submit.jurisdictions.begin(), submit.jurisdictions.end(),
                 engine.site.jurisdiction) == submit.jurisdictions.end())
@@ -47,6 +51,19 @@ Result<void> check_offer(const EngineFacts& engine, const transport::Submit& sub
                 "site '{}' is in jurisdiction '{}', which the request does not allow",
                 engine.site.name, engine.site.jurisdiction);
   return {};
+}
+
+/// What was generated elsewhere; the text that the owner holds must be text of these tokens.
+Result<void> resume(const transport::Submit& submit, Admission& admission) {
+  if (submit.resume_tokens.empty()) return {};
+  admission.request.resumed = submit.resume_tokens.front();
+  admission.held_text_bytes = submit.resume_text_bytes.front();
+  engine::TextStream text(admission.engine->tokenizer, admission.request);
+  for (const Token token : admission.request.resumed) text.push(token);
+  if (admission.held_text_bytes <= text.released_bytes()) return {};
+  return fail(ErrorCode::bad_request,
+              "resume_text_bytes[0] is {}, but the {} tokens to resume after release {} bytes",
+              admission.held_text_bytes, admission.request.resumed.size(), text.released_bytes());
 }
 
 }  // namespace
@@ -99,6 +116,7 @@ Result<Admission> admit(EngineFactsPtr engine, transport::Peer owner,
   if (submit.deadline_ms != 0)
     request.deadline = now + std::uint64_t{submit.deadline_ms} * 1'000'000;
   admission.engine = std::move(engine);
+  if (auto resumed = resume(submit, admission); !resumed) return tl::unexpected(resumed.error());
   return admission;
 }
 

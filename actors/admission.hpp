@@ -39,6 +39,7 @@ struct Admission {
   engine::Request request;       ///< its id is the batcher's to give
   transport::Accepted accepted;  ///< what the owner is told if the batcher takes it
   engine::Nanoseconds received = 0;  ///< when it was taken up
+  std::uint64_t held_text_bytes = 0;  ///< of the resumed tokens' text
 };
 
 /// Tokenizes and checks. `bad_request`, `too_long`, `not_exact`, or `unsupported` for what this

@@ -55,7 +55,9 @@ void admit(Self self, Admission& admission) {
   auto& request = admission.request;
   request.id = state.next_id++;
   const auto id = request.id;
-  StreamOpen open{admission.owner, state.engine, admission.accepted, {}, admission.received};
+  StreamOpen open{admission.owner, state.engine, admission.accepted, {}, admission.received,
+                  admission.held_text_bytes};
+  open.request.resumed = request.resumed;
   open.request.stops = request.stops;
   open.request.continues_text = request.continues_text;
   open.request.sampling.stop_tokens = request.sampling.stop_tokens;

@@ -46,13 +46,18 @@ void open(Self self, StreamOpen& open) {
   const auto id = open.accepted.stream;
   state.outbox->send(open.owner, frame_of(open.accepted));
   state.streams.erase(id);  // a higher epoch takes a lower one's place
-  state.streams.emplace(
-      id,
-      StreamerState::Kept{transport::StreamState(id, open.accepted.epoch, open.owner,
-                                                 {open.accepted.chain}, state.config, now(self)),
-                          engine::TextStream(open.engine->tokenizer, open.request), open.engine,
-                          open.accepted.epoch})
-      .first->second.news_ns = open.received;
+  const auto& resumed = open.request.resumed;
+  auto& kept =
+      state.streams
+          .emplace(id, StreamerState::Kept{
+                           transport::StreamState(id, open.accepted.epoch, open.owner,
+                                                  {open.accepted.chain}, state.config, now(self)),
+                           engine::TextStream(open.engine->tokenizer, open.request), open.engine,
+                           open.accepted.epoch, static_cast<std::uint32_t>(resumed.size())})
+          .first->second;
+  for (const Token token : resumed) kept.stream.restore(0, token, kept.text.push(token));
+  if (!resumed.empty()) kept.stream.owner_holds(0, open.held_text_bytes);
+  kept.news_ns = open.received;
   keep_ticking(self);
 }
 

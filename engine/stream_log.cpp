@@ -181,6 +181,11 @@ std::size_t StreamLog::memory_bytes() const {
   return bytes;
 }
 
+std::uint32_t StreamLog::index_at_text(std::uint64_t offset) const {
+  const auto beyond = std::ranges::upper_bound(text_ends_, offset);
+  return floor_ + static_cast<std::uint32_t>(beyond - text_ends_.begin());
+}
+
 // Text offset before token `index`: where the one before it ends.
 std::uint64_t StreamLog::text_end(std::uint32_t index) const {
   return index == floor_ ? text_floor_ : text_ends_[index - floor_ - 1];

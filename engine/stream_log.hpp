@@ -68,6 +68,10 @@ class StreamLog {
   /// came without a token, if any. `gone` below the floor; `bad_request` beyond the end.
   Result<StreamPart> read(std::uint32_t index, std::uint32_t tokens_max) const;
 
+  /// The highest index before which no more than `offset` bytes of text were released; the floor
+  /// when even that has more.
+  std::uint32_t index_at_text(std::uint64_t offset) const;
+
   /// Forgets tokens below `index` in groups of 64, with their text: `floor()` says what is left.
   /// Moves what it keeps, so call it once for many tokens.
   void trim(std::uint32_t index);

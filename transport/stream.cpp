@@ -143,6 +143,20 @@ StreamState::~StreamState() = default;
 StreamState::StreamState(StreamState&&) noexcept = default;
 StreamState& StreamState::operator=(StreamState&&) noexcept = default;
 
+void StreamState::restore(std::uint32_t choice, Token token, std::string text) {
+  state_->logs.at(choice).append(std::span(&token, 1), std::move(text), {});
+}
+
+void StreamState::owner_holds(std::uint32_t choice, std::uint64_t text_bytes) {
+  const engine::StreamLog& log = state_->logs.at(choice);
+  Cursor& cursor = state_->followers.at(0).cursors.at(choice);
+  cursor.next = log.index_at_text(text_bytes);
+  cursor.acked = cursor.next;
+  const auto at = log.read(cursor.next, 0);
+  SLUICE_ASSERT(at, "nothing was trimmed yet");
+  cursor.text_next = at->text_offset;
+}
+
 void StreamState::append(std::uint32_t choice, std::span<const Token> tokens, std::string text,
                          std::vector<std::vector<engine::TokenLogprob>> logprobs,
                          std::uint64_t now_ns, std::vector<Delivery>& out) {

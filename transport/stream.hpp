@@ -39,6 +39,14 @@ class StreamState {
   StreamState(StreamState&&) noexcept;
   StreamState& operator=(StreamState&&) noexcept;
 
+  /// Before all else, for a stream that another keeper had: the next of its tokens and the text
+  /// that it released. Nobody is told.
+  void restore(std::uint32_t choice, Token token, std::string text);
+
+  /// After the last `restore`: the owner holds these tokens and so many bytes of their text. It
+  /// goes on from the token whose text it lacks.
+  void owner_holds(std::uint32_t choice, std::uint64_t text_bytes);
+
   /// New tokens of a choice and the text they released: to subscribers at once, to peers as their
   /// windows allow. Text without tokens is a tail.
   void append(std::uint32_t choice, std::span<const Token> tokens, std::string text,

@@ -5,6 +5,7 @@
 #include <boost/test/unit_test.hpp>
 
 #include "tests/actors/world.hpp"
+#include "transport/client_state.hpp"
 
 namespace {
 
@@ -269,6 +270,169 @@ BOOST_AUTO_TEST_CASE(bad_requests_get_typed_errors_and_harm_nobody) {
   while (world.step()) {
   }
   BOOST_TEST(listen(world, "ann", good.stream).text == World::expected("hello", 9, 30));
+}
+
+/// A stream through the client's own state, which checks index and chain.
+struct Followed {
+  std::vector<Token> tokens;
+  std::string text;
+  engine::ChainHash chain{};
+  std::string numerics;
+  std::optional<transport::Receipt> receipt;
+  std::string failure;
+};
+
+/// Submits, with what `held` has already, and follows to the end.
+Followed follow(World& world, transport::Submit submit, Followed held = {}) {
+  transport::ClientStream client(submit);
+  world.heard("ann").clear();
+  world.say("ann", submit);
+  Followed whole = std::move(held);
+  for (const auto& message : std::vector(world.heard("ann"))) {
+    std::vector<transport::Message> answers;
+    std::vector<transport::ClientEvent> news;
+    client.on_message(message, 0, answers, news);
+    for (const auto& event : news) {
+      whole.tokens.insert(whole.tokens.end(), event.tokens.begin(), event.tokens.end());
+      whole.text += event.text;
+      if (!event.tokens.empty()) whole.chain = event.chain;
+      if (event.accepted) whole.numerics = event.accepted->numerics;
+      if (event.done) whole.receipt = event.done->receipt;
+      if (event.failed) whole.failure = to_string(event.failed->error.code);
+    }
+    for (const auto& answer : answers) world.say("ann", answer);
+  }
+  return whole;
+}
+
+/// What a client holds of `whole` that has `tokens` of it, and a byte less of their text for each
+/// of `text_lacking`.
+Followed beginning(const Followed& whole, std::size_t tokens, std::size_t text_lacking = 0) {
+  Followed held;
+  held.tokens.assign(whole.tokens.begin(), whole.tokens.begin() + static_cast<long>(tokens));
+  held.text = whole.text.substr(0, tokens - text_lacking);  // a byte a token
+  held.numerics = whole.numerics;
+  held.chain = whole.chain;
+  return held;
+}
+
+transport::Submit resume(transport::Submit submit, const Followed& held) {
+  ++submit.epoch;
+  submit.resume_tokens = {held.tokens};
+  submit.resume_text_bytes = {held.text.size()};
+  submit.resume_numerics = held.numerics;
+  return submit;
+}
+
+BOOST_AUTO_TEST_CASE(a_stream_resumes_after_any_of_its_tokens) {
+  const auto submit = World::submit(3, "hello", 20);
+  World one;
+  greet(one, "ann");
+  const Followed whole = follow(one, submit);
+  BOOST_REQUIRE(whole.tokens.size() == 20);
+  BOOST_TEST(whole.text == World::expected("hello", 3, 20));
+  World other;  // a node that never saw the stream
+  greet(other, "ann");
+  for (std::size_t cut = 0; cut <= 20; ++cut) {
+    BOOST_TEST_CONTEXT("after " << cut << " tokens") {
+      for (const std::size_t lacking : {0U, 4U}) {
+        if (lacking > cut) continue;
+        const Followed held = beginning(whole, cut, lacking);
+        auto again = resume(submit, held);
+        again.stream[1] = static_cast<std::uint8_t>(2 * cut + (lacking > 0));
+        const Followed continued = follow(other, again, held);
+        BOOST_TEST(continued.failure == "");
+        BOOST_TEST(continued.tokens == whole.tokens, boost::test_tools::per_element());
+        BOOST_TEST(continued.text == whole.text);
+        BOOST_TEST((continued.chain == whole.chain));
+        BOOST_REQUIRE(continued.receipt);
+        BOOST_TEST(continued.receipt->completion_tokens == 20U);
+      }
+    }
+  }
+  // The new keeper's log has all of it, for whoever comes late.
+  other.heard("ann").clear();
+  auto late = resume(submit, beginning(whole, 7));
+  late.stream[1] = 14;
+  other.say("ann", transport::Attach{late.stream, late.owner, 0, 0, false});
+  std::string text;
+  for (const auto& message : other.heard("ann"))
+    if (const auto* chunk = std::get_if<transport::Chunk>(&message)) text += chunk->part.text;
+  BOOST_TEST(text == whole.text);
+}
+
+BOOST_AUTO_TEST_CASE(a_stop_string_is_found_across_the_cut) {
+  auto submit = World::submit(3, "hello", 20);
+  submit.stops = {World::expected("hello", 3, 20).substr(10, 3)};
+  World world;
+  greet(world, "ann");
+  const Followed whole = follow(world, submit);
+  BOOST_REQUIRE(whole.tokens.size() == 13);
+  for (const std::size_t cut : {11U, 12U, 13U}) {  // the stop's own bytes were held back
+    const Followed held = beginning(whole, cut, cut - 10);
+    auto again = resume(submit, held);
+    again.stream[1] = static_cast<std::uint8_t>(cut);
+    const Followed continued = follow(world, again, held);
+    BOOST_TEST(continued.tokens == whole.tokens, boost::test_tools::per_element());
+    BOOST_TEST(continued.text == whole.text);
+    BOOST_TEST((continued.chain == whole.chain));
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_higher_epoch_resumes_on_the_same_node) {
+  World world({.hold = true});
+  greet(world, "ann");
+  const auto submit = World::submit(3, "hello", 30);
+  world.say("ann", submit);
+  for (int i = 0; i < 9; ++i) BOOST_REQUIRE(world.step());
+  const auto heard = listen(world, "ann", submit.stream);
+  BOOST_REQUIRE(heard.tokens.size() > 3U);
+  Followed held;
+  held.tokens = heard.tokens;
+  held.text = heard.text;
+  held.numerics = std::get<transport::Accepted>(world.heard("ann").front()).numerics;
+  const auto again = resume(submit, held);
+  world.heard("ann").clear();
+  world.say("ann", again);
+  while (world.step()) {
+  }
+  std::string text = held.text;
+  std::uint32_t terminals = 0;
+  for (const auto& message : world.heard("ann")) {
+    if (const auto* chunk = std::get_if<transport::Chunk>(&message)) {
+      if (chunk->epoch != again.epoch) continue;
+      BOOST_TEST(chunk->part.text_offset == text.size());
+      text += chunk->part.text;
+    }
+    if (const auto* done = std::get_if<transport::Done>(&message))
+      terminals += done->epoch == again.epoch;
+  }
+  BOOST_TEST(text == World::expected("hello", 3, 30));
+  BOOST_TEST(terminals == 1U);
+  BOOST_TEST(world.stat("engine.bytes.blocks_free") == world.stat("engine.bytes.blocks_total"));
+}
+
+BOOST_AUTO_TEST_CASE(what_cannot_be_resumed_is_refused_by_name) {
+  World world;
+  greet(world, "ann");
+  const auto submit = World::submit(3, "hello", 20);
+  const Followed whole = follow(world, submit);
+  std::uint8_t name = 10;
+  const auto refusal = [&](auto change) {
+    auto again = resume(submit, beginning(whole, 5));
+    again.stream[1] = name++;
+    change(again);
+    return follow(world, again).failure;
+  };
+  BOOST_TEST(refusal([](auto& s) { s.resume_numerics = "others"; }) == "not_exact");
+  BOOST_TEST(refusal([](auto& s) { s.resume_numerics.clear(); }) == "not_exact");
+  BOOST_TEST(refusal([](auto& s) { s.resume_text_bytes = {6}; }) == "bad_request");
+  BOOST_TEST(refusal([](auto& s) { s.resume_tokens[0][4] = 100'000; }) == "bad_request");
+  BOOST_TEST(refusal([](auto& s) { s.max_tokens = 4; }) == "bad_request");
+  BOOST_TEST(refusal([](auto& s) {
+               s.resume_numerics = "others";
+               s.allow_inexact = true;
+             }) == "");
 }
 
 BOOST_AUTO_TEST_CASE(a_full_queue_refuses_with_a_hint) {
