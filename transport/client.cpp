@@ -65,7 +65,6 @@ struct Client::State {
   struct Stream {
     std::unique_ptr<ClientStream> state;
     OwnerSecret owner{};
-    std::uint64_t epoch = 0;
     bool subscribed = false;
   };
 
@@ -226,7 +225,15 @@ struct Client::State {
       take(*id, found->second, message);
       forget_oldest();
     } else if (const auto* failed = std::get_if<Failed>(&message)) {
-      stray = failed->error;
+      const bool later = failed->error.code == ErrorCode::unavailable &&
+                         failed->error.retry_after_ms > 0 && streams.size() > ended.size();
+      if (!later) {
+        stray = failed->error;
+        return;
+      }
+      // A node that was started anew and loads: what is under way goes on after it.
+      for (auto& [name, stream] : streams)
+        stream.state->on_unavailable(now_ns(), failed->error.retry_after_ms * 1'000'000ULL);
     }
   }
 
@@ -333,7 +340,6 @@ Result<StreamId> Client::submit(Submit submit) {
   stream.state = std::make_unique<ClientStream>(submit, state_->welcome->window_tokens,
                                                 state_->patience_ns());
   stream.owner = submit.owner;
-  stream.epoch = submit.epoch;
   state_->add(submit.stream, std::move(stream));
   return submit.stream;
 }
@@ -361,7 +367,7 @@ Result<void> Client::subscribe(const StreamId& id, std::uint32_t from) {
 void Client::cancel(const StreamId& id) {
   const auto found = state_->streams.find(id);
   if (found == state_->streams.end() || found->second.subscribed) return;
-  state_->send(Cancel{id, found->second.owner, found->second.epoch});
+  state_->send(Cancel{id, found->second.owner, found->second.state->epoch()});
 }
 
 std::optional<Client::Event> Client::next(milliseconds timeout) {

@@ -18,6 +18,10 @@ constexpr std::size_t early_chunks_max = 64;
 /// Attaches for one index before silence is awaited: a node that answers and never helps is broken.
 constexpr std::uint32_t times_asked_max = 16;
 
+/// Submissions under a higher epoch without a token between: a node that loses the stream each time
+/// would do so for ever.
+constexpr std::uint32_t resumptions_max = 4;
+
 /// Choices a reader believes in before a terminal told how many there are.
 constexpr std::uint32_t choices_max = 16;
 
@@ -29,6 +33,7 @@ struct Choice {
   std::optional<std::uint32_t> asked;      // an attach for this index is under way
   std::uint32_t times_asked = 0;           // for one index, since the last silence
   std::map<std::uint32_t, engine::StreamPart> early;
+  std::vector<Token> held;  // the owner's, to resume after
 };
 
 /// Failures that answer a request, and not the stream's own end.
@@ -45,8 +50,10 @@ struct ClientStream::State {
   bool subscribed = false;
   std::uint32_t window_tokens = 1024;
   std::uint64_t epoch = 0;
-  std::uint32_t submissions = 0;
+  std::uint32_t submissions = 0;  // under this epoch
+  std::uint32_t resumptions = 0;  // since the last token
   std::optional<Accepted> accepted;
+  std::optional<Accepted> before;  // of a lower epoch
   std::vector<Choice> choices;
   std::optional<Done> done;  // came before everything it counts
   bool ended = false;
@@ -88,6 +95,27 @@ struct ClientStream::State {
     }
   }
 
+  /// The node knows nothing of the stream: submits it anew, to go on where it stands.
+  void resume(Sends& send) {
+    ++resumptions;
+    submit->epoch = ++epoch;
+    submit->resume_numerics = accepted->numerics;
+    submit->resume_tokens.clear();
+    submit->resume_text_bytes.clear();
+    for (Choice& choice : choices) {
+      submit->resume_tokens.push_back(choice.held);
+      submit->resume_text_bytes.push_back(choice.text_next.value_or(0));
+      choice.acked = choice.next;
+      choice.asked.reset();
+      choice.times_asked = 0;
+      choice.early.clear();
+    }
+    before = std::exchange(accepted, std::nullopt);
+    done.reset();
+    submissions = 0;
+    ask(send);
+  }
+
   void end_with(Error error, Events& events) {
     ended = true;
     ClientEvent event;
@@ -116,6 +144,10 @@ struct ClientStream::State {
     if (accepted && accepted->chain != m.chain)
       return end_with({ErrorCode::internal, "the node accepted the stream twice, differently", 0},
                       events);
+    if (before && before->chain != m.chain && !submit->allow_inexact)
+      return end_with({ErrorCode::not_exact,
+                       "the node that took the stream over would continue another one", 0},
+                      events);
     if (!accepted) {
       accepted = m;
       for (std::size_t i = 0; i < choices.size(); ++i) {
@@ -125,9 +157,11 @@ struct ClientStream::State {
             chain = engine::chain_next(chain, token);
         choices[i].chain = chain;
       }
-      ClientEvent event;
-      event.accepted = m;
-      events.push_back(std::move(event));
+      if (!before) {
+        ClientEvent event;
+        event.accepted = m;
+        events.push_back(std::move(event));
+      }
     }
     // The node sends to the connection that submitted first, which may be gone.
     if (submissions > 1)
@@ -208,7 +242,8 @@ struct ClientStream::State {
     if (!part.logprobs.empty())
       event.logprobs.assign(part.logprobs.begin() + held, part.logprobs.end());
     event.chain = part.chain;
-    if (end > choice.next) choice.times_asked = 0;
+    if (end > choice.next) choice.times_asked = resumptions = 0;
+    if (submit) choice.held.insert(choice.held.end(), event.tokens.begin(), event.tokens.end());
     choice.next = end;
     choice.chain = part.chain;
     choice.text_next = std::max(text_held, text_end);
@@ -252,6 +287,10 @@ struct ClientStream::State {
     if (m.epoch != 0 && !current(m.epoch)) return;
     const bool answer = answers_a_request(m.error.code);
     if (ended) return answer ? void() : ack_terminal(send);
+    const bool lost = m.error.code == ErrorCode::not_found || m.error.code == ErrorCode::gone;
+    if (submit && lost && accepted && resumptions < resumptions_max) return resume(send);
+    // Another attach, from before it was submitted again, is answered so too.
+    if (before && !accepted && lost && m.epoch == 0) return;
     ack_end = accepted.has_value() && !answer;
     end_with(m.error, events);
     ack_terminal(send);
@@ -272,8 +311,8 @@ ClientStream::ClientStream(const Submit& submit, std::uint32_t window_tokens,
   state_->choices.resize(submit.n);
   for (std::size_t i = 0; i < state_->choices.size(); ++i) {
     Choice& choice = state_->choices[i];
-    if (i < submit.resume_tokens.size())
-      choice.next = static_cast<std::uint32_t>(submit.resume_tokens[i].size());
+    if (i < submit.resume_tokens.size()) choice.held = submit.resume_tokens[i];
+    choice.next = static_cast<std::uint32_t>(choice.held.size());
     choice.text_next = i < submit.resume_text_bytes.size() ? submit.resume_text_bytes[i] : 0;
     choice.acked = choice.next;
   }
@@ -326,6 +365,13 @@ void ClientStream::tick(std::uint64_t now_ns, std::vector<Message>& send,
   state.silence_ns = std::min(state.silence_ns * 2, silence_ns_last);
   state.ask(send);
 }
+
+void ClientStream::on_unavailable(std::uint64_t now_ns, std::uint64_t retry_ns) {
+  state_->heard_ns = state_->alive_ns = now_ns;
+  state_->silence_ns = retry_ns;
+}
+
+std::uint64_t ClientStream::epoch() const { return state_->epoch; }
 
 bool ClientStream::ended() const { return state_->ended; }
 

@@ -22,6 +22,9 @@ struct ClientEvent {
   std::optional<Failed> failed;
 };
 
+/// When a node that lost the stream is connected to (it was started anew, say), the owner's stream
+/// is submitted again under the next epoch, to go on after the tokens held: the caller sees nothing
+/// of it. `not_exact` where that node's numerics are others.
 class ClientStream {
  public:
   /// Silence, however often asked into, after which a stream ends with `unavailable`.
@@ -50,7 +53,13 @@ class ClientStream {
   /// for all its patience, gives the node up.
   void tick(std::uint64_t now_ns, std::vector<Message>& send, std::vector<ClientEvent>& events);
 
+  /// The node is there and cannot serve yet: asks again after `retry_ns`.
+  void on_unavailable(std::uint64_t now_ns, std::uint64_t retry_ns);
+
   bool ended() const;
+
+  /// Of the owner's last submission, or the highest that a reader saw.
+  std::uint64_t epoch() const;
 
  private:
   struct State;

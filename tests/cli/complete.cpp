@@ -4,6 +4,7 @@
 
 #include <boost/test/unit_test.hpp>
 #include <fstream>
+#include <memory>
 #include <nlohmann/json.hpp>
 
 #include "tests/cli/process.hpp"
@@ -66,6 +67,31 @@ BOOST_AUTO_TEST_CASE(a_node_gives_the_same_tokens_as_an_embedded_one) {
   reseeded[4] = "42";
   BOOST_TEST(json_of(run(reseeded)).at("tokens") != one.at("tokens"));
   check_clean(node.stop());
+}
+
+BOOST_AUTO_TEST_CASE(a_stream_survives_the_death_of_its_node) {
+  const ScratchFolder folder;
+  const std::string endpoint = "ipc://" + folder.file("node");
+  const std::vector<std::string> story = {"complete", "--max-tokens", "200",    "--seed", "41",
+                                          "--prompt", prompt};
+  auto embedded = story, connected = story;
+  embedded.insert(embedded.end(), {"--model", model});
+  connected.insert(connected.end(), {"--connect", endpoint});
+  const Exit whole = run(embedded);
+  check_clean(whole);
+
+  auto node = std::make_unique<NodeProcess>(std::vector<std::string>{"--listen", endpoint});
+  Process client(connected);
+  client.read_until(whole.out.substr(0, 20));
+  node->process().send_signal(SIGKILL);
+  node.reset();
+  NodeProcess another({"--listen", endpoint});
+  const Exit survived = client.finish();
+  check_clean(survived);
+  BOOST_TEST(survived.out == whole.out);
+  const Exit stopped = another.stop();
+  check_clean(stopped);
+  BOOST_TEST(contains(stopped.err, "\"completion_tokens\":200"), stopped.err);
 }
 
 BOOST_AUTO_TEST_CASE(the_prompt_comes_from_an_option_a_file_or_a_pipe) {

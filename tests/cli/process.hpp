@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <boost/test/unit_test.hpp>
 #include <cstdlib>
 #include <string>
@@ -174,7 +175,9 @@ class NodeProcess {
 
  private:
   static std::vector<std::string> arguments(std::vector<std::string> more) {
-    std::vector<std::string> all = {"node", "--model", model, "--listen", "tcp://127.0.0.1:0"};
+    std::vector<std::string> all = {"node", "--model", model};
+    if (std::find(more.begin(), more.end(), "--listen") == more.end())
+      all.insert(all.end(), {"--listen", "tcp://127.0.0.1:0"});
     all.insert(all.end(), more.begin(), more.end());
     return all;
   }

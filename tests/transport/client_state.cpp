@@ -69,7 +69,13 @@ struct Side {
     std::string all;
     for (const Message& message : std::exchange(sends, {})) {
       if (!all.empty()) all += ", ";
-      if (std::holds_alternative<Submit>(message)) all += "submit";
+      if (const Submit* submit = std::get_if<Submit>(&message)) {
+        all += "submit";
+        if (submit->epoch > 7)
+          all += fmt::format(" {} after {} tokens, {} bytes of {}", submit->epoch,
+                             submit->resume_tokens.at(0).size(), submit->resume_text_bytes.at(0),
+                             submit->resume_numerics);
+      }
       if (const Attach* attach = std::get_if<Attach>(&message)) {
         all += fmt::format("attach {}{}", attach->index, attach->live ? "" : " once");
         BOOST_CHECK(attach->owner == OwnerSecret{} || attach->owner == request().owner);
@@ -273,8 +279,7 @@ BOOST_AUTO_TEST_CASE(failures) {
   for (const auto& [code, acked] :
        std::initializer_list<std::pair<ErrorCode, bool>>{{ErrorCode::internal, true},
                                                          {ErrorCode::deadline, true},
-                                                         {ErrorCode::gone, false},
-                                                         {ErrorCode::not_found, false},
+                                                         {ErrorCode::conflict, false},
                                                          {ErrorCode::unauthorized, false}}) {
     Side side;
     side.accept();
@@ -340,6 +345,60 @@ BOOST_AUTO_TEST_CASE(a_node_that_never_helps_is_not_asked_for_ever) {
   side.said();
   side.tick(side.now_ns + 100 * second);
   BOOST_CHECK_EQUAL(side.said(), "attach 0 once");
+}
+
+BOOST_AUTO_TEST_CASE(a_stream_that_its_node_lost_is_resumed) {
+  const Log log;
+  Side side;
+  side.accept();
+  side.hear(log.part(0, 4));
+  side.said();
+  side.stream.on_connected(0, side.sends);
+  BOOST_CHECK_EQUAL(side.said(), "attach 4");
+  side.stream.on_unavailable(0, second / 2);  // it loads
+  side.tick(second / 4);
+  BOOST_CHECK_EQUAL(side.said(), "");
+  side.tick(second / 2);
+  BOOST_CHECK_EQUAL(side.said(), "attach 4");
+  side.hear(Failed{{{5}}, 0, {ErrorCode::not_found, "", 0}});
+  BOOST_CHECK_EQUAL(side.said(), "submit 8 after 4 tokens, 8 bytes of numerics");
+  BOOST_CHECK_EQUAL(side.stream.epoch(), 8U);
+  side.hear(Failed{{{5}}, 0, {ErrorCode::not_found, "", 0}});  // to the first attach
+  side.hear(log.part(4, 2));                                   // of the old epoch
+  BOOST_CHECK_EQUAL(side.said(), "");
+  side.hear(Accepted{{5}, 8, "numerics", 3, start});
+  Chunk rest = log.part(4, 6);
+  rest.epoch = 8;
+  side.hear(rest);
+  Done done = log.done();
+  done.epoch = 8;
+  side.hear(done);
+  BOOST_CHECK_EQUAL(side.text, "0 1 2 3 4 5 6 7 8 9 ");
+  BOOST_CHECK_EQUAL(side.tokens.size(), 10U);
+  BOOST_CHECK_EQUAL(side.accepted, 1);
+  BOOST_CHECK_EQUAL(side.ends, "done");
+}
+
+BOOST_AUTO_TEST_CASE(a_stream_that_is_lost_each_time_is_given_up) {
+  Side side;
+  side.accept();
+  int submissions = 0;
+  for (std::uint64_t epoch = 8; epoch < 20 && side.ends.empty(); ++epoch) {
+    side.said();
+    side.hear(Failed{{{5}}, 0, {ErrorCode::gone, "", 0}});
+    submissions += side.said().starts_with("submit");
+    side.hear(Accepted{{5}, epoch, "numerics", 3, start});
+  }
+  BOOST_CHECK_EQUAL(submissions, 4);
+  BOOST_CHECK_EQUAL(side.ends, "gone");
+}
+
+BOOST_AUTO_TEST_CASE(another_stream_under_its_name_is_refused) {
+  Side side;
+  side.accept();
+  side.hear(Failed{{{5}}, 0, {ErrorCode::not_found, "", 0}});
+  side.hear(Accepted{{5}, 8, "numerics", 3, engine::chain_next(start, 1)});
+  BOOST_CHECK_EQUAL(side.ends, "not_exact");
 }
 
 BOOST_AUTO_TEST_CASE(resumed_tokens_are_held_already) {
