@@ -133,6 +133,7 @@ Result<LoadedEngine> load_engine(const EngineConfig& config, const SiteConfig& s
                       .block_tokens = pool->block_tokens,
                       .context_tokens = pool->context_tokens,
                       .rows_max = pool->rows_max,
+                      .itl_target = engine::Nanoseconds{config.itl_target_ms} * 1'000'000,
                       .queue_max = config.queue,
                       .paths_equal = device.paths_equal};
   if (config.prefix_cache) facts->scheduler.prefix_root = prefix_root(facts->numerics);

@@ -9,6 +9,7 @@
 #include "engine/detokenizer.hpp"
 #include "engine/kv_blocks.hpp"
 #include "engine/request_check.hpp"
+#include "engine/step_time.hpp"
 
 namespace sluice::engine {
 
@@ -68,6 +69,7 @@ struct PlannedRows {
 
 struct StepInFlight {
   Ticket ticket = 0;
+  std::uint32_t decode_rows = 0;
   std::uint32_t rows = 0;
   std::vector<PlannedRows> segments;
 };
@@ -90,6 +92,7 @@ struct Scheduler::State {
   std::set<std::pair<Nanoseconds, SequenceId>> deadlines;
 
   std::deque<StepInFlight> in_flight;
+  StepTime step_time;
   std::uint32_t rows_left = 0;  // of the step being planned
   Applied pending;              // events that arose outside `apply`
   std::uint64_t arrivals = 0;
@@ -111,6 +114,7 @@ struct Scheduler::State {
   }
 
   Result<void> check_length(const Request& request) const;
+  Result<void> check_deadline(const Request& request, Nanoseconds now) const;
   Result<void> refuse_overload();
 
   void hash_blocks(Sequence& q) const;
@@ -171,6 +175,9 @@ std::optional<StepPlan> Scheduler::plan(Nanoseconds now) {
   step.segments.reserve(s.running.size() + 1);
   s.rows_left = s.config.rows_max;
   s.plan_decodes(step, plan.batch);
+  step.decode_rows = s.config.rows_max - s.rows_left;
+  s.rows_left = std::min(s.rows_left, s.step_time.prompt_rows(step.decode_rows, s.config.itl_target,
+                                                              s.config.rows_max));
   s.plan_chunks(step, plan.batch);
   s.admit(step, plan.batch, now);
   if (plan.batch.segments.empty() && s.closing.empty()) return std::nullopt;
@@ -179,7 +186,7 @@ std::optional<StepPlan> Scheduler::plan(Nanoseconds now) {
   for (const SlotRef& ref : plan.batch.closes) s.free_slots.push_back(ref.slot);
   plan.ticket = ++s.counters.steps;
   step.ticket = plan.ticket;
-  step.rows = s.config.rows_max - s.rows_left;
+  for (const PlannedRows& planned : step.segments) step.rows += planned.rows;
   s.in_flight.push_back(std::move(step));
   return plan;
 }
@@ -371,6 +378,7 @@ Result<void> Scheduler::submit(Request request, Nanoseconds now) {
   if (auto ok = check_request(request, s.tokenizer->size()); !ok) return ok;
   if (auto ok = s.check_length(request); !ok) return ok;
   if (s.waiting.size() >= s.config.queue_max) return s.refuse_overload();
+  if (auto ok = s.check_deadline(request, now); !ok) return ok;
 
   auto owned = std::make_unique<Sequence>();
   Sequence& q = *owned;
@@ -409,6 +417,31 @@ Result<void> Scheduler::State::check_length(const Request& request) const {
               context_tokens);
 }
 
+// Prompts are computed in order of precedence; what this one shares with the cache comes for free,
+// which is left out of account: whoever sets a deadline may be refused a little too early.
+Result<void> Scheduler::State::check_deadline(const Request& request, Nanoseconds now) const {
+  if (!request.deadline || *request.deadline <= now) return {};  // `expire` ends what is past it
+  std::uint64_t ahead = request.prompt.size() + request.resumed.size();
+  std::uint32_t decoding = 0;
+  for (const Sequence* q : running) {
+    decoding += q->decodes() ? 1 : 0;
+    ahead += q->known() - std::min(q->known(), q->planned);
+  }
+  for (const Sequence* q : waiting)
+    if (q->request.priority >= request.priority) ahead += q->known();
+  const auto wait = static_cast<Nanoseconds>(
+      step_time.prompt_ns(ahead, decoding, config.itl_target, config.rows_max));
+  if (now + wait <= *request.deadline) return {};
+  const auto late_ms = (now + wait - *request.deadline) / 1'000'000 + 1;
+  auto refusal = fail(ErrorCode::overloaded,
+                      "{} tokens of prompts come first, so that the first token would miss the "
+                      "deadline by {} ms",
+                      ahead - request.prompt.size(), late_ms);
+  refusal.value().retry_after_ms =
+      static_cast<std::uint32_t>(std::min<std::uint64_t>(late_ms, 60'000));
+  return refusal;
+}
+
 // Every refused caller is told when one more place should be free, so that not all return at once.
 Result<void> Scheduler::State::refuse_overload() {
   constexpr std::uint64_t hint_ms_max = 60'000;
@@ -443,6 +476,9 @@ Applied Scheduler::apply(const StepResult& result, Nanoseconds now) {
   s.in_flight.pop_front();
   Applied out = take_events();
   s.share_time(step, result.device_ns);
+  if (!result.failed) {
+    s.step_time.add(step.decode_rows, step.rows - step.decode_rows, result.device_ns);
+  }
 
   if (!result.failed) {
     for (const PlannedRows& rows : step.segments)

@@ -5,7 +5,8 @@
 // and from its end who is preempted when the pool is empty. A sequence gets blocks for all its
 // known tokens when it is admitted, those of a prefix that was computed before included, and one
 // more whenever it crosses into a new block. Who waits for a prefix that is being computed lets
-// others go first. Plans run
+// others go first. While
+// others decode, a step takes only as many prompt rows as keep it short (StepTime). Plans run
 // ahead of results: a row is planned before its input token is known. What must be dropped later (a
 // row too many after a stop, a row of a preempted sequence) is known by its slot's generation.
 
@@ -27,6 +28,8 @@ struct SchedulerConfig {
   std::uint32_t block_tokens = 16;
   std::uint32_t context_tokens = 0;    ///< longest sequence; a smaller pool limits it further
   std::uint32_t rows_max = 512;        ///< rows of a step: decode rows first, then prompt chunks
+  /// What a step with prompt rows may take while others decode, in ns; 0: 9/5 of a step without.
+  Nanoseconds itl_target = 0;
   std::uint32_t queue_max = 1024;      ///< waiting sequences; beyond: `overloaded`
   std::uint32_t steps_in_flight = 2;   ///< step n+1 is planned while step n runs
   /// What besides tokens decides a block's keys and values; none: no block is used twice.
@@ -60,8 +63,9 @@ class Scheduler {
   ~Scheduler();
 
   /// Queues a sequence. `bad_request` (check_request; resumed tokens beyond an end), `too_long`
-  /// when prompt plus max tokens can never fit, or `overloaded` with a retry hint; never blocks or
-  /// drops. A request whose resumed tokens are complete ends at once: see `take_events`.
+  /// when prompt plus max tokens can never fit, or `overloaded` with a retry hint when the queue is
+  /// full or the first token would, by what steps take, miss the deadline; never blocks or drops. A
+  /// request whose resumed tokens are complete ends at once: see `take_events`.
   Result<void> submit(Request request, Nanoseconds now);
 
   /// Ends a sequence: its event comes with the next `apply` or at once from `take_events`.

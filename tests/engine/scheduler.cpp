@@ -329,6 +329,78 @@ BOOST_AUTO_TEST_CASE(full_queue_says_when_to_return) {
   BOOST_REQUIRE(engine.scheduler.submit(request(5, 3, 5), 0));
 }
 
+/// Three streams decode, on a device whose time is 1,000 ns a row.
+struct Decoding : Engine {
+  static SchedulerConfig roomy(Nanoseconds itl_target) {
+    SchedulerConfig config = small();
+    config.context_tokens = 512;
+    config.blocks = 512;
+    config.rows_max = 256;
+    config.itl_target = itl_target;
+    return config;
+  }
+  explicit Decoding(Nanoseconds itl_target) : Engine(roomy(itl_target)) {
+    for (SequenceId id = 1; id <= 3; ++id)
+      BOOST_REQUIRE(scheduler.submit(request(id, 3, 100), now));
+    for (int i = 0; i < 10; ++i) apply(device.run(*step()));
+  }
+  /// Rows of the prompt in each step until it is through.
+  std::vector<std::uint32_t> read_prompt(std::uint32_t tokens) {
+    BOOST_REQUIRE(scheduler.submit(request(9, tokens, 2), now));
+    std::vector<std::uint32_t> chunks;
+    for (std::uint32_t done = 0; done < tokens; done += chunks.back()) {
+      const auto plan = step();
+      const auto all = rows(plan);
+      BOOST_REQUIRE_EQUAL(all.size(), 4U);
+      for (std::size_t i = 0; i < 3; ++i) BOOST_REQUIRE_EQUAL(all[i].rows, 1U);
+      chunks.push_back(all[3].rows);
+      apply(device.run(*plan));
+    }
+    return chunks;
+  }
+};
+
+BOOST_AUTO_TEST_CASE(a_prompt_takes_only_what_the_target_leaves_beside_who_decodes) {
+  // 3 us go to the decode rows; what a prompt row costs was seen when the streams began.
+  BOOST_TEST(Decoding(103'000).read_prompt(300) == (std::vector{100U, 100U, 100U}),
+             boost::test_tools::per_element());
+  // Without a target, 4/5 of 3 us would be two rows: a few always go.
+  BOOST_TEST(Decoding(0).read_prompt(40) == (std::vector{16U, 16U, 8U}),
+             boost::test_tools::per_element());
+  Decoding engine(0);
+  engine.read_prompt(300);
+  const auto ended = engine.drain();
+  for (const SequenceId id : {1, 2, 3})
+    BOOST_TEST(ended.at(id).tokens == run_alone(request(id, 3, 100), 512).tokens,
+               boost::test_tools::per_element());
+}
+
+BOOST_AUTO_TEST_CASE(nobody_decodes_nothing_is_limited) {
+  Decoding engine(0);
+  engine.drain();
+  BOOST_REQUIRE(engine.scheduler.submit(request(9, 300, 2), engine.now));
+  BOOST_TEST(rows(engine.step()).at(0).rows == 256U);
+}
+
+BOOST_AUTO_TEST_CASE(a_deadline_that_the_first_token_would_miss_is_refused_at_once) {
+  Decoding engine(103'000);
+  const auto submit = [&](SequenceId id, std::uint32_t tokens, Nanoseconds within) {
+    Request timed = request(id, tokens, 2);
+    timed.deadline = engine.now + within;
+    return engine.scheduler.submit(std::move(timed), engine.now);
+  };
+  // 200 tokens need two steps of 103 us.
+  const auto refused = submit(4, 200, 190'000);
+  BOOST_REQUIRE(!refused);
+  BOOST_TEST(to_string(refused.error().code) == "overloaded");
+  BOOST_TEST(refused.error().retry_after_ms == 1U);
+  BOOST_REQUIRE(submit(5, 200, 220'000));
+  // Behind it, the same prompt needs four.
+  BOOST_REQUIRE(!submit(6, 200, 390'000));
+  BOOST_REQUIRE(submit(7, 200, 450'000));
+  BOOST_TEST(engine.scheduler.stats().waiting == 2U);
+}
+
 BOOST_AUTO_TEST_CASE(device_time_is_shared_by_rows) {
   Engine engine(small());  // the fake device takes 1,000 ns a row
   BOOST_REQUIRE(engine.scheduler.submit(request(1, 3, 2), 7));

@@ -19,7 +19,7 @@ namespace {
 // How often each thing came up over all runs: what never happens is not tested.
 struct Tally {
   int stopped = 0, by_string = 0, length = 0, cancelled = 0, deadline = 0, failed = 0;
-  int too_long = 0, overloaded = 0, at_once = 0, resumed = 0, surplus = 0;
+  int too_long = 0, overloaded = 0, at_once = 0, too_late = 0, resumed = 0, surplus = 0;
   std::uint64_t preempted = 0, cached = 0;
 };
 
@@ -143,8 +143,11 @@ class Simulation {
       BOOST_REQUIRE(!taken && taken.error().code == ErrorCode::overloaded);
       BOOST_REQUIRE_GT(taken.error().retry_after_ms, 0U);
       ++tally_.overloaded;
+    } else if (!taken) {
+      BOOST_REQUIRE(taken.error().code == ErrorCode::overloaded && request.deadline);
+      BOOST_REQUIRE_GT(taken.error().retry_after_ms, 0U);
+      ++tally_.too_late;
     } else {
-      BOOST_REQUIRE(taken);
       ++live_;
       tally_.at_once += complete;
     }
@@ -303,6 +306,7 @@ BOOST_AUTO_TEST_CASE(every_sequence_is_as_if_alone) {
   BOOST_TEST(tally.failed > 50);
   BOOST_TEST(tally.too_long > 100);
   BOOST_TEST(tally.overloaded > 100);
+  BOOST_TEST(tally.too_late > 10);
   BOOST_TEST(tally.at_once > 50);
   BOOST_TEST(tally.resumed > 200);
   BOOST_TEST(tally.surplus > 200);

@@ -1,0 +1,40 @@
+#pragma once
+// How long steps take by what is in them, learned from those that ran: what a step may hold so that
+// decoding streams do not stall, and when a prompt would be through. Pure.
+
+#include <cstdint>
+
+namespace sluice::engine {
+
+class StepTime {
+ public:
+  /// Takes a step that ran: rows that decode, rows of prompts (or of what is recomputed), and the
+  /// time that the device took, in ns. Older steps count less and less.
+  void add(std::uint32_t decode_rows, std::uint32_t prompt_rows, std::uint64_t ns);
+
+  /// Time of a step of so many decode rows alone, in ns; 0 while none has run.
+  double decode_ns(std::uint32_t rows) const;
+
+  /// Prompt rows that may join so many decode rows: as many as keep the step within `target_ns`,
+  /// or, where that is 0 or less than decoding alone nearly takes, within 9/5 of decoding alone. A
+  /// few always may, and `rows_max` where there is nothing to stall or nothing is known.
+  std::uint32_t prompt_rows(std::uint32_t decode_rows, std::uint64_t target_ns,
+                            std::uint32_t rows_max) const;
+
+  /// Time until `tokens` of prompts are computed in such steps, in ns; 0 while nothing is known.
+  double prompt_ns(std::uint64_t tokens, std::uint32_t decode_rows, std::uint64_t target_ns,
+                   std::uint32_t rows_max) const;
+
+ private:
+  /// A line through what was seen, by least squares; points fade.
+  struct Line {
+    double weight = 0, x = 0, y = 0, xx = 0, xy = 0;
+    void add(double at, double value);
+    double operator()(double at) const;
+  };
+
+  Line decode_;
+  double prompt_rows_ = 0, prompt_ns_ = 0;  // sums that fade
+};
+
+}  // namespace sluice::engine

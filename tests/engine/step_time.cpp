@@ -1,0 +1,85 @@
+// What is learned of a device's steps: lines are found, noise is averaged, the past is forgotten,
+// and from them follow the rows that a target leaves and the time that a prompt needs.
+#include "engine/step_time.hpp"
+
+#include <boost/test/unit_test.hpp>
+
+using sluice::engine::StepTime;
+
+namespace {
+
+/// A device that takes 5 ms a step, 1 ms a decode row and 0.5 ms a prompt row.
+constexpr std::uint64_t ns(std::uint32_t decode_rows, std::uint32_t prompt_rows) {
+  return 5'000'000 + 1'000'000ULL * decode_rows + 500'000ULL * prompt_rows;
+}
+
+StepTime learned() {
+  StepTime time;
+  for (std::uint32_t rows = 1; rows <= 8; ++rows) time.add(rows, 0, ns(rows, 0));
+  for (std::uint32_t rows = 1; rows <= 8; ++rows) time.add(rows, 64, ns(rows, 64));
+  return time;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(step_time)
+
+BOOST_AUTO_TEST_CASE(nothing_known_limits_nothing) {
+  StepTime time;
+  BOOST_TEST(time.prompt_rows(8, 0, 512) == 512U);
+  BOOST_TEST(time.prompt_ns(1000, 8, 0, 512) == 0.0);
+  time.add(0, 100, ns(0, 100));
+  BOOST_TEST(time.prompt_rows(0, 0, 512) == 512U);  // nobody decodes
+  BOOST_TEST(time.prompt_rows(8, 0, 512) == 512U);  // nobody has yet
+  BOOST_TEST(time.prompt_ns(1000, 0, 0, 512) == 1000 * ns(0, 100) / 100.0);
+}
+
+BOOST_AUTO_TEST_CASE(a_line_is_found) {
+  const StepTime time = learned();
+  for (const std::uint32_t rows : {1U, 4U, 8U, 32U})
+    BOOST_TEST(time.decode_ns(rows) == static_cast<double>(ns(rows, 0)),
+               boost::test_tools::tolerance(1e-6));
+}
+
+BOOST_AUTO_TEST_CASE(rows_fill_what_the_target_leaves) {
+  const StepTime time = learned();
+  // 8 decode rows take 13 ms: 87 ms are left of 100, at half a millisecond a row.
+  BOOST_TEST(time.prompt_rows(8, 100'000'500, 512) == 174U);
+  BOOST_TEST(time.prompt_rows(8, 100'000'000, 100) == 100U);
+  // Without a target, 4/5 of the 13 ms; so too when it leaves next to nothing.
+  BOOST_TEST(time.prompt_rows(8, 0, 512) == 20U);  // 20.8
+  BOOST_TEST(time.prompt_rows(8, 14'000'000, 512) == 20U);
+  BOOST_TEST(time.prompt_rows(1, 0, 512) == 16U);  // a few always
+}
+
+BOOST_AUTO_TEST_CASE(a_prompt_shares_its_steps) {
+  const StepTime time = learned();
+  const double alone = time.prompt_ns(1000, 0, 0, 512);
+  const double beside = time.prompt_ns(1000, 8, 0, 512);
+  BOOST_TEST(alone == 5e8, boost::test_tools::tolerance(0.01));
+  // 20 rows a step of 13 + 10 ms.
+  BOOST_TEST(beside == 1000 / 20.0 * 23e6, boost::test_tools::tolerance(0.05));
+}
+
+BOOST_AUTO_TEST_CASE(the_past_is_forgotten) {
+  StepTime time = learned();
+  for (int i = 0; i < 200; ++i) time.add(8, 0, 2 * ns(8, 0));
+  BOOST_TEST(time.decode_ns(8) == 2.0 * static_cast<double>(ns(8, 0)),
+             boost::test_tools::tolerance(0.01));
+  for (int i = 0; i < 200; ++i) time.add(0, 64, 64 * 3'000'000ULL);
+  BOOST_TEST(time.prompt_ns(100, 0, 0, 512) == 3e8, boost::test_tools::tolerance(0.01));
+}
+
+BOOST_AUTO_TEST_CASE(one_row_count_or_a_falling_line_means_the_average) {
+  StepTime time;
+  time.add(8, 0, 10'000'000);
+  time.add(8, 0, 10'000'000);
+  BOOST_TEST(time.decode_ns(1) == 1e7);
+  BOOST_TEST(time.decode_ns(64) == 1e7);
+  StepTime falling;
+  falling.add(1, 0, 20'000'000);
+  falling.add(8, 0, 10'000'000);
+  BOOST_TEST(falling.decode_ns(100) > 9e6);
+}
+
+BOOST_AUTO_TEST_SUITE_END()
