@@ -60,6 +60,7 @@ Result<void> resume(const transport::Submit& submit, Admission& admission) {
   admission.held_text_bytes = submit.resume_text_bytes.front();
   engine::TextStream text(admission.engine->tokenizer, admission.request);
   for (const Token token : admission.request.resumed) text.push(token);
+  text.finish();  // the owner may hold a complete stream and lack only its terminal
   if (admission.held_text_bytes <= text.released_bytes()) return {};
   return fail(ErrorCode::bad_request,
               "resume_text_bytes[0] is {}, but the {} tokens to resume after release {} bytes",

@@ -1,5 +1,6 @@
 #include "actors/executor.hpp"
 
+#include <exception>
 #include <utility>
 
 namespace sluice::actors {
@@ -7,6 +8,13 @@ namespace sluice::actors {
 ExecutorActor::behavior_type executor(ExecutorActor::stateful_pointer<ExecutorState> self,
                                       std::size_t engine, EngineLoader load,
                                       SupervisorActor supervisor) {
+  self->set_exception_handler([](std::exception_ptr& thrown) -> caf::error {
+    try {
+      std::rethrow_exception(thrown);
+    } catch (const std::exception& error) {
+      return caf::make_error(caf::sec::runtime_error, error.what());
+    }
+  });
   // The backend outlives no executor, but its last completion may come while the actor ends: a weak
   // handle then drops it.
   const caf::weak_intrusive_ptr<caf::actor_control_block> weak(self->ctrl());

@@ -98,7 +98,10 @@ void take(Self self, StreamEvent& news) {
   std::string text;
   for (const Token token : event.tokens) text += kept.text.push(token);
   const bool ends = event.finish != engine::FinishReason::none;
-  if (ends) text += kept.text.finish();
+  // Cut short, it may go on elsewhere, where what is held back may turn out a stop.
+  const bool complete =
+      event.finish == engine::FinishReason::stop || event.finish == engine::FinishReason::length;
+  if (complete) text += kept.text.finish();
   if (!event.tokens.empty()) count(state, kept, event.tokens.size(), now(self));
   kept.tokens += static_cast<std::uint32_t>(event.tokens.size());
   if (!event.tokens.empty() || !text.empty())

@@ -71,7 +71,6 @@ void lose_engine(Self self, SupervisorState::Engine& engine, std::size_t index) 
   }
   if (engine.executor || engine.facts == nullptr) return;
   self->send(state.setup.session, engine_atom::value, std::exchange(engine.facts, nullptr), why);
-  state.setup.log->node_failed("engine_lost", why);
   if (++engine.restarts > restarts_max)
     return fail_node(self, {ErrorCode::internal,
                             fmt::format("engine {} was lost {} times: see the log for the cause",
@@ -87,6 +86,9 @@ void down(Self self, const caf::down_msg& message) {
     const bool executor_down = engine.executor && engine.executor.address() == message.source;
     const bool batcher_down = engine.batcher && engine.batcher.address() == message.source;
     if (!executor_down && !batcher_down) continue;
+    if (engine.executor && engine.batcher)  // the first to end has the cause
+      state.setup.log->node_failed(
+          "engine_lost", {ErrorCode::internal, self->system().render(message.reason), 0});
     if (executor_down) engine.executor = nullptr;
     if (batcher_down) engine.batcher = nullptr;
     return lose_engine(self, engine, i);

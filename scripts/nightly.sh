@@ -44,9 +44,7 @@ if ((${#names[@]})); then
     part "fuzz $name" run_fuzzer "$name" "$fuzz_seconds"
   done
 fi
-if [[ -x build/release/test_simulate ]]; then
-  part "long simulations" build/release/test_simulate -- --long
-fi
+part "long simulation" scripts/simulate.sh 10000
 
 mkdir -p docs
 {

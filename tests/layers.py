@@ -103,8 +103,10 @@ def allowed_libraries(path):
     if path.startswith("tests/"):
         lower = list(LIBRARIES)[:list(LIBRARIES).index(folder) + 1] if folder in LIBRARIES else []
         allowed = [prefix for name in lower for prefix in LIBRARIES[name]]
-        if folder in ("cli", "fuzz", "e2e", "simulate"):
+        if folder in ("cli", "fuzz"):
             allowed = [p for p in allowed if p != "caf/"] + ["nlohmann/", "fmt/", "tl/", "zmq"]
+        if folder in ("simulate", "fakes"):
+            allowed = LIBRARIES["actors"]
         allowed = allowed + ["boost/test/"]
     return allowed
 

@@ -64,7 +64,6 @@ std::optional<StreamId> stream_named(const Message& message) {
 struct Client::State {
   struct Stream {
     std::unique_ptr<ClientStream> state;
-    OwnerSecret owner{};
     bool subscribed = false;
   };
 
@@ -339,7 +338,6 @@ Result<StreamId> Client::submit(Submit submit) {
   State::Stream stream;
   stream.state = std::make_unique<ClientStream>(submit, state_->welcome->window_tokens,
                                                 state_->patience_ns());
-  stream.owner = submit.owner;
   state_->add(submit.stream, std::move(stream));
   return submit.stream;
 }
@@ -366,8 +364,10 @@ Result<void> Client::subscribe(const StreamId& id, std::uint32_t from) {
 
 void Client::cancel(const StreamId& id) {
   const auto found = state_->streams.find(id);
-  if (found == state_->streams.end() || found->second.subscribed) return;
-  state_->send(Cancel{id, found->second.owner, found->second.state->epoch()});
+  if (found == state_->streams.end()) return;
+  std::vector<Message> sends;
+  found->second.state->cancel(sends);
+  state_->send_all(sends);
 }
 
 std::optional<Client::Event> Client::next(milliseconds timeout) {

@@ -22,6 +22,9 @@ constexpr std::uint32_t times_asked_max = 16;
 /// would do so for ever.
 constexpr std::uint32_t resumptions_max = 4;
 
+/// Pause before asking a node that could not serve and did not say when it could.
+constexpr std::uint32_t retry_ms_default = 500;
+
 /// Choices a reader believes in before a terminal told how many there are.
 constexpr std::uint32_t choices_max = 16;
 
@@ -56,12 +59,16 @@ struct ClientStream::State {
   std::optional<Accepted> before;  // of a lower epoch
   std::vector<Choice> choices;
   std::optional<Done> done;  // came before everything it counts
+  bool cancelling = false;
+  bool resume_due = false;  // at the next question
+  bool reconnected = false; // and nothing of this epoch came since
   bool ended = false;
   bool ack_end = false;  // the end is the stream's own, so that it is acknowledged
   std::uint64_t patience_ns = 0;
   std::uint64_t heard_ns = 0;  // or asked last
   std::uint64_t alive_ns = 0;  // heard, or connected to
   std::uint64_t silence_ns = silence_ns_first;
+  std::uint64_t progress_ns = 0;  // a token came, or the first answer
 
   using Sends = std::vector<Message>;
   using Events = std::vector<ClientEvent>;
@@ -84,20 +91,25 @@ struct ClientStream::State {
   }
 
   void ask(Sends& send) {
+    if (resume_due) return resume(send);
     if (submit && !accepted) {
       ++submissions;
       send.push_back(*submit);
-      return;
+    } else {
+      for (std::uint32_t i = 0; i < choices.size(); ++i) {
+        choices[i].times_asked = 0;
+        attach(i, send);
+      }
     }
-    for (std::uint32_t i = 0; i < choices.size(); ++i) {
-      choices[i].times_asked = 0;
-      attach(i, send);
-    }
+    if (cancelling) say_cancel(send);
   }
+
+  void say_cancel(Sends& send) const { send.push_back(Cancel{stream, submit->owner, epoch}); }
 
   /// The node knows nothing of the stream: submits it anew, to go on where it stands.
   void resume(Sends& send) {
     ++resumptions;
+    resume_due = false;
     submit->epoch = ++epoch;
     submit->resume_numerics = accepted->numerics;
     submit->resume_tokens.clear();
@@ -136,7 +148,21 @@ struct ClientStream::State {
       done.reset();
       for (Choice& choice : choices) choice.early.clear();
     }
+    if (of == epoch) reconnected = false;
     return of == epoch;
+  }
+
+  /// Whether the node now connected to has only an earlier run of the owner's stream.
+  bool outdated(std::uint64_t of) const {
+    return of < epoch && reconnected && submit && accepted && !ended;
+  }
+
+  /// Such a node takes the stream on where it stands, or need not run it any more.
+  void bring_up_to_date(Sends& send, Events& events) {
+    if (cancelling)
+      return end_with({ErrorCode::cancelled, "cancelled; the node has an earlier run of it", 0},
+                      events);
+    if (resumptions < resumptions_max) resume(send);
   }
 
   void take(const Accepted& m, Sends& send, Events& events) {
@@ -150,6 +176,7 @@ struct ClientStream::State {
                       events);
     if (!accepted) {
       accepted = m;
+      progress_ns = heard_ns;
       for (std::size_t i = 0; i < choices.size(); ++i) {
         engine::ChainHash chain = m.chain;
         if (i < submit->resume_tokens.size())
@@ -169,6 +196,7 @@ struct ClientStream::State {
   }
 
   void take(const Chunk& m, Sends& send, Events& events) {
+    if (outdated(m.epoch)) return bring_up_to_date(send, events);
     if (ended || !current(m.epoch) || (submit && !accepted) || m.choice >= choices_max) return;
     if (m.choice >= choices.size()) {
       if (submit) return;  // it knows how many it asked for
@@ -242,7 +270,10 @@ struct ClientStream::State {
     if (!part.logprobs.empty())
       event.logprobs.assign(part.logprobs.begin() + held, part.logprobs.end());
     event.chain = part.chain;
-    if (end > choice.next) choice.times_asked = resumptions = 0;
+    if (end > choice.next) {
+      choice.times_asked = resumptions = 0;
+      progress_ns = heard_ns;
+    }
     if (submit) choice.held.insert(choice.held.end(), event.tokens.begin(), event.tokens.end());
     choice.next = end;
     choice.chain = part.chain;
@@ -271,6 +302,7 @@ struct ClientStream::State {
   }
 
   void take(const Done& m, Sends& send, Events& events) {
+    if (outdated(m.epoch)) return bring_up_to_date(send, events);
     if (!current(m.epoch)) return;
     if (ended) return ack_terminal(send);  // it comes again because the ack was lost
     if (m.tokens.empty() || m.tokens.size() > choices_max || m.text_bytes.size() != m.tokens.size())
@@ -283,17 +315,36 @@ struct ClientStream::State {
   }
 
   void take(const Failed& m, Sends& send, Events& events) {
+    const bool answer = answers_a_request(m.error.code);
+    if (!answer && outdated(m.epoch)) return bring_up_to_date(send, events);
     // Epoch 0 is also what a node says that could not read the message it answers.
     if (m.epoch != 0 && !current(m.epoch)) return;
-    const bool answer = answers_a_request(m.error.code);
     if (ended) return answer ? void() : ack_terminal(send);
     const bool lost = m.error.code == ErrorCode::not_found || m.error.code == ErrorCode::gone;
+    if (cancelling && lost)
+      return end_with({ErrorCode::cancelled, "cancelled; the node knows nothing of it", 0}, events);
     if (submit && lost && accepted && resumptions < resumptions_max) return resume(send);
     // Another attach, from before it was submitted again, is answered so too.
     if (before && !accepted && lost && m.epoch == 0) return;
+    if (goes_on_later(m.error)) {
+      const std::uint32_t retry_ms = m.error.retry_after_ms;
+      silence_ns = (retry_ms != 0 ? retry_ms : retry_ms_default) * 1'000'000ULL;
+      resume_due = accepted.has_value();
+      ack_end = resume_due;  // else the node would say it again and again
+      return ack_terminal(send);
+    }
     ack_end = accepted.has_value() && !answer;
     end_with(m.error, events);
     ack_terminal(send);
+  }
+
+  /// Whether a stream that was accepted once can go on when its node serves again: the engine was
+  /// lost, or is full just now. Not for longer than the caller would wait for a silent node.
+  bool goes_on_later(const Error& error) const {
+    const bool passes = error.code == ErrorCode::unavailable ||
+                        (error.code == ErrorCode::overloaded && before && !accepted);
+    return submit && passes && (accepted || before) && !cancelling &&
+           resumptions < resumptions_max && heard_ns - progress_ns < patience_ns;
   }
 
   template <class Other>
@@ -343,6 +394,7 @@ void ClientStream::on_message(const Message& message, std::uint64_t now_ns,
 void ClientStream::on_connected(std::uint64_t now_ns, std::vector<Message>& send) {
   state_->heard_ns = state_->alive_ns = now_ns;
   if (state_->ended) return state_->ack_terminal(send);
+  state_->reconnected = true;
   state_->ask(send);
 }
 
@@ -364,6 +416,12 @@ void ClientStream::tick(std::uint64_t now_ns, std::vector<Message>& send,
   state.heard_ns = now_ns;
   state.silence_ns = std::min(state.silence_ns * 2, silence_ns_last);
   state.ask(send);
+}
+
+void ClientStream::cancel(std::vector<Message>& send) {
+  if (!state_->submit || state_->ended) return;
+  state_->cancelling = true;
+  if (state_->submissions > 0 || state_->accepted) state_->say_cancel(send);
 }
 
 void ClientStream::on_unavailable(std::uint64_t now_ns, std::uint64_t retry_ns) {

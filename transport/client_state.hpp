@@ -22,9 +22,10 @@ struct ClientEvent {
   std::optional<Failed> failed;
 };
 
-/// When a node that lost the stream is connected to (it was started anew, say), the owner's stream
-/// is submitted again under the next epoch, to go on after the tokens held: the caller sees nothing
-/// of it. `not_exact` where that node's numerics are others.
+/// When the node connected to lost the stream (it was started anew, say, or it lost its engine) or
+/// has only an earlier run of it, the owner's stream is submitted again under the next epoch, to go
+/// on after the tokens held: the caller sees nothing of it. `not_exact` where that node's numerics
+/// are others.
 class ClientStream {
  public:
   /// Silence, however often asked into, after which a stream ends with `unavailable`.
@@ -52,6 +53,10 @@ class ClientStream {
   /// To be called every second or so. When nothing came for a while, asks again; when nothing came
   /// for all its patience, gives the node up.
   void tick(std::uint64_t now_ns, std::vector<Message>& send, std::vector<ClientEvent>& events);
+
+  /// Its owner wants no more of it. Said again with each question until the node has ended it; a
+  /// node that knows nothing of it ends it too, with `cancelled`. For readers nothing happens.
+  void cancel(std::vector<Message>& send);
 
   /// The node is there and cannot serve yet: asks again after `retry_ns`.
   void on_unavailable(std::uint64_t now_ns, std::uint64_t retry_ns);

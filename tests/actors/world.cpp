@@ -4,30 +4,13 @@
 
 namespace sluice::fakes {
 
-World::World(WorldOptions options) : options_(options) {
-  actors::NodeConfig node;
-  node.log_level = "off";
-  auto log = *actors::RequestLog::open(node);
-  transport::SessionConfig session_config;
-  session =
-      system_.spawn(actors::session, actors::SessionSetup{outbox, session_config, 1, log, status});
-  actors::SupervisorSetup setup;
-  setup.engines.push_back(
-      [this](kernels::Completion completion) { return load(std::move(completion)); });
-  setup.session = session;
-  setup.outbox = outbox;
-  setup.publish = "inproc://published";
-  setup.log = log;
-  setup.status = status;
-  setup.detach_executors = false;
-  setup.streamers = 2;
-  setup.stream = options_.stream;
-  supervisor = system_.spawn(actors::supervisor, std::move(setup));
-  run();
-}
-
-World::~World() {
-  caf::anon_send_exit(supervisor, caf::exit_reason::user_shutdown);
+World::World(WorldOptions options, std::shared_ptr<RecordingOutbox> recording)
+    : NodeActors({recording,
+                  [this](kernels::Completion completion) { return load(std::move(completion)); },
+                  options.stream,
+                  {}}),
+      outbox(std::move(recording)),
+      options_(options) {
   run();
 }
 

@@ -2,18 +2,15 @@
 // A whole node's actors under the deterministic coordinator: nothing runs but by `run()`, time
 // moves only by `advance()`, and what would go to sockets is decoded and kept.
 
-#include <caf/all.hpp>
-#include <caf/scheduler/test_coordinator.hpp>
 #include <chrono>
 #include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "actors/session.hpp"
-#include "actors/supervisor.hpp"
 #include "bench/instant_backend.hpp"
 #include "tests/fakes/byte_tokenizer.hpp"
+#include "tests/fakes/node_actors.hpp"
 
 namespace sluice::fakes {
 
@@ -43,10 +40,9 @@ struct WorldOptions {
   transport::StreamConfig stream = {};
 };
 
-class World {
+class World : public NodeActors {
  public:
-  explicit World(WorldOptions options = {});
-  ~World();
+  explicit World(WorldOptions options = {}) : World(options, std::make_shared<RecordingOutbox>()) {}
 
   /// Runs every message there is.
   void run() { coordinator().run(); }
@@ -69,27 +65,15 @@ class World {
   /// Value from a stats answer.
   double stat(const std::string& name);
 
-  std::shared_ptr<RecordingOutbox> outbox = std::make_shared<RecordingOutbox>();
-  std::shared_ptr<actors::NodeStatus> status = std::make_shared<actors::NodeStatus>();
+  std::shared_ptr<RecordingOutbox> outbox;
   bench::InstantBackend* backend = nullptr;  ///< the engine's present one
   std::uint32_t loads = 0;
-  actors::SupervisorActor supervisor;
-  actors::SessionActor session;
-
-  caf::actor_system& system() { return system_; }
 
  private:
-  struct Config : caf::actor_system_config {
-    Config() { set("scheduler.policy", caf::atom("testing")); }
-  };
-  caf::scheduler::test_coordinator& coordinator() {
-    return dynamic_cast<caf::scheduler::test_coordinator&>(system_.scheduler());
-  }
+  World(WorldOptions options, std::shared_ptr<RecordingOutbox> recording);
   Result<actors::LoadedEngine> load(kernels::Completion completion);
 
   WorldOptions options_;
-  Config config_;
-  caf::actor_system system_{config_};
 };
 
 }  // namespace sluice::fakes

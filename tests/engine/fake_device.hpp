@@ -3,10 +3,12 @@
 // granted, exactly the keys that its earlier positions have, whoever wrote them. The next token is
 // a hash of the tokens before it and the seed.
 
-#include <boost/test/unit_test.hpp>
+#include <algorithm>
 #include <map>
 #include <set>
 #include <span>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "engine/scheduler.hpp"
@@ -38,6 +40,11 @@ inline std::uint64_t key_of(std::span<const Token> tokens, std::uint32_t prompt,
   return hash;
 }
 
+/// A plan that a device could not run ends the test that made it.
+inline void demand(bool holds, const char* fault) {
+  if (!holds) throw std::logic_error(std::string("a plan ") + fault);
+}
+
 class FakeDevice {
  public:
   FakeDevice(const SchedulerConfig& config)
@@ -52,16 +59,16 @@ class FakeDevice {
     const kernels::Batch& batch = plan.batch;
     for (const kernels::SlotOpen& open : batch.opens) {
       Slot& slot = slots_.at(open.slot.slot);
-      BOOST_REQUIRE(!slot.open);
-      BOOST_REQUIRE_GT(open.slot.generation, slot.generation);
-      BOOST_REQUIRE_LE(open.prompt_tokens, open.tokens.size());
+      demand(!slot.open, "opens a slot that is open");
+      demand(open.slot.generation > slot.generation, "repeats a slot's generation");
+      demand(open.prompt_tokens <= open.tokens.size(), "counts too much as prompt");
       slot = {true,        false, open.slot.generation, open.prompt_tokens, open.sampling.seed,
               open.tokens, {}};
     }
     for (const kernels::BlockGrant& grant : batch.grants) {
       Slot& slot = slots_.at(grant.slot);
-      BOOST_REQUIRE(slot.open);
-      BOOST_REQUIRE_EQUAL(grant.first_block, slot.blocks.size());
+      demand(slot.open, "grants blocks to a closed slot");
+      demand(grant.first_block == slot.blocks.size(), "leaves a hole in a block table");
       for (const std::uint32_t block : grant.blocks) {
         slot.blocks.push_back(block);
         owners_.at(block) = {grant.slot, slot.generation};
@@ -72,18 +79,18 @@ class FakeDevice {
     std::set<std::uint32_t> named;
     std::uint32_t rows = 0;
     for (const kernels::Segment& segment : batch.segments) {
-      BOOST_REQUIRE(named.insert(segment.slot.slot).second);
+      demand(named.insert(segment.slot.slot).second, "names a slot twice");
       rows += segment.rows;
       Slot& slot = slots_.at(segment.slot.slot);
-      BOOST_REQUIRE(slot.open && slot.generation == segment.slot.generation);
+      demand(slot.open && slot.generation == segment.slot.generation, "names a closed slot");
       if (fail || (segment.sample && broken.contains(segment.slot.slot))) slot.broken = true;
       if (!fail) compute(segment, slot, result);
     }
-    BOOST_REQUIRE_LE(rows, config_.rows_max);
+    demand(rows <= config_.rows_max, "has too many rows");
     for (const kernels::SlotRef& close : batch.closes) {
       Slot& slot = slots_.at(close.slot);
-      BOOST_REQUIRE(slot.open && slot.generation == close.generation);
-      BOOST_REQUIRE(!named.contains(close.slot));
+      demand(slot.open && slot.generation == close.generation, "closes a closed slot");
+      demand(!named.contains(close.slot), "closes a slot that it runs");
       slot.open = false;
     }
     result.device_ns = 1000 * rows;
@@ -122,21 +129,22 @@ class FakeDevice {
       if (segment.sample) result.slots.push_back({segment.slot, {}, {}, error});
       return;
     }
-    BOOST_REQUIRE_GE(segment.rows, 1U);
+    demand(segment.rows >= 1, "has a segment without rows");
     const std::uint32_t end = segment.position + segment.rows;
-    BOOST_REQUIRE_LE(end, slot.tokens.size());
+    demand(end <= slot.tokens.size(), "runs ahead of the tokens");
     for (std::uint32_t p = segment.position; p < end; ++p) {
-      BOOST_REQUIRE((segment.path == kernels::Path::prompt) == (p < slot.prompt));
-      BOOST_REQUIRE(owners_.at(slot.blocks.at(p / config_.block_tokens)) == segment.slot);
+      demand((segment.path == kernels::Path::prompt) == (p < slot.prompt), "takes a wrong path");
+      demand(owners_.at(slot.blocks.at(p / config_.block_tokens)) == segment.slot,
+             "writes to a block that is another's");
       cell(slot, p) = key(slot, p);
     }
     for (std::uint32_t p = 0; p < segment.position; ++p) {
-      BOOST_REQUIRE(cell(slot, p) == key(slot, p));
+      demand(cell(slot, p) == key(slot, p), "reads keys that are not the sequence's");
     }
-    BOOST_REQUIRE_EQUAL(segment.sample, end == slot.tokens.size());
+    demand(segment.sample == (end == slot.tokens.size()), "samples elsewhere than at the end");
     if (!segment.sample) return;
     slot.tokens.push_back(next_token(slot.tokens, slot.seed));
-    BOOST_REQUIRE_LE(slot.tokens.size(), config_.context_tokens);
+    demand(slot.tokens.size() <= config_.context_tokens, "goes beyond the context");
     result.slots.push_back({segment.slot, {slot.tokens.back()}, {}, {}});
   }
 

@@ -82,6 +82,8 @@ struct Side {
       }
       if (const Ack* ack = std::get_if<Ack>(&message))
         all += fmt::format("ack {}{}", ack->index, ack->terminal ? " end" : "");
+      if (const Cancel* cancel = std::get_if<Cancel>(&message))
+        all += fmt::format("cancel {}", cancel->epoch);
     }
     return all;
   }
@@ -377,6 +379,81 @@ BOOST_AUTO_TEST_CASE(a_stream_that_its_node_lost_is_resumed) {
   BOOST_CHECK_EQUAL(side.tokens.size(), 10U);
   BOOST_CHECK_EQUAL(side.accepted, 1);
   BOOST_CHECK_EQUAL(side.ends, "done");
+}
+
+BOOST_AUTO_TEST_CASE(a_stream_whose_engine_was_lost_is_resumed_when_it_may_be_back) {
+  const Log log;
+  Side side;
+  side.stream.on_connected(0, side.sends);
+  side.accept();
+  side.hear(log.part(0, 4));
+  side.said();
+  side.hear(Failed{{{5}}, 7, {ErrorCode::unavailable, "the engine was lost", 1000}});
+  BOOST_CHECK_EQUAL(side.said(), "ack 4 end");  // or it would be told again and again
+  side.tick(9 * second / 10);
+  BOOST_CHECK_EQUAL(side.said(), "");
+  side.tick(side.now_ns = second);
+  BOOST_CHECK_EQUAL(side.said(), "submit 8 after 4 tokens, 8 bytes of numerics");
+  side.hear(Failed{{{5}}, 8, {ErrorCode::unavailable, "still loading", 500}});
+  side.tick(side.now_ns += second / 2);
+  BOOST_CHECK_EQUAL(side.said(), "submit 8 after 4 tokens, 8 bytes of numerics");
+  BOOST_CHECK_EQUAL(side.ends, "");
+  // Not for ever: as long as it would wait for a node that says nothing.
+  for (int i = 0; i < 200 && side.ends.empty(); ++i) {
+    side.hear(Failed{{{5}}, 8, {ErrorCode::unavailable, "still loading", 500}});
+    side.tick(side.now_ns += second / 2);
+  }
+  BOOST_CHECK_EQUAL(side.ends, "unavailable");
+  BOOST_CHECK_GE(side.now_ns, ClientStream::default_patience_ns);
+}
+
+// Two nodes behind one address: back at the first, which runs an earlier epoch of the stream.
+BOOST_AUTO_TEST_CASE(a_node_with_an_earlier_run_is_brought_up_to_date) {
+  const Log log;
+  Side side;
+  side.stream.on_connected(0, side.sends);
+  side.accept();
+  side.hear(log.part(0, 4));
+  side.stream.on_connected(0, side.sends);
+  side.hear(Failed{{{5}}, 0, {ErrorCode::not_found, "", 0}});
+  side.hear(Accepted{{5}, 8, "numerics", 3, start});
+  Chunk more = log.part(4, 2);
+  more.epoch = 8;
+  side.hear(more);
+  side.said();
+  side.hear(log.part(4, 1));  // late, and of no use
+  BOOST_CHECK_EQUAL(side.said(), "");
+  side.stream.on_connected(0, side.sends);
+  BOOST_CHECK_EQUAL(side.said(), "attach 6");
+  side.hear(log.part(6, 1));
+  BOOST_CHECK_EQUAL(side.said(), "submit 9 after 6 tokens, 12 bytes of numerics");
+  side.hear(log.part(7, 1));
+  BOOST_CHECK_EQUAL(side.said(), "");
+  // An earlier run that has failed says so without telling its epoch from that of no stream.
+  side.hear(Accepted{{5}, 9, "numerics", 3, start});
+  side.stream.on_connected(0, side.sends);
+  side.said();
+  side.hear(Failed{{{5}}, 0, {ErrorCode::bad_request, "index 6 is beyond 4 tokens", 0}});
+  BOOST_CHECK_EQUAL(side.said(), "submit 10 after 6 tokens, 12 bytes of numerics");
+  BOOST_CHECK_EQUAL(side.text, "0 1 2 3 4 5 ");
+  BOOST_CHECK_EQUAL(side.ends, "");
+}
+
+BOOST_AUTO_TEST_CASE(a_cancel_is_said_until_it_is_heard) {
+  const Log log;
+  Side side;
+  side.stream.on_connected(0, side.sends);
+  side.accept();
+  side.hear(log.part(0, 4));
+  side.said();
+  side.stream.cancel(side.sends);
+  BOOST_CHECK_EQUAL(side.said(), "cancel 7");
+  side.stream.on_connected(second, side.sends);  // it may have been lost with the connection
+  BOOST_CHECK_EQUAL(side.said(), "attach 4, cancel 7");
+  // A node that does not know the stream has nothing to cancel; it is not submitted anew for that.
+  side.hear(Failed{{{5}}, 0, {ErrorCode::not_found, "no such stream", 0}});
+  BOOST_CHECK_EQUAL(side.ends, "cancelled");
+  BOOST_CHECK_EQUAL(side.said(), "");
 }
 
 BOOST_AUTO_TEST_CASE(a_stream_that_is_lost_each_time_is_given_up) {

@@ -1,0 +1,78 @@
+#pragma once
+// One simulated client process with one stream, and the judge of all that it is handed.
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tests/simulate/node.hpp"
+#include "transport/client_state.hpp"
+
+namespace sluice::simulate {
+
+enum class Role : std::uint8_t { owner, reader, subscriber };
+
+class Client {
+ public:
+  /// The stream's owner.
+  Client(transport::Submit submit, Expected expected, const NodeShape& shape);
+  /// Somebody who follows another's stream from token `from` on.
+  Client(const Client& owner, Role role, std::uint32_t from);
+
+  /// A connection was made. The first thing that a client says is hello.
+  void connected(std::uint64_t now_ns, std::vector<transport::Message>& send);
+  void disconnected(std::uint64_t now_ns);
+  void hear(const std::string& frame, std::uint64_t now_ns, std::vector<transport::Message>& send);
+  void tick(std::uint64_t now_ns, std::vector<transport::Message>& send);
+  void cancel(std::vector<transport::Message>& send);
+
+  /// The process is killed. Whoever starts it anew knows the request, and that it was submitted
+  /// before, and no token of it.
+  void restart(std::uint64_t now_ns);
+
+  bool over() const { return terminal_.has_value(); }
+  /// How it ended, for tallies.
+  const std::string& ending() const { return *terminal_; }
+  bool whole() const { return whole_; }
+
+  Role role() const { return role_; }
+  const transport::StreamId& stream() const { return submit_.stream; }
+  std::uint64_t tokens() const { return tokens_.size(); }
+  std::uint64_t resumptions() const { return resumptions_; }
+
+  /// Judges the end; throws a Violation. No loss of a connection, node or device excuses an error;
+  /// a step that fails does, for the request may be the cause.
+  void judge(bool steps_failed) const;
+
+  std::uint64_t began_ns = 0;
+  std::uint64_t ended_ns = 0;
+
+ private:
+  void take(std::vector<transport::ClientEvent> events, std::uint64_t now_ns);
+  void follow();
+
+  Role role_;
+  transport::Submit submit_;
+  Expected expected_;
+  NodeShape shape_;
+  std::uint32_t from_ = 0;
+
+  std::unique_ptr<transport::ClientStream> state_;
+  bool greeted_ = false;
+  bool cancelled_ = false;
+  bool accepted_ = false;
+  std::uint64_t epoch_ = 0;
+  std::uint64_t resumptions_ = 0;
+  std::uint64_t lost_ns_ = 0;    // when its connection was lost, while there is none
+  std::uint64_t absent_ns_ = 0;  // longest time without one
+
+  std::vector<Token> tokens_;
+  std::string text_;
+  bool whole_ = false;
+  std::optional<std::string> terminal_;
+  std::optional<transport::Done> done_;
+  std::optional<Error> error_;
+};
+
+}  // namespace sluice::simulate
