@@ -22,6 +22,7 @@
 namespace sluice::actors {
 
 using run_atom = caf::atom_constant<caf::atom("run")>;
+using sample_atom = caf::atom_constant<caf::atom("sample")>;
 using admit_atom = caf::atom_constant<caf::atom("admit")>;
 using cancel_atom = caf::atom_constant<caf::atom("cancel")>;
 using inbound_atom = caf::atom_constant<caf::atom("inbound")>;
@@ -100,6 +101,7 @@ struct EngineFailed {
 /// backend; spawned detached, so that nothing else delays a step.
 using ExecutorActor =
     caf::typed_actor<caf::reacts_to<run_atom, engine::StepPlan>,
+                     caf::reacts_to<sample_atom, engine::StepMasks>,
                      caf::reacts_to<engine::StepResult>>;  ///< from its own backend
 
 /// Owns one engine's scheduler.
@@ -161,6 +163,7 @@ CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::actors::NamedValues)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::Error)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::kernels::StepResult)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::engine::StepPlan)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::engine::StepMasks)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::transport::StreamId)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::transport::Submit)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::transport::Accepted)

@@ -107,10 +107,12 @@ Result<Admission> admit(EngineFactsPtr engine, transport::Peer owner,
   }
   admission.accepted = {submit.stream, submit.epoch, engine->numerics,
                         static_cast<std::uint32_t>(prompt->size()),
-                        engine::chain_start(engine->numerics, *prompt, request.sampling)};
+                        engine::chain_start(engine->numerics, *prompt, request.sampling,
+                                            submit.constraint)};
   request.prompt = std::move(*prompt);
   request.max_tokens = submit.max_tokens;
   request.stops = submit.stops;
+  request.constraint = submit.constraint;
   request.continues_text =
       !std::holds_alternative<std::vector<transport::ChatMessage>>(submit.prompt);
   request.priority = submit.priority;

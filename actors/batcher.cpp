@@ -42,8 +42,14 @@ void forward(Self self, engine::Applied applied) {
 /// Plans as far ahead as may be, then tells the news: first what a step brought, then what ended
 /// meanwhile (a deadline, a cancel). The device does not wait for the telling.
 void advance(Self self, engine::Applied applied) {
-  while (auto next = self->state.scheduler->plan(now(self)))
+  auto& scheduler = *self->state.scheduler;
+  while (true) {
+    if (auto masks = scheduler.take_masks())
+      self->send(self->state.peers.executor, sample_atom::value, std::move(*masks));
+    auto next = scheduler.plan(now(self));
+    if (!next) break;
     self->send(self->state.peers.executor, run_atom::value, std::move(*next));
+  }
   forward(self, std::move(applied));
   forward(self, self->state.scheduler->take_events());
 }

@@ -35,6 +35,9 @@ ExecutorActor::behavior_type executor(ExecutorActor::stateful_pointer<ExecutorSt
         self->state.engine.backend->submit(self->state.engine.program, plan.ticket,
                                            std::move(plan.batch));
       },
+      [self](sample_atom, engine::StepMasks& masks) {
+        self->state.engine.backend->sample(masks.ticket, std::move(masks.masks));
+      },
       [self](engine::StepResult& result) { self->send(self->state.batcher, std::move(result)); },
   };
 }

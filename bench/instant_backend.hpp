@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <deque>
 #include <map>
+#include <span>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -14,12 +15,19 @@
 
 namespace sluice::bench {
 
-/// The token that follows `tokens`: a letter 'a'..'z' of the byte vocabulary.
-inline Token next_token(const std::vector<Token>& tokens, std::uint64_t seed) {
+/// The token that follows `tokens`: a letter 'a'..'z' of the byte vocabulary, or, where a mask says
+/// which may come, one of these.
+inline Token next_token(const std::vector<Token>& tokens, std::uint64_t seed,
+                        std::span<const std::uint64_t> allowed = {}) {
   std::uint64_t hash = 0xcbf29ce484222325ULL ^ seed;
   for (const Token token : tokens) hash = (hash ^ token) * 0x100000001b3ULL;
   hash ^= hash >> 29;
-  return 'a' + static_cast<Token>(hash % 26);
+  if (allowed.empty()) return 'a' + static_cast<Token>(hash % 26);
+  std::vector<Token> choices;
+  for (Token token = 0; token < 64 * allowed.size(); ++token)
+    if ((allowed[token / 64] >> (token % 64) & 1) != 0) choices.push_back(token);
+  SLUICE_ASSERT(!choices.empty(), "a mask allows something");
+  return choices[hash % choices.size()];
 }
 
 class InstantBackend : public kernels::Backend {
@@ -41,7 +49,6 @@ class InstantBackend : public kernels::Backend {
   Result<kernels::ProgramId> record(const kernels::StepProgram&) override {
     return kernels::ProgramId{};
   }
-  void sample(kernels::Ticket, std::vector<kernels::Mask>) override {}
   Result<double> read_bandwidth(std::size_t) override { return 0.0; }
   Result<void> read(kernels::ProgramId, kernels::Buffer, std::span<float>) override { return {}; }
 
@@ -52,6 +59,7 @@ class InstantBackend : public kernels::Backend {
     kernels::StepResult result;
     result.ticket = ticket;
     result.device_ns = 1000 * batch.segments.size();
+    waiting_.clear();
     for (const auto& segment : batch.segments) {
       auto& slot = slots_.at(segment.slot.slot);
       rows_ += segment.rows;
@@ -59,22 +67,24 @@ class InstantBackend : public kernels::Backend {
                     "a plan reads only tokens that are there");
       if (!segment.sample) continue;
       slot.tokens.resize(segment.position + segment.rows);
-      const Token token = next_token(slot.tokens, slot.seed);
-      slot.tokens.push_back(token);
-      kernels::SlotTokens tokens;
-      tokens.slot = segment.slot;
-      tokens.tokens = {token};
-      result.slots.push_back(std::move(tokens));
+      if (batch.sample_now) draw(segment.slot, {}, result);
+      else waiting_.push_back(segment.slot);
     }
     if (std::exchange(fail_next_, false)) {
       result.failed = true;
-      result.slots.clear();
       result.error = {ErrorCode::internal, "the step failed on purpose", 0};
     }
-    if (hold_)
-      held_.push_back(std::move(result));
-    else
-      completion_(std::move(result));
+    if (batch.sample_now) complete(std::move(result));
+    else half_done_ = std::move(result);
+  }
+
+  void sample(kernels::Ticket ticket, std::vector<kernels::Mask> masks) override {
+    SLUICE_ASSERT(half_done_.ticket == ticket, "masks are for the last step submitted");
+    for (const kernels::Mask& mask : masks) {
+      SLUICE_ASSERT(std::erase(waiting_, mask.slot) == 1, "a mask is for a row that waits");
+      draw(mask.slot, mask.allowed, half_done_);
+    }
+    complete(std::move(half_done_));
   }
 
   /// Completes the oldest held step; false when there is none.
@@ -99,10 +109,32 @@ class InstantBackend : public kernels::Backend {
     std::vector<Token> tokens;
     std::uint64_t seed = 0;
   };
+
+  void draw(const kernels::SlotRef& ref, std::span<const std::uint64_t> allowed,
+            kernels::StepResult& result) {
+    auto& slot = slots_.at(ref.slot);
+    const Token token = next_token(slot.tokens, slot.seed, allowed);
+    slot.tokens.push_back(token);
+    kernels::SlotTokens tokens;
+    tokens.slot = ref;
+    tokens.tokens = {token};
+    result.slots.push_back(std::move(tokens));
+  }
+
+  void complete(kernels::StepResult result) {
+    if (result.failed) result.slots.clear();
+    if (hold_)
+      held_.push_back(std::move(result));
+    else
+      completion_(std::move(result));
+  }
+
   kernels::Completion completion_;
   kernels::DeviceInfo device_;
   std::map<kernels::SlotIndex, Slot> slots_;
   std::deque<kernels::StepResult> held_;
+  kernels::StepResult half_done_;           // waits for its masks
+  std::vector<kernels::SlotRef> waiting_;   // its rows
   bool hold_ = false;
   std::uint64_t rows_ = 0;
   bool fail_next_ = false;

@@ -1,7 +1,11 @@
 #include "cli/generation.hpp"
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
+#include <cstring>
+#include <fstream>
+#include <iterator>
 
 #include "cli/command.hpp"
 
@@ -32,6 +36,16 @@ std::pair<Token, float> parse_bias(const std::string& text) {
     }
   }
   throw UsageError{fmt::format("--logit-bias takes TOKEN=VALUE, e.g. 42=-5; this is '{}'", text)};
+}
+
+/// What an option says, or with @ in front what that file says.
+std::string text_or_file(const std::string& value) {
+  if (!value.starts_with('@')) return value;
+  std::ifstream file(value.substr(1), std::ios::binary);
+  std::string text(std::istreambuf_iterator<char>(file), {});
+  if (!file)
+    throw UsageError{fmt::format("cannot read {}: {}", value.substr(1), std::strerror(errno))};
+  return text;
 }
 
 /// Takes one event into what is there so far.
@@ -69,6 +83,10 @@ void add_generation_options(CLI::App& app, GenerationOptions& options) {
   add("--logit-bias", options.logit_bias, "Added to a token's logit; may be repeated", "ID=X");
   add("--seed", options.seed, "Same seed, same tokens; drawn when not given", "S");
   add("--stop", submit.stops, "Text that ends the answer; may be repeated", "TEXT");
+  add("--regex", options.regex, "The answer matches this pattern", "PATTERN");
+  add("--json-schema", options.json_schema,
+      "The answer is JSON that fits this JSON Schema; @FILE reads it", "SCHEMA")
+      ->excludes("--regex");
   add("--stop-token", sampling.stop_tokens, "Token id that ends the answer; may be repeated", "ID");
   add("--min-tokens", sampling.min_tokens, "No end before this many tokens", "N");
   app.add_flag("--ignore-eos", submit.ignore_eos, "Go on when the model says that it is done")
@@ -87,6 +105,10 @@ transport::Submit make_submit(const GenerationOptions& options) {
     sampling.logit_bias.push_back(parse_bias(text));
   }
   std::sort(sampling.logit_bias.begin(), sampling.logit_bias.end());
+  using Kind = engine::Constraint::Kind;
+  if (!options.regex.empty()) submit.constraint = {Kind::regex, options.regex};
+  if (!options.json_schema.empty())
+    submit.constraint = {Kind::json_schema, text_or_file(options.json_schema)};
   sampling.seed = options.seed.value_or(drawn.sampling.seed);
   submit.stream = drawn.stream;
   submit.owner = drawn.owner;

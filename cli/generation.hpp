@@ -19,6 +19,8 @@ struct GenerationOptions {
   transport::Submit submit;
   std::optional<std::uint64_t> seed;    ///< drawn when not given
   std::vector<std::string> logit_bias;  ///< "ID=VALUE"
+  std::string regex;
+  std::string json_schema;              ///< or "@FILE"
 };
 
 void add_generation_options(CLI::App& app, GenerationOptions& options);

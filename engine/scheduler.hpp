@@ -62,7 +62,8 @@ class Scheduler {
   Scheduler(SchedulerConfig config, std::shared_ptr<const model::Tokenizer> tokenizer);
   ~Scheduler();
 
-  /// Queues a sequence. `bad_request` (check_request; resumed tokens beyond an end), `too_long`
+  /// Queues a sequence. `bad_request` (check_request; resumed tokens beyond an end; these and
+  /// `unsupported` or `too_large` of its constraint, see constraint_grammar), `too_long`
   /// when prompt plus max tokens can never fit, or `overloaded` with a retry hint when the queue is
   /// full or the first token would, by what steps take, miss the deadline; never blocks or drops. A
   /// request whose resumed tokens are complete ends at once: see `take_events`.
@@ -76,6 +77,10 @@ class Scheduler {
   /// the order they were made: a block may be granted while an earlier plan that uses it for
   /// another sequence still runs. Also ends what is past its deadline: see `take_events`.
   std::optional<StepPlan> plan(Nanoseconds now);
+
+  /// The masks of a step whose plan does not sample now, once all that they depend on is known. Ask
+  /// after every `plan`, `apply` and `cancel`, and hand them on before the next plan.
+  std::optional<StepMasks> take_masks();
 
   /// Takes a step's result, oldest first. A failed step ends its sequences with its error. One
   /// token, or an error of its own, is expected of every sampled segment.

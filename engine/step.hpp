@@ -24,6 +24,17 @@ using SequenceId = std::uint64_t;
 /// Nanoseconds of a steady clock; the engine never reads one itself (design section 6.11).
 using Nanoseconds = std::uint64_t;
 
+/// What a sequence's whole text must be: a text that the pattern matches, or a JSON document that
+/// fits the schema.
+struct Constraint {
+  enum class Kind : std::uint8_t { none, regex, json_schema };
+  Kind kind = Kind::none;
+  std::string text;  ///< the pattern; or the schema, as JSON
+
+  explicit operator bool() const { return kind != Kind::none; }
+  bool operator==(const Constraint&) const = default;
+};
+
 /// One generation, as the engine sees it: already tokenized and validated.
 struct Request {
   SequenceId id = 0;
@@ -32,6 +43,7 @@ struct Request {
   SamplingParams sampling;         ///< `stop_tokens` is empty when end tokens are ignored
   std::uint32_t max_tokens = 0;    ///< new tokens, resumed ones counted; 0: to the context's end
   std::vector<std::string> stops;  ///< UTF-8 strings that end the text; they are not part of it
+  Constraint constraint;           ///< of the text; where nothing may follow, it ends with `stop`
   /// The output continues the prompt's text, so that a leading space is part of it. False for an
   /// answer in a chat, where it is a vocabulary's dummy prefix (Tokenizer::drops_leading_space).
   bool continues_text = false;
@@ -53,6 +65,12 @@ inline bool ends_sequence(std::span<const Token> stop_tokens, std::uint32_t min_
 struct StepPlan {
   Ticket ticket = 0;
   kernels::Batch batch;
+};
+
+/// The second half of a step whose plan does not sample now: the tokens its rows may draw.
+struct StepMasks {
+  Ticket ticket = 0;
+  std::vector<kernels::Mask> masks;
 };
 
 /// What one sequence gained by a step, in order: the scheduler alone decides a finish.

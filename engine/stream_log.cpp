@@ -50,7 +50,7 @@ class Hasher {
 }  // namespace
 
 ChainHash chain_start(std::string_view numerics, std::span<const Token> prompt,
-                      const SamplingParams& sampling) {
+                      const SamplingParams& sampling, const Constraint& constraint) {
   std::vector<std::pair<Token, float>> bias = sampling.logit_bias;
   std::ranges::sort(bias);
   std::vector<Token> stops = sampling.stop_tokens;
@@ -79,6 +79,11 @@ ChainHash chain_start(std::string_view numerics, std::span<const Token> prompt,
   hash.add(sampling.min_tokens);
   hash.add_count(stops.size());
   for (const Token token : stops) hash.add(token);
+  if (constraint) {
+    hash.add(constraint.kind == Constraint::Kind::regex ? "regex" : "json_schema");
+    hash.add_count(constraint.text.size());
+    hash.add(constraint.text);
+  }
   return hash.link();
 }
 

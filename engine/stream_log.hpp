@@ -27,13 +27,14 @@ using ChainHash = std::array<std::uint8_t, 16>;
 ///   logit bias                     u32 count, then (token u32, bias f32), ascending by token
 ///   seed u64, min_tokens u32
 ///   stop tokens                    u32 count, then each id as u32, ascending, each once
+///   with a constraint              "regex" or "json_schema", u32 length, its text
 ///
 /// That is all that decides which token is drawn. Stop tokens are those in force, the model's end
 /// tokens included unless the request ignores them; they count because `min_tokens` bans them.
 /// Left out is what only cuts the sequence or is shown beside it: max tokens, stop strings and
 /// logprobs. So the same request with a larger `max_tokens` continues the same chain.
 ChainHash chain_start(std::string_view numerics, std::span<const Token> prompt,
-                      const SamplingParams& sampling);
+                      const SamplingParams& sampling, const Constraint& constraint = {});
 
 /// next = first 16 bytes of SHA-256(previous || token as u32 little-endian).
 ChainHash chain_next(const ChainHash& previous, Token token);

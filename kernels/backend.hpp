@@ -168,12 +168,6 @@ struct DeviceInfo {
 /// Called once per ticket, in ticket order, on a thread of the backend's; must not block.
 using Completion = std::function<void(StepResult&&)>;
 
-/// Which tokens a held-back row may draw: bit t of word t/64; empty: any. One entry a slot.
-struct Mask {
-  SlotRef slot;
-  std::vector<std::uint64_t> allowed;
-};
-
 /// A device that runs programs. Calls come from one thread (the executor's); no call waits for the
 /// device except `record`, `allocate`, `read` and the destructor, which finishes what is submitted.
 class Backend {

@@ -78,6 +78,12 @@ struct Batch {
   bool sample_now = true;          ///< else logits wait in their slots for Backend::sample
 };
 
+/// Which tokens a held-back row may draw: bit t of word t/64; empty: any. One entry a slot.
+struct Mask {
+  SlotRef slot;
+  std::vector<std::uint64_t> allowed;
+};
+
 /// A step's name; strictly increasing per backend.
 using Ticket = std::uint64_t;
 

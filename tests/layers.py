@@ -39,7 +39,7 @@ PROJECT = {
 LIBRARIES = {
     "kernels": ["hwy/", "fmt/", "tl/", "cuda", "cublas", "nccl", "gloo/"],
     "model": ["fmt/", "tl/", "nlohmann/", "pcre2.h", "utf8proc.h", "sodium"],
-    "engine": ["fmt/", "tl/", "sodium"],
+    "engine": ["fmt/", "tl/", "nlohmann/", "sodium"],
     "transport": ["fmt/", "tl/", "zmq", "msgpack", "sodium", "boost/asio", "boost/beast"],
     "actors": ["fmt/", "tl/", "zmq", "caf/", "spdlog/", "nlohmann/", "sodium"],
     "router": ["fmt/", "tl/", "zmq"],

@@ -73,6 +73,7 @@ struct Submit {
   std::uint32_t n = 1;
   std::uint32_t max_tokens = 0;     ///< 0: to the context's end
   std::vector<std::string> stops;
+  engine::Constraint constraint;    ///< what the text must be
   bool ignore_eos = false;
   std::int32_t priority = 0;
   std::uint32_t deadline_ms = 0;    ///< from arrival; 0: none
@@ -202,6 +203,7 @@ struct Limits {
   std::uint32_t stops_max = 16;
   std::uint32_t stop_bytes_max = 256;
   std::uint32_t stop_tokens_max = 1024;
+  std::uint32_t constraint_bytes_max = 64U << 10;
   std::uint32_t logit_bias_max = 1024;
   std::uint32_t choices_max = 16;
   std::uint32_t logprobs_max = 20;

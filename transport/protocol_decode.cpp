@@ -104,6 +104,17 @@ void read_resume(Reader& in, Submit& m) {
     in.refuse("resume_text_bytes", "must have as many elements as resume_tokens");
 }
 
+void read_constraint(Reader& in, engine::Constraint& constraint) {
+  using Kind = engine::Constraint::Kind;
+  for (const auto& [key, kind] : {std::pair("regex", Kind::regex),
+                                  std::pair("json_schema", Kind::json_schema)}) {
+    if (in.find(key) == nullptr) continue;
+    if (constraint) in.refuse(key, "and another constraint exclude each other");
+    constraint.kind = kind;
+    in.text(key, constraint.text, in.limits.constraint_bytes_max);
+  }
+}
+
 void read(Reader& in, Submit& m) {
   in.name16("stream", m.stream);
   in.name16("owner", m.owner);
@@ -119,6 +130,7 @@ void read(Reader& in, Submit& m) {
   in.texts("stops", m.stops, in.limits.stops_max, in.limits.stop_bytes_max);
   if (std::find(m.stops.begin(), m.stops.end(), "") != m.stops.end())
     in.refuse("stops", "must not hold an empty string");
+  read_constraint(in, m.constraint);
   in.boolean("ignore_eos", m.ignore_eos);
   in.integer("priority", m.priority);
   in.integer("deadline_ms", m.deadline_ms);

@@ -196,6 +196,9 @@ void write(Map& map, Sink& sink, const Submit& m) {
   map.option("n", m.n, none.n);
   map.option("max_tokens", m.max_tokens, none.max_tokens);
   map.option("stops", m.stops, none.stops);
+  if (m.constraint)
+    map.put(m.constraint.kind == engine::Constraint::Kind::regex ? "regex" : "json_schema",
+            m.constraint.text);
   map.option("ignore_eos", m.ignore_eos, none.ignore_eos);
   map.option("priority", m.priority, none.priority);
   map.option("deadline_ms", m.deadline_ms, none.deadline_ms);

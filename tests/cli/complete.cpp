@@ -69,6 +69,31 @@ BOOST_AUTO_TEST_CASE(a_node_gives_the_same_tokens_as_an_embedded_one) {
   check_clean(node.stop());
 }
 
+BOOST_AUTO_TEST_CASE(a_schema_shapes_the_answer) {
+  const ScratchFolder folder;
+  const std::string path = folder.file("person.json");
+  std::ofstream(path) << R"({"type": "object", "properties": {"name": {"type": "string",
+      "maxLength": 20}, "age": {"type": "integer", "minimum": 0, "maximum": 130}, "likes":
+      {"type": "array", "items": {"enum": ["tea", "cake"]}, "minItems": 1, "maxItems": 3}},
+      "required": ["name", "age", "likes"]})";
+  const auto out = json_of(run({"complete", "--model", model, "--prompt", "A person as JSON: ",
+                                "--max-tokens", "100", "--seed", "5", "--json", "--json-schema",
+                                "@" + path}));
+  BOOST_TEST(out.at("finish_reason") == "stop");
+  const auto person = nlohmann::json::parse(out.at("text").get<std::string>());
+  BOOST_TEST(person.at("name").is_string());
+  BOOST_TEST(person.at("age").get<int>() <= 130);
+  BOOST_TEST(person.at("likes").size() >= 1U);
+
+  const auto date = json_of(run(greedy({"--model", model, "--prompt", "The war ended on", "--json",
+                                        "--regex", " [0-9]{4}-[01][0-9]"})));
+  BOOST_TEST(date.at("text").get<std::string>().size() == 8U, date.dump());
+
+  const Exit refused = run(greedy({"--model", model, "--prompt", "x", "--json-schema", "{"}));
+  BOOST_TEST(refused.code == 1);
+  BOOST_TEST(contains(refused.err, "no valid JSON"), refused.err);
+}
+
 BOOST_AUTO_TEST_CASE(a_stream_survives_the_death_of_its_node) {
   const ScratchFolder folder;
   const std::string endpoint = "ipc://" + folder.file("node");

@@ -11,9 +11,15 @@
 #include <string>
 #include <vector>
 
+#include "engine/constraint.hpp"
 #include "engine/scheduler.hpp"
 
 namespace sluice::engine::test {
+
+/// A plan that a device could not run ends the test that made it.
+inline void demand(bool holds, const char* fault) {
+  if (!holds) throw std::logic_error(std::string("a plan ") + fault);
+}
 
 inline std::uint64_t mix(std::uint64_t hash, std::uint64_t value) {
   hash = (hash ^ value) * 0x9E3779B97F4A7C15ULL;
@@ -26,9 +32,17 @@ inline std::uint64_t hash_tokens(std::span<const Token> tokens, std::uint64_t se
   return hash;
 }
 
-/// The sampler: letters, so that stop strings and stop tokens come up often.
-inline Token next_token(std::span<const Token> tokens, std::uint64_t seed) {
-  return 'a' + static_cast<Token>(mix(hash_tokens(tokens, seed), 7) % 8);
+/// The sampler: letters, so that stop strings and stop tokens come up often; under a mask one of
+/// those that it allows.
+inline Token next_token(std::span<const Token> tokens, std::uint64_t seed,
+                        std::span<const std::uint64_t> allowed = {}) {
+  const std::uint64_t hash = mix(hash_tokens(tokens, seed), 7);
+  if (allowed.empty()) return 'a' + static_cast<Token>(hash % 8);
+  std::vector<Token> choices;
+  for (Token token = 0; token < 64 * allowed.size(); ++token)
+    if ((allowed[token / 64] >> (token % 64) & 1) != 0) choices.push_back(token);
+  demand(!choices.empty(), "has a mask that allows nothing");
+  return choices[hash % choices.size()];
 }
 
 /// What lies at the last of these positions: all tokens up to it decide it, and, where the two
@@ -40,11 +54,6 @@ inline std::uint64_t key_of(std::span<const Token> tokens, std::uint32_t prompt,
   return hash;
 }
 
-/// A plan that a device could not run ends the test that made it.
-inline void demand(bool holds, const char* fault) {
-  if (!holds) throw std::logic_error(std::string("a plan ") + fault);
-}
-
 class FakeDevice {
  public:
   FakeDevice(const SchedulerConfig& config)
@@ -54,9 +63,13 @@ class FakeDevice {
         cells_(std::size_t{config.blocks} * config.block_tokens, 0) {}
 
   /// Runs one plan. With `fail` nothing is computed; sampled slots in `broken` yield an error of
-  /// their own. Either way these slots yield nothing but errors from then on.
-  StepResult run(const StepPlan& plan, bool fail = false, std::set<std::uint32_t> broken = {}) {
+  /// their own. Either way these slots yield nothing but errors from then on. A plan that does not
+  /// sample now needs its masks: rows without one sit out.
+  StepResult run(const StepPlan& plan, bool fail = false, std::set<std::uint32_t> broken = {},
+                 const StepMasks* masks = nullptr) {
     const kernels::Batch& batch = plan.batch;
+    demand(batch.sample_now == (masks == nullptr), "and its masks do not go together");
+    demand(masks == nullptr || masks->ticket == plan.ticket, "has another's masks");
     for (const kernels::SlotOpen& open : batch.opens) {
       Slot& slot = slots_.at(open.slot.slot);
       demand(!slot.open, "opens a slot that is open");
@@ -84,7 +97,13 @@ class FakeDevice {
       Slot& slot = slots_.at(segment.slot.slot);
       demand(slot.open && slot.generation == segment.slot.generation, "names a closed slot");
       if (fail || (segment.sample && broken.contains(segment.slot.slot))) slot.broken = true;
-      if (!fail) compute(segment, slot, result);
+      const kernels::Mask* mask = nullptr;
+      if (masks != nullptr) {
+        const auto found = std::ranges::find(masks->masks, segment.slot, &kernels::Mask::slot);
+        if (found != masks->masks.end()) mask = &*found;
+      }
+      const bool sits_out = masks != nullptr && mask == nullptr;
+      if (!fail) compute(segment, slot, sits_out, mask, result);
     }
     demand(rows <= config_.rows_max, "has too many rows");
     for (const kernels::SlotRef& close : batch.closes) {
@@ -123,10 +142,11 @@ class FakeDevice {
     return key_of(std::span(slot.tokens).first(position + 1), slot.prompt, config_.paths_equal);
   }
 
-  void compute(const kernels::Segment& segment, Slot& slot, StepResult& result) {
+  void compute(const kernels::Segment& segment, Slot& slot, bool sits_out,
+               const kernels::Mask* mask, StepResult& result) {
     if (slot.broken) {
       const Error error{ErrorCode::internal, "every logit is NaN", 0};
-      if (segment.sample) result.slots.push_back({segment.slot, {}, {}, error});
+      if (segment.sample && !sits_out) result.slots.push_back({segment.slot, {}, {}, error});
       return;
     }
     demand(segment.rows >= 1, "has a segment without rows");
@@ -142,8 +162,10 @@ class FakeDevice {
       demand(cell(slot, p) == key(slot, p), "reads keys that are not the sequence's");
     }
     demand(segment.sample == (end == slot.tokens.size()), "samples elsewhere than at the end");
-    if (!segment.sample) return;
-    slot.tokens.push_back(next_token(slot.tokens, slot.seed));
+    if (!segment.sample || sits_out) return;
+    std::span<const std::uint64_t> allowed;
+    if (mask != nullptr) allowed = mask->allowed;
+    slot.tokens.push_back(next_token(slot.tokens, slot.seed, allowed));
     demand(slot.tokens.size() <= config_.context_tokens, "goes beyond the context");
     result.slots.push_back({segment.slot, {slot.tokens.back()}, {}, {}});
   }
@@ -161,12 +183,16 @@ struct Alone {
   std::optional<std::uint64_t> text_bytes;
 };
 
-inline Alone run_alone(const Request& request, std::uint32_t context_tokens) {
+inline Alone run_alone(const Request& request, std::uint32_t context_tokens,
+                       std::optional<ConstrainedText> form = {}) {
   Alone alone;
   std::vector<Token> all = request.prompt;
   std::string text;
   while (true) {
-    const Token token = next_token(all, request.sampling.seed);
+    TokenBits allowed;
+    if (form)
+      allowed = form->allowed(request.sampling, static_cast<std::uint32_t>(alone.tokens.size()));
+    const Token token = next_token(all, request.sampling.seed, allowed);
     all.push_back(token);
     alone.tokens.push_back(token);
     const bool counts = alone.tokens.size() > request.sampling.min_tokens;
@@ -182,6 +208,11 @@ inline Alone run_alone(const Request& request, std::uint32_t context_tokens) {
     if (longest > 0 && alone.tokens.size() >= request.sampling.min_tokens) {
       alone.finish = FinishReason::stop;
       alone.text_bytes = text.size() - longest;
+      return alone;
+    }
+    if (form) form->push(token);
+    if (form && form->complete()) {
+      alone.finish = FinishReason::stop;
       return alone;
     }
     if (alone.tokens.size() == request.max_tokens || all.size() == context_tokens) {

@@ -1,6 +1,7 @@
 // Hundreds of seeded runs of the real scheduler against the fake device: random arrivals, lengths,
-// stops, resumptions, cancels, deadlines, priorities, pools so small that sequences are preempted,
-// steps and single slots that fail, 1 to 3 steps in flight with results at random times. Whatever
+// stops, constraints, resumptions, cancels, deadlines, priorities, pools so small that sequences
+// are preempted, steps and single slots that fail, 1 to 3 steps in flight with results at random
+// times. Whatever
 // happens, each sequence yields what it yields alone, gapless, with one finish, and nothing is left
 // behind. FakeDevice checks slots, blocks, positions, paths and rows of each plan.
 #include <boost/test/unit_test.hpp>
@@ -20,8 +21,22 @@ namespace {
 struct Tally {
   int stopped = 0, by_string = 0, length = 0, cancelled = 0, deadline = 0, failed = 0;
   int too_long = 0, overloaded = 0, at_once = 0, too_late = 0, resumed = 0, surplus = 0;
+  int constrained = 0, sat_out = 0;
   std::uint64_t preempted = 0, cached = 0;
 };
+
+// Texts without letters, so that no stop token or string is part of one.
+const Constraint constraints[] = {
+    {Constraint::Kind::regex, "[0-9]{3,12}"},
+    {Constraint::Kind::regex, "(12|34|5)*"},
+    {Constraint::Kind::json_schema, R"({"type": "array", "items": {"enum": [1, [2], 33]}})"},
+};
+
+std::optional<ConstrainedText> text_of(const Constraint& constraint) {
+  static ConstraintCache cache(fake_tokenizer());
+  if (!constraint) return {};
+  return ConstrainedText(cache.get(constraint).value(), fake_tokenizer(), false);
+}
 
 struct Expected {
   Request request;
@@ -114,6 +129,7 @@ class Simulation {
     if (request.max_tokens > 0) {
       request.sampling.min_tokens = std::min(request.sampling.min_tokens, request.max_tokens);
     }
+    if (below(6) == 0) request.constraint = constraints[below(std::size(constraints))];
     request.priority = static_cast<std::int32_t>(below(3)) - 1;
     if (below(10) == 0) request.deadline = now_ + below(60'000);
     return request;
@@ -124,7 +140,7 @@ class Simulation {
     Expected expected{request, {}, {}, false, false, false};
     const std::size_t longest = request.prompt.size() + std::max(request.max_tokens, 1U);
     if (longest <= context_) {
-      expected.alone = run_alone(request, context_);
+      expected.alone = run_alone(request, context_, text_of(request.constraint));
       if (below(4) == 0) {
         const auto known = static_cast<std::ptrdiff_t>(below(expected.alone.tokens.size() + 1));
         const auto first = expected.alone.tokens.begin();
@@ -150,6 +166,7 @@ class Simulation {
     } else {
       ++live_;
       tally_.at_once += complete;
+      tally_.constrained += static_cast<bool>(request.constraint);
     }
     expected.ended = !taken;
     expected_.push_back(std::move(expected));
@@ -161,6 +178,7 @@ class Simulation {
     if (id < expected_.size()) expected_[id].cancelled = true;
     scheduler_.cancel(id, FinishReason::cancelled, {ErrorCode::cancelled, "by its owner", 0}, now_);
     if (below(2)) take(scheduler_.take_events());
+    take_masks();
   }
 
   void plan() {
@@ -170,6 +188,19 @@ class Simulation {
     check(plan->batch);
     plans_.push_back(std::move(*plan));
     BOOST_REQUIRE_LE(plans_.size(), config_.steps_in_flight);
+    take_masks();
+  }
+
+  // Of the last plan only, and before the next one.
+  void take_masks() {
+    auto masks = scheduler_.take_masks();
+    if (!masks) return;
+    BOOST_REQUIRE(!plans_.empty() && masks->ticket == plans_.back().ticket);
+    BOOST_REQUIRE(!plans_.back().batch.sample_now);
+    const auto sampled = std::ranges::count_if(plans_.back().batch.segments,
+                                               [](const auto& segment) { return segment.sample; });
+    tally_.sat_out += static_cast<std::size_t>(sampled) > masks->masks.size();
+    BOOST_REQUIRE(masks_.emplace(masks->ticket, *masks).second);
   }
 
   // What can be said of a plan before it runs: who has a row and who must not.
@@ -214,9 +245,13 @@ class Simulation {
       expected.may_fail = expected.may_fail || harmed;
       tally_.surplus += expected.ended;
     }
-    const StepResult result = device_.run(plan, fail, broken);
+    const auto masks = masks_.find(plan.ticket);
+    BOOST_REQUIRE_EQUAL(masks != masks_.end(), !plan.batch.sample_now);
+    const StepResult result =
+        device_.run(plan, fail, broken, masks == masks_.end() ? nullptr : &masks->second);
     now_ += below(1000);
     take(scheduler_.apply(result, now_));
+    take_masks();
   }
 
   void take(const Applied& applied) {
@@ -287,6 +322,7 @@ class Simulation {
   std::map<kernels::SlotIndex, Open> open_;  // as of the latest plan
   std::map<kernels::SlotIndex, SequenceId> tenants_;  // as of the step that runs
   std::deque<StepPlan> plans_;               // in flight
+  std::map<Ticket, StepMasks> masks_;
 };
 
 }  // namespace
@@ -310,6 +346,8 @@ BOOST_AUTO_TEST_CASE(every_sequence_is_as_if_alone) {
   BOOST_TEST(tally.at_once > 50);
   BOOST_TEST(tally.resumed > 200);
   BOOST_TEST(tally.surplus > 200);
+  BOOST_TEST(tally.constrained > 1000);
+  BOOST_TEST(tally.sat_out > 100);
   BOOST_TEST(tally.preempted > 500U);
   BOOST_TEST(tally.cached > 2000U);
 }

@@ -37,7 +37,9 @@ class Node::Device : public kernels::Backend {
   Result<kernels::ProgramId> record(const kernels::StepProgram&) override {
     return kernels::ProgramId{};
   }
-  void sample(kernels::Ticket, std::vector<kernels::Mask>) override {}
+  void sample(kernels::Ticket ticket, std::vector<kernels::Mask> masks) override {
+    masks_.push_back({ticket, std::move(masks)});
+  }
   Result<double> read_bandwidth(std::size_t) override { return 0.0; }
   Result<void> read(kernels::ProgramId, kernels::Buffer, std::span<float>) override { return {}; }
 
@@ -46,14 +48,21 @@ class Node::Device : public kernels::Backend {
     plans_.push_back({ticket, std::move(batch)});
   }
 
+  /// Not yet, as long as the oldest step's masks have not come.
   void complete() {
+    if (!plans_.front().batch.sample_now && masks_.empty()) return;
     const engine::StepPlan plan = std::move(plans_.front());
     plans_.pop_front();
     const bool fails =
         node_.shape_.step_fails_one_in != 0 && node_.random_.one_in(node_.shape_.step_fails_one_in);
     node_.steps_failed_ = node_.steps_failed_ || fails;
     try {
-      completion_(checked_.run(plan, fails));
+      engine::StepMasks masks;
+      if (!plan.batch.sample_now) {
+        masks = std::move(masks_.front());
+        masks_.pop_front();
+      }
+      completion_(checked_.run(plan, fails, {}, plan.batch.sample_now ? nullptr : &masks));
     } catch (const std::logic_error& error) {
       node_.fault_ = error.what();
     }
@@ -69,6 +78,7 @@ class Node::Device : public kernels::Backend {
   kernels::DeviceInfo info_;
   engine::test::FakeDevice checked_;
   std::deque<engine::StepPlan> plans_;
+  std::deque<engine::StepMasks> masks_;  // of the plans that owe some, in order
   bool lost_ = false;
 };
 
@@ -215,6 +225,17 @@ void Node::check_idle() {
     throw Violation("a slot is open when all is over");
 }
 
+namespace {
+
+std::optional<engine::ConstrainedText> constrained(const engine::Constraint& constraint) {
+  static const auto tokenizer = std::make_shared<const fakes::ByteTokenizer>();
+  static engine::ConstraintCache cache(tokenizer);
+  if (!constraint) return {};
+  return engine::ConstrainedText(cache.get(constraint).value(), tokenizer, false);
+}
+
+}  // namespace
+
 Expected expect(const transport::Submit& submit, std::uint32_t context_tokens) {
   const fakes::ByteTokenizer tokenizer;
   engine::Request request;
@@ -222,12 +243,15 @@ Expected expect(const transport::Submit& submit, std::uint32_t context_tokens) {
   request.sampling = submit.sampling;
   request.max_tokens = submit.max_tokens;
   request.stops = submit.stops;
-  const engine::test::Alone alone = engine::test::run_alone(request, context_tokens);
+  const engine::test::Alone alone = engine::test::run_alone(
+      request, context_tokens, constrained(submit.constraint));
   Expected expected{alone.tokens, {}, alone.finish};
   for (const Token token : alone.tokens) expected.text += tokenizer.bytes(token);
   if (alone.text_bytes)
     expected.text.resize(*alone.text_bytes);
-  else if (alone.finish == engine::FinishReason::stop)
+  else if (engine::ends_sequence(request.sampling.stop_tokens, request.sampling.min_tokens,
+                                 static_cast<std::uint32_t>(alone.tokens.size() - 1),
+                                 alone.tokens.back()))
     expected.text.pop_back();  // the stop token's own
   return expected;
 }

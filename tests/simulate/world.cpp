@@ -104,6 +104,13 @@ NodeShape World::random_shape() {
   return shape;
 }
 
+// Texts without letters, so that no stop token or string is part of one.
+const engine::Constraint constraints[] = {
+    {engine::Constraint::Kind::regex, "[0-9]{3,90}"},
+    {engine::Constraint::Kind::regex, "(12|34|5)*"},
+    {engine::Constraint::Kind::json_schema, R"({"items": {"enum": [1, [2], 33]}})"},
+};
+
 transport::Submit World::random_submit() {
   transport::Submit submit;
   for (std::uint8_t& byte : submit.stream) byte = static_cast<std::uint8_t>(random_.below(256));
@@ -125,6 +132,7 @@ transport::Submit World::random_submit() {
       stop += static_cast<char>('a' + random_.below(8));
     submit.stops.push_back(stop);
   }
+  if (random_.one_in(5)) submit.constraint = constraints[random_.below(std::size(constraints))];
   submit.priority = static_cast<std::int32_t>(random_.below(3)) - 1;
   if (random_.one_in(8)) submit.deadline_ms = random_.between(1, 20'000);
   return submit;

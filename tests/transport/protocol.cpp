@@ -94,6 +94,8 @@ Submit random_submit(Random& r) {
   m.max_tokens = r.u32();
   if (m.max_tokens != 0) s.min_tokens = static_cast<std::uint32_t>(r.below(m.max_tokens));
   for (auto n = r.below(4); n > 0; --n) m.stops.push_back("x" + r.text(200));
+  m.constraint.kind = static_cast<engine::Constraint::Kind>(r.below(3));
+  if (m.constraint) m.constraint.text = r.text(200);
   m.ignore_eos = r.coin();
   m.priority = static_cast<std::int32_t>(r.u32());
   m.deadline_ms = r.u32();
@@ -241,6 +243,7 @@ std::string kind_of(const std::string& key) {
                                               "message",
                                               "why",
                                               "resume_numerics",
+                                              "regex",
                                               "receipt.model",
                                               "receipt.numerics",
                                               "receipt.backend",
@@ -407,6 +410,22 @@ BOOST_AUTO_TEST_CASE(numbers_of_other_languages) {
   // Widths other than the shortest are the same integer.
   BOOST_CHECK_EQUAL(with("max_tokens", std::string("\xcf\0\0\0\0\0\0\x01\x2c", 9)).max_tokens,
                     300U);
+}
+
+BOOST_AUTO_TEST_CASE(constraints_exclude_each_other) {
+  Submit submit;
+  submit.stream.fill(1);
+  submit.owner.fill(2);
+  submit.prompt = "x";
+  submit.constraint = {engine::Constraint::Kind::regex, "a"};
+  const std::string one = encode(submit);
+  BOOST_REQUIRE(decode(one, limits));
+  std::string both = one + "\xabjson_schema\xa2{}";
+  ++both[0];
+  const auto decoded = decode(both, limits);
+  BOOST_REQUIRE(!decoded);
+  BOOST_CHECK(decoded.error().code == ErrorCode::bad_request);
+  BOOST_CHECK(decoded.error().message.find("json_schema") != std::string::npos);
 }
 
 BOOST_AUTO_TEST_CASE(unknown_keys_are_ignored) {

@@ -79,6 +79,7 @@ BOOST_AUTO_TEST_CASE(every_limit_exactly) {
   tight.chat_messages_max = 2;
   tight.stops_max = 2;
   tight.stop_bytes_max = 4;
+  tight.constraint_bytes_max = 4;
   tight.stop_tokens_max = 3;
   tight.logit_bias_max = 2;
   tight.choices_max = 2;
@@ -95,6 +96,9 @@ BOOST_AUTO_TEST_CASE(every_limit_exactly) {
     void (*exceeds)(Submit&);
   };
   const Case cases[] = {
+      {"json_schema",
+       [](Submit& m) { m.constraint = {engine::Constraint::Kind::json_schema, "1234"}; },
+       [](Submit& m) { m.constraint = {engine::Constraint::Kind::json_schema, "12345"}; }},
       {"prompt", [](Submit& m) { m.prompt = "12345678"; },
        [](Submit& m) { m.prompt = "123456789"; }},
       {"prompt", [](Submit& m) { m.prompt = std::vector<Token>(5); },
