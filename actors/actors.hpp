@@ -58,14 +58,15 @@ struct StreamOpen {
   transport::Peer owner;
   EngineFactsPtr engine;
   transport::Accepted accepted;
-  engine::Request request;  ///< without its prompt: what decides the text, and what it resumes
+  engine::Request request;  ///< without its prompt: what decides the text
+  std::vector<ResumedChoice> choices;
   engine::Nanoseconds received = 0;  ///< when the node took it up
-  std::uint64_t held_text_bytes = 0;  ///< the owner's, of the resumed tokens' text
 };
 
-/// What one step brought one stream.
+/// What one step brought one choice of a stream.
 struct StreamEvent {
   transport::StreamId stream{};
+  std::uint32_t choice = 0;
   std::uint64_t epoch = 0;  ///< of a lower one than the stream's, it is dropped
   engine::SequenceEvent event;
   transport::Receipt receipt;  ///< meaningful with a finish

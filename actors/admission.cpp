@@ -35,9 +35,6 @@ Result<std::vector<Token>> prompt_ids(const EngineFacts& engine, const transport
 }
 
 Result<void> check_offer(const EngineFacts& engine, const transport::Submit& submit) {
-  if (submit.n != 1)
-    return fail(ErrorCode::unsupported,
-                "n = {} is not offered: submit one stream for each choice wanted", submit.n);
   if (!submit.resume_tokens.empty() && submit.resume_numerics != engine.numerics &&
       !submit.allow_inexact)
     return fail(ErrorCode::not_exact,
@@ -55,16 +52,19 @@ Result<void> check_offer(const EngineFacts& engine, const transport::Submit& sub
 
 /// What was generated elsewhere; the text that the owner holds must be text of these tokens.
 Result<void> resume(const transport::Submit& submit, Admission& admission) {
-  if (submit.resume_tokens.empty()) return {};
-  admission.request.resumed = submit.resume_tokens.front();
-  admission.held_text_bytes = submit.resume_text_bytes.front();
-  engine::TextStream text(admission.engine->tokenizer, admission.request);
-  for (const Token token : admission.request.resumed) text.push(token);
-  text.finish();  // the owner may hold a complete stream and lack only its terminal
-  if (admission.held_text_bytes <= text.released_bytes()) return {};
-  return fail(ErrorCode::bad_request,
-              "resume_text_bytes[0] is {}, but the {} tokens to resume after release {} bytes",
-              admission.held_text_bytes, admission.request.resumed.size(), text.released_bytes());
+  admission.choices.resize(submit.n);
+  for (std::size_t i = 0; i < submit.resume_tokens.size(); ++i) {
+    auto& choice = admission.choices[i];
+    choice = {submit.resume_tokens[i], submit.resume_text_bytes[i]};
+    engine::TextStream text(admission.engine->tokenizer, admission.request);
+    for (const Token token : choice.tokens) text.push(token);
+    text.finish();  // the owner may hold a complete stream and lack only its terminal
+    if (choice.text_bytes > text.released_bytes())
+      return fail(ErrorCode::bad_request,
+                  "resume_text_bytes[{}] is {}, but the {} tokens to resume after release {} bytes",
+                  i, choice.text_bytes, choice.tokens.size(), text.released_bytes());
+  }
+  return {};
 }
 
 }  // namespace
@@ -123,6 +123,14 @@ Result<Admission> admit(EngineFactsPtr engine, transport::Peer owner,
   return admission;
 }
 
+engine::Request choice_request(const engine::Request& request,
+                               const std::vector<ResumedChoice>& choices, std::uint32_t choice) {
+  engine::Request out = request;
+  out.resumed = choices.at(choice).tokens;
+  out.sampling.seed += choice;
+  return out;
+}
+
 transport::ModelInfo describe(const EngineFacts& engine) {
   return {engine.name,
           engine.numerics,
@@ -154,6 +162,17 @@ transport::Receipt make_receipt(const EngineFacts& engine, const engine::Sequenc
   receipt.cached_tokens = timing.cached_tokens;
   receipt.completion_tokens = timing.completion_tokens;
   return receipt;
+}
+
+transport::Receipt join_receipts(const std::vector<transport::Receipt>& choices) {
+  transport::Receipt all = choices.front();
+  for (std::size_t i = 1; i < choices.size(); ++i) {
+    all.decode_ms = std::max(all.decode_ms, choices[i].decode_ms);
+    all.device_seconds += choices[i].device_seconds;
+    all.price += choices[i].price;
+    all.completion_tokens += choices[i].completion_tokens;
+  }
+  return all;
 }
 
 }  // namespace sluice::actors

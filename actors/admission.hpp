@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "actors/node.hpp"
 #include "engine/scheduler.hpp"
@@ -31,19 +32,30 @@ struct EngineFacts {
 
 using EngineFactsPtr = std::shared_ptr<const EngineFacts>;
 
+/// What the owner holds of a choice; nothing, unless it resumes.
+struct ResumedChoice {
+  std::vector<Token> tokens;
+  std::uint64_t text_bytes = 0;
+};
+
 /// A request on its way into a batcher.
 struct Admission {
   transport::Peer owner;
   EngineFactsPtr engine;
   transport::StreamId stream{};
-  engine::Request request;       ///< its id is the batcher's to give
+  engine::Request request;       ///< of its first choice; its id is the batcher's to give
+  std::vector<ResumedChoice> choices;  ///< one each; the further ones differ from `request` in them
   transport::Accepted accepted;  ///< what the owner is told if the batcher takes it
   engine::Nanoseconds received = 0;  ///< when it was taken up
-  std::uint64_t held_text_bytes = 0;  ///< of the resumed tokens' text
 };
 
+/// The request of a choice: it goes on after its own tokens, and draws with the seed plus its
+/// number.
+engine::Request choice_request(const engine::Request& request,
+                               const std::vector<ResumedChoice>& choices, std::uint32_t choice);
+
 /// Tokenizes and checks. `bad_request`, `too_long`, `not_exact`, or `unsupported` for what this
-/// engine does not offer (chat without a template, n > 1).
+/// engine does not offer (chat without a template).
 Result<Admission> admit(EngineFactsPtr engine, transport::Peer owner,
                         const transport::Submit& submit, engine::Nanoseconds now);
 
@@ -52,5 +64,9 @@ transport::ModelInfo describe(const EngineFacts& engine);
 
 /// The receipt of a finished sequence.
 transport::Receipt make_receipt(const EngineFacts& engine, const engine::SequenceTiming& timing);
+
+/// The receipt of a stream from those of its choices, the first one's first: the prompt counts
+/// once, tokens and device time add up, the longest decoding is the stream's.
+transport::Receipt join_receipts(const std::vector<transport::Receipt>& choices);
 
 }  // namespace sluice::actors

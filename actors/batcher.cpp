@@ -12,6 +12,21 @@ engine::Nanoseconds now(Self self) {
   return static_cast<engine::Nanoseconds>(self->clock().now().time_since_epoch().count());
 }
 
+/// A choice ended. With the last one the stream is over; one that failed fails all.
+void retire(Self self, const BatcherState::Sequence& sequence, bool failed) {
+  auto& state = self->state;
+  const auto found = state.by_stream.find(sequence.stream);
+  // A higher epoch may have taken the stream's place meanwhile.
+  if (found == state.by_stream.end() || found->second.epoch != sequence.epoch) return;
+  auto& running = found->second;
+  if (--running.unfinished == 0) {
+    state.by_stream.erase(found);
+  } else if (failed) {
+    for (std::uint32_t i = 0; i < running.choices; ++i)
+      state.scheduler->cancel(running.first + i, engine::FinishReason::cancelled, {}, now(self));
+  }
+}
+
 void forward(Self self, engine::Applied applied) {
   auto& state = self->state;
   std::unordered_map<engine::SequenceId, engine::SequenceTiming> timings;
@@ -20,19 +35,16 @@ void forward(Self self, engine::Applied applied) {
   for (auto& event : applied.events) {
     const auto found = state.sequences.find(event.id);
     SLUICE_ASSERT(found != state.sequences.end(), "the scheduler reports only what was admitted");
-    const auto [stream, epoch] = found->second;
-    StreamEvent news{stream, epoch, std::move(event), {}};
+    const BatcherState::Sequence sequence = found->second;
+    StreamEvent news{sequence.stream, sequence.choice, sequence.epoch, std::move(event), {}};
     if (news.event.finish != engine::FinishReason::none) {
       const auto timing = timings.find(news.event.id);
       SLUICE_ASSERT(timing != timings.end(), "a finish comes with its timing");
       news.receipt = make_receipt(*state.engine, timing->second);
-      // A higher epoch may have taken the stream's place meanwhile.
-      if (const auto named = state.by_stream.find(stream);
-          named != state.by_stream.end() && named->second == news.event.id)
-        state.by_stream.erase(named);
       state.sequences.erase(found);
+      retire(self, sequence, news.event.finish == engine::FinishReason::error);
     }
-    shards[shard_of(stream, shards.size())].events.push_back(std::move(news));
+    shards[shard_of(sequence.stream, shards.size())].events.push_back(std::move(news));
   }
   for (std::size_t i = 0; i < shards.size(); ++i)
     if (!shards[i].events.empty())
@@ -51,29 +63,44 @@ void advance(Self self, engine::Applied applied) {
     self->send(self->state.peers.executor, run_atom::value, std::move(*next));
   }
   forward(self, std::move(applied));
-  forward(self, self->state.scheduler->take_events());
+  // One choice's failure ends the others: until nothing is new.
+  for (auto more = scheduler.take_events(); !more.events.empty(); more = scheduler.take_events())
+    forward(self, std::move(more));
+}
+
+/// All choices, or none with the error.
+Result<void> submit(Self self, const Admission& admission, engine::SequenceId first) {
+  auto& scheduler = *self->state.scheduler;
+  for (std::uint32_t i = 0; i < admission.choices.size(); ++i) {
+    auto request = choice_request(admission.request, admission.choices, i);
+    request.id = first + i;
+    auto taken = scheduler.submit(std::move(request), now(self));
+    if (taken) continue;
+    for (std::uint32_t j = 0; j < i; ++j)
+      scheduler.cancel(first + j, engine::FinishReason::cancelled, {}, now(self));
+    scheduler.take_events();  // of these alone: nobody has heard of them
+    return taken;
+  }
+  return {};
 }
 
 void admit(Self self, Admission& admission) {
   auto& state = self->state;
   const auto stream = admission.stream;
   const auto epoch = admission.accepted.epoch;
-  auto& request = admission.request;
-  request.id = state.next_id++;
-  const auto id = request.id;
-  StreamOpen open{admission.owner, state.engine, admission.accepted, {}, admission.received,
-                  admission.held_text_bytes};
-  open.request.resumed = request.resumed;
-  open.request.stops = request.stops;
-  open.request.continues_text = request.continues_text;
-  open.request.sampling.stop_tokens = request.sampling.stop_tokens;
-  open.request.sampling.min_tokens = request.sampling.min_tokens;
-  if (auto taken = state.scheduler->submit(std::move(request), now(self)); !taken) {
+  const auto count = static_cast<std::uint32_t>(admission.choices.size());
+  const auto first = state.next_id;
+  state.next_id += count;
+  if (auto taken = submit(self, admission, first); !taken) {
     self->send(state.peers.session, refused_atom::value, Refusal{stream, epoch, taken.error()});
     return;
   }
-  state.sequences.emplace(id, BatcherState::Sequence{stream, epoch});
-  state.by_stream.insert_or_assign(stream, id);
+  for (std::uint32_t i = 0; i < count; ++i)
+    state.sequences.emplace(first + i, BatcherState::Sequence{stream, epoch, i});
+  state.by_stream.insert_or_assign(stream, BatcherState::Running{first, count, count, epoch});
+  StreamOpen open{admission.owner, state.engine, admission.accepted, std::move(admission.request),
+                  std::move(admission.choices), admission.received};
+  open.request.prompt.clear();
   // The streamer hears of the stream before any of its tokens: both messages come from here.
   self->send(state.peers.streamers[shard_of(stream, state.peers.streamers.size())],
              open_atom::value, std::move(open));
@@ -98,9 +125,10 @@ BatcherActor::behavior_type batcher(Self self, EngineFactsPtr engine, BatcherPee
       [self](cancel_atom, const transport::StreamId& stream, std::uint64_t epoch) {
         auto& state = self->state;
         const auto found = state.by_stream.find(stream);
-        if (found == state.by_stream.end() || state.sequences.at(found->second).epoch != epoch)
-          return;
-        state.scheduler->cancel(found->second, engine::FinishReason::cancelled, {}, now(self));
+        if (found == state.by_stream.end() || found->second.epoch != epoch) return;
+        for (std::uint32_t i = 0; i < found->second.choices; ++i)
+          state.scheduler->cancel(found->second.first + i, engine::FinishReason::cancelled, {},
+                                  now(self));
         advance(self, {});
       },
       [self](const engine::StepResult& result) {

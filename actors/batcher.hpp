@@ -26,12 +26,20 @@ struct BatcherState {
   struct Sequence {
     transport::StreamId stream{};
     std::uint64_t epoch = 0;
+    std::uint32_t choice = 0;
+  };
+  /// A stream's sequences have consecutive ids.
+  struct Running {
+    engine::SequenceId first = 0;
+    std::uint32_t choices = 0;
+    std::uint32_t unfinished = 0;
+    std::uint64_t epoch = 0;
   };
   EngineFactsPtr engine;
   BatcherPeers peers;
   std::unique_ptr<engine::Scheduler> scheduler;
   std::unordered_map<engine::SequenceId, Sequence> sequences;
-  std::map<transport::StreamId, engine::SequenceId> by_stream;
+  std::map<transport::StreamId, Running> by_stream;
   engine::SequenceId next_id = 1;
 };
 

@@ -46,43 +46,61 @@ void open(Self self, StreamOpen& open) {
   const auto id = open.accepted.stream;
   state.outbox->send(open.owner, frame_of(open.accepted));
   state.streams.erase(id);  // a higher epoch takes a lower one's place
-  const auto& resumed = open.request.resumed;
-  auto& kept =
-      state.streams
-          .emplace(id, StreamerState::Kept{
-                           transport::StreamState(id, open.accepted.epoch, open.owner,
-                                                  {open.accepted.chain}, state.config, now(self)),
-                           engine::TextStream(open.engine->tokenizer, open.request), open.engine,
-                           open.accepted.epoch, static_cast<std::uint32_t>(resumed.size())})
-          .first->second;
-  for (const Token token : resumed) kept.stream.restore(0, token, kept.text.push(token));
-  if (!resumed.empty()) kept.stream.owner_holds(0, open.held_text_bytes);
-  kept.news_ns = open.received;
+  const std::vector<engine::ChainHash> starts(open.choices.size(), open.accepted.chain);
+  auto& kept = state.streams
+                   .emplace(id, StreamerState::Kept{transport::StreamState(
+                                                        id, open.accepted.epoch, open.owner, starts,
+                                                        state.config, now(self)),
+                                                    {},
+                                                    open.engine,
+                                                    open.accepted.epoch})
+                   .first->second;
+  for (std::uint32_t i = 0; i < open.choices.size(); ++i) {
+    const auto& [tokens, text_bytes] = open.choices[i];
+    auto& choice = kept.choices.emplace_back(
+        StreamerState::Choice{engine::TextStream(open.engine->tokenizer, open.request),
+                              static_cast<std::uint32_t>(tokens.size()), open.received});
+    for (const Token token : tokens) kept.stream.restore(i, token, choice.text.push(token));
+    if (!tokens.empty()) kept.stream.owner_holds(i, text_bytes);
+  }
   keep_ticking(self);
 }
 
-/// The stream's one terminal, and the session told.
+/// The stream's one terminal, and the session told. With no error all choices are finished; one
+/// that was cancelled makes the stream's end a cancelled one.
 void end(Self self, const transport::StreamId& id, StreamerState::Kept& kept,
-         engine::FinishReason finish, const transport::Receipt& receipt, const Error& error) {
+         const std::optional<Error>& failed) {
   auto& state = self->state;
   kept.finished_ns = now(self);
+  std::vector<engine::FinishReason> reasons;
+  std::vector<transport::Receipt> receipts;
+  for (const auto& choice : kept.choices) {
+    reasons.push_back(choice.finish);
+    receipts.push_back(choice.receipt);
+  }
+  const auto receipt = join_receipts(receipts);
+  auto finish = reasons.front();
+  if (std::ranges::count(reasons, engine::FinishReason::cancelled) > 0)
+    finish = engine::FinishReason::cancelled;
   transport::Message terminal;
-  if (finish == engine::FinishReason::error)
-    terminal = transport::Failed{id, kept.epoch, error};
-  else
-    terminal = transport::Done{id, kept.epoch, {finish}, {}, receipt, {}};
+  if (failed) {
+    finish = engine::FinishReason::error;
+    terminal = transport::Failed{id, kept.epoch, *failed};
+  } else {
+    terminal = transport::Done{id, kept.epoch, std::move(reasons), {}, receipt, {}};
+  }
   kept.stream.finish(std::move(terminal), now(self), state.deliveries);
   self->send(state.session, finished_atom::value,
-             StreamEnd{id, kept.epoch, finish, receipt, error});
+             StreamEnd{id, kept.epoch, finish, receipt, failed.value_or(Error{})});
 }
 
-/// For stats: how long the first token, or the next ones, took.
-void count(StreamerState& state, StreamerState::Kept& kept, std::size_t tokens,
+/// For stats: how long a choice's first token, or the next ones, took.
+void count(StreamerState& state, StreamerState::Choice& choice, std::size_t tokens,
            std::uint64_t now_ns) {
-  const std::uint64_t waited_ns = now_ns > kept.news_ns ? now_ns - kept.news_ns : 0;
-  (kept.tokens == 0 ? state.ttft : state.itl).add(static_cast<double>(waited_ns) / 1e6);
+  const std::uint64_t waited_ns = now_ns > choice.news_ns ? now_ns - choice.news_ns : 0;
+  (choice.tokens == 0 ? state.ttft : state.itl).add(static_cast<double>(waited_ns) / 1e6);
   state.token_rate.add(now_ns, tokens);
-  kept.news_ns = now_ns;
+  choice.news_ns = now_ns;
 }
 
 void take(Self self, StreamEvent& news) {
@@ -92,22 +110,31 @@ void take(Self self, StreamEvent& news) {
       found->second.finished_ns)
     return;
   auto& kept = found->second;
+  auto& choice = kept.choices.at(news.choice);
   auto& event = news.event;
-  SLUICE_ASSERT(event.tokens.empty() || event.first_index == kept.tokens,
+  SLUICE_ASSERT(event.tokens.empty() || event.first_index == choice.tokens,
                 "the scheduler's tokens are gapless");
   std::string text;
-  for (const Token token : event.tokens) text += kept.text.push(token);
-  const bool ends = event.finish != engine::FinishReason::none;
+  for (const Token token : event.tokens) text += choice.text.push(token);
   // Cut short, it may go on elsewhere, where what is held back may turn out a stop.
   const bool complete =
       event.finish == engine::FinishReason::stop || event.finish == engine::FinishReason::length;
-  if (complete) text += kept.text.finish();
-  if (!event.tokens.empty()) count(state, kept, event.tokens.size(), now(self));
-  kept.tokens += static_cast<std::uint32_t>(event.tokens.size());
+  if (complete) text += choice.text.finish();
+  if (!event.tokens.empty()) count(state, choice, event.tokens.size(), now(self));
+  choice.tokens += static_cast<std::uint32_t>(event.tokens.size());
   if (!event.tokens.empty() || !text.empty())
-    kept.stream.append(0, event.tokens, std::move(text), std::move(event.logprobs), now(self),
-                       state.deliveries);
-  if (ends) end(self, news.stream, kept, event.finish, news.receipt, event.error);
+    kept.stream.append(news.choice, event.tokens, std::move(text), std::move(event.logprobs),
+                       now(self), state.deliveries);
+  if (event.finish != engine::FinishReason::none) {
+    choice.finish = event.finish;
+    choice.receipt = news.receipt;
+    if (event.finish == engine::FinishReason::error)
+      end(self, news.stream, kept, event.error);
+    else if (std::ranges::none_of(kept.choices, [](const auto& one) {
+               return one.finish == engine::FinishReason::none;
+             }))
+      end(self, news.stream, kept, std::nullopt);
+  }
   deliver(self, news.stream);
 }
 
@@ -204,7 +231,7 @@ StreamerActor::behavior_type streamer(Self self, OutboxPtr outbox, transport::St
       [self](engine_atom, const EngineFactsPtr& engine, const Error& why) {
         for (auto& [id, kept] : self->state.streams) {
           if (kept.engine != engine || kept.finished_ns) continue;
-          end(self, id, kept, engine::FinishReason::error, {}, why);
+          end(self, id, kept, why);
           deliver(self, id);
         }
       },

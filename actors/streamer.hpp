@@ -16,15 +16,20 @@ namespace sluice::actors {
 
 struct StreamerState {
   static inline const char* name = "streamer";
+  struct Choice {
+    engine::TextStream text;
+    std::uint32_t tokens = 0;
+    std::uint64_t news_ns = 0;  ///< when tokens came last; before the first, when it was received
+    engine::FinishReason finish = engine::FinishReason::none;
+    transport::Receipt receipt{};
+  };
   struct Kept {
     transport::StreamState stream;
-    engine::TextStream text;
+    std::vector<Choice> choices;
     EngineFactsPtr engine;
     std::uint64_t epoch = 0;
-    std::uint32_t tokens = 0;
     std::optional<std::uint64_t> finished_ns{};
     bool abandoned = false;  ///< its cancellation is on the way
-    std::uint64_t news_ns = 0;  ///< when tokens came last; before the first, when it was received
   };
   OutboxPtr outbox;
   transport::StreamConfig config;

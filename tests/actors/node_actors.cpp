@@ -221,9 +221,6 @@ BOOST_AUTO_TEST_CASE(bad_requests_get_typed_errors_and_harm_nobody) {
   auto outside = World::submit(5, "", 5);
   outside.prompt = std::vector<Token>{1, 2, 257};
   refused(outside, ErrorCode::bad_request);
-  auto choices = World::submit(6, "x", 5);
-  choices.n = 2;
-  refused(choices, ErrorCode::unsupported);
   auto elsewhere = World::submit(7, "x", 5);
   elsewhere.jurisdictions = {"XX"};
   refused(elsewhere, ErrorCode::bad_request);

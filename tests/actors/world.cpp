@@ -34,6 +34,8 @@ Result<actors::LoadedEngine> World::load(kernels::Completion completion) {
                       .context_tokens = options_.context_tokens,
                       .rows_max = 64,
                       .queue_max = options_.queue_max};
+  facts->scheduler.paths_equal = true;
+  if (options_.cache) facts->scheduler.prefix_root = engine::BlockHash{};
   loaded.facts = std::move(facts);
   return loaded;
 }

@@ -37,6 +37,7 @@ struct WorldOptions {
   std::uint32_t queue_max = 8;
   std::uint32_t fail_loads = 0;  ///< how many times loading fails, from the second on
   bool fail_first_load = false;
+  bool cache = false;  ///< prompts' blocks are shared
   transport::StreamConfig stream = {};
 };
 

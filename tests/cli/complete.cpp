@@ -65,7 +65,15 @@ BOOST_AUTO_TEST_CASE(a_node_gives_the_same_tokens_as_an_embedded_one) {
 
   auto reseeded = connected;
   reseeded[4] = "42";
-  BOOST_TEST(json_of(run(reseeded)).at("tokens") != one.at("tokens"));
+  const auto next = json_of(run(reseeded));
+  BOOST_TEST(next.at("tokens") != one.at("tokens"));
+
+  auto both = connected;
+  both.insert(both.end(), {"--n", "2"});
+  const auto two = json_of(run(both));
+  BOOST_TEST(two.at("choices").at(0).at("tokens") == one.at("tokens"));
+  BOOST_TEST(two.at("choices").at(1).at("tokens") == next.at("tokens"));
+  BOOST_TEST(two.at("usage").at("completion_tokens") == 24);
   check_clean(node.stop());
 }
 

@@ -12,29 +12,26 @@ namespace {
 
 }  // namespace
 
-Client::Client(transport::Submit submit, Expected expected, const NodeShape& shape)
-    : role_(Role::owner),
-      submit_(std::move(submit)),
-      expected_(std::move(expected)),
-      shape_(shape),
-      epoch_(submit_.epoch) {
+Client::Client(transport::Submit submit, std::vector<Expected> choices, const NodeShape& shape)
+    : role_(Role::owner), submit_(std::move(submit)), shape_(shape), epoch_(submit_.epoch) {
+  for (Expected& expected : choices) choices_.emplace_back().expected = std::move(expected);
   follow();
 }
 
 Client::Client(const Client& owner, Role role, std::uint32_t from)
-    : role_(role),
-      submit_(owner.submit_),
-      expected_(owner.expected_),
-      shape_(owner.shape_),
-      from_(from) {
+    : role_(role), submit_(owner.submit_), shape_(owner.shape_) {
+  for (const Choice& choice : owner.choices_) choices_.emplace_back().expected = choice.expected;
+  choices_.front().from = from;
   follow();
 }
 
 void Client::follow() {
   const std::uint32_t window = shape_.stream.window_tokens;
-  state_ = role_ == Role::owner ? std::make_unique<transport::ClientStream>(submit_, window)
-                                : std::make_unique<transport::ClientStream>(
-                                      submit_.stream, from_, role_ == Role::subscriber, window);
+  if (role_ == Role::owner)
+    state_ = std::make_unique<transport::ClientStream>(submit_, window);
+  else
+    state_ = std::make_unique<transport::ClientStream>(submit_.stream, choices_.front().from,
+                                                       role_ == Role::subscriber, window);
 }
 
 void Client::connected(std::uint64_t now_ns, std::vector<transport::Message>& send) {
@@ -85,8 +82,10 @@ void Client::restart(std::uint64_t now_ns) {
   if (over()) return;
   disconnected(now_ns);
   greeted_ = accepted_ = false;
-  tokens_.clear();
-  text_.clear();
+  for (Choice& choice : choices_) {
+    choice.tokens.clear();
+    choice.text.clear();
+  }
   if (role_ == Role::owner) submit_.epoch = epoch_ = state_->epoch() + 1;
   follow();
 }
@@ -99,26 +98,40 @@ void Client::take(std::vector<transport::ClientEvent> events, std::uint64_t now_
   for (transport::ClientEvent& event : events) {
     if (over()) blame(stream(), "something follows the terminal");
     if (event.accepted && std::exchange(accepted_, true)) blame(stream(), "accepted twice");
+    if (event.choice >= choices_.size()) blame(stream(), "has a choice too many");
+    Choice& choice = choices_[event.choice];
+    const Expected& expected = choice.expected;
     for (const Token token : event.tokens) {
-      const std::size_t at = from_ + tokens_.size();
-      if (at >= expected_.tokens.size()) blame(stream(), "goes on beyond its end");
-      if (token != expected_.tokens[at])
-        blame(stream(), fmt::format("token {} is {}, not {}", at, token, expected_.tokens[at]));
-      tokens_.push_back(token);
+      const std::size_t at = choice.held();
+      if (at >= expected.tokens.size()) blame(stream(), "goes on beyond its end");
+      if (token != expected.tokens[at])
+        blame(stream(), fmt::format("token {} is {}, not {}", at, token, expected.tokens[at]));
+      choice.tokens.push_back(token);
     }
-    text_ += event.text;
-    if (from_ == 0 && !expected_.text.starts_with(text_))
-      blame(stream(), fmt::format("the text is '{}', not '{}'", text_, expected_.text));
+    choice.text += event.text;
+    if (choice.from == 0 && !expected.text.starts_with(choice.text))
+      blame(stream(), fmt::format("the text is '{}', not '{}'", choice.text, expected.text));
     if (event.done) {
       done_ = std::move(event.done);
-      terminal_ = transport::to_string(done_->finish.at(0));
+      const bool cancelled =
+          std::ranges::count(done_->finish, engine::FinishReason::cancelled) > 0;
+      terminal_ = transport::to_string(cancelled ? engine::FinishReason::cancelled
+                                                 : done_->finish.at(0));
     } else if (event.failed) {
       error_ = event.failed->error;
       terminal_ = to_string(error_->code);
     }
   }
   if (over() && ended_ns == 0) ended_ns = now_ns;
-  whole_ = done_ && from_ + tokens_.size() == expected_.tokens.size();
+  whole_ = done_ && std::ranges::all_of(choices_, [](const Choice& choice) {
+             return choice.held() == choice.expected.tokens.size();
+           });
+}
+
+std::uint64_t Client::tokens() const {
+  std::uint64_t sum = 0;
+  for (const Choice& choice : choices_) sum += choice.tokens.size();
+  return sum;
 }
 
 void Client::judge(bool steps_failed) const {
@@ -131,22 +144,33 @@ void Client::judge(bool steps_failed) const {
                         *terminal_, error_ ? error_->message : ""));
   };
   if (done_) {
-    const engine::FinishReason finish = done_->finish.at(0);
-    if (done_->tokens.at(0) != from_ + tokens_.size())
-      blame(stream(),
-            fmt::format("ended with {} tokens of {}", from_ + tokens_.size(), done_->tokens.at(0)));
-    if (done_->receipt.completion_tokens != done_->tokens.at(0))
+    if (done_->finish.size() != choices_.size())
+      blame(stream(), "ended another number of choices");
+    std::uint32_t tokens = 0;
+    for (std::size_t i = 0; i < choices_.size(); ++i) {
+      tokens += done_->tokens.at(i);
+      if (done_->tokens.at(i) != choices_[i].held())
+        blame(stream(), fmt::format("ended with {} tokens of {}", choices_[i].held(),
+                                    done_->tokens.at(i)));
+    }
+    if (done_->receipt.completion_tokens != tokens)
       blame(stream(), fmt::format("the bill counts {} tokens of {}",
-                                  done_->receipt.completion_tokens, done_->tokens.at(0)));
+                                  done_->receipt.completion_tokens, tokens));
     if (done_->receipt.prompt_tokens != std::get<std::string>(submit_.prompt).size())
       blame(stream(), "the bill counts another prompt");
-    if (finish == engine::FinishReason::cancelled) {
+    if (*terminal_ == transport::to_string(engine::FinishReason::cancelled)) {
       // By its owner, or because nobody followed for the time of grace.
       if (owner) only_if(cancelled_ || absent_ns_ + ms >= shape_.stream.grace_ns);
       return;
     }
-    if (finish != expected_.finish || !whole_) blame(stream(), "ended too early");
-    if (from_ == 0 && text_ != expected_.text) blame(stream(), "lacks the end of its text");
+    if (!whole_) blame(stream(), "ended too early");
+    for (std::size_t i = 0; i < choices_.size(); ++i) {
+      const Choice& choice = choices_[i];
+      if (done_->finish.at(i) != choice.expected.finish)
+        blame(stream(), "ended for another reason");
+      if (choice.from == 0 && choice.text != choice.expected.text)
+        blame(stream(), "lacks the end of its text");
+    }
     return;
   }
   switch (error_->code) {

@@ -16,8 +16,8 @@ enum class Role : std::uint8_t { owner, reader, subscriber };
 class Client {
  public:
   /// The stream's owner.
-  Client(transport::Submit submit, Expected expected, const NodeShape& shape);
-  /// Somebody who follows another's stream from token `from` on.
+  Client(transport::Submit submit, std::vector<Expected> choices, const NodeShape& shape);
+  /// Somebody who follows another's stream, its first choice from token `from` on.
   Client(const Client& owner, Role role, std::uint32_t from);
 
   /// A connection was made. The first thing that a client says is hello.
@@ -38,7 +38,8 @@ class Client {
 
   Role role() const { return role_; }
   const transport::StreamId& stream() const { return submit_.stream; }
-  std::uint64_t tokens() const { return tokens_.size(); }
+  std::uint64_t tokens() const;                                              ///< of all choices
+  std::uint64_t first_tokens() const { return choices_[0].tokens.size(); }   ///< of the first
   std::uint64_t resumptions() const { return resumptions_; }
 
   /// Judges the end; throws a Violation. No loss of a connection, node or device excuses an error;
@@ -54,9 +55,18 @@ class Client {
 
   Role role_;
   transport::Submit submit_;
-  Expected expected_;
+  /// What came of a choice, and what must come.
+  struct Choice {
+    Expected expected;
+    std::uint32_t from = 0;  ///< where a follower began
+    std::vector<Token> tokens;
+    std::string text;
+
+    std::size_t held() const { return from + tokens.size(); }
+  };
+
+  std::vector<Choice> choices_;
   NodeShape shape_;
-  std::uint32_t from_ = 0;
 
   std::unique_ptr<transport::ClientStream> state_;
   bool greeted_ = false;
@@ -67,8 +77,6 @@ class Client {
   std::uint64_t lost_ns_ = 0;    // when its connection was lost, while there is none
   std::uint64_t absent_ns_ = 0;  // longest time without one
 
-  std::vector<Token> tokens_;
-  std::string text_;
   bool whole_ = false;
   std::optional<std::string> terminal_;
   std::optional<transport::Done> done_;

@@ -108,7 +108,7 @@ class Node::Way : public actors::Outbox {
  private:
   struct Published {
     std::uint64_t epoch = 0;
-    std::optional<std::uint32_t> next;
+    std::map<std::uint32_t, std::uint32_t> next;  // of each choice
     bool over = false;
   };
 
@@ -123,16 +123,19 @@ class Node::Way : public actors::Outbox {
                                        : std::get<transport::Failed>(message).epoch;
     Published& known = published_[stream];
     if (epoch < known.epoch) return blame("an epoch that is over spoke");
-    if (epoch > known.epoch) known = {epoch, std::nullopt, false};
+    if (epoch > known.epoch) known = {epoch, {}, false};
     if (known.over) return blame("something follows the terminal");
     if (chunk == nullptr) {
       known.over = true;
-      if (done != nullptr && known.next && done->tokens.at(0) != *known.next)
-        blame("the terminal counts other tokens than were published");
+      for (const auto& [choice, next] : known.next)
+        if (done != nullptr && done->tokens.at(choice) != next)
+          blame("the terminal counts other tokens than were published");
       return;
     }
-    if (known.next && chunk->part.first_index != *known.next) blame("tokens are not in order");
-    known.next = chunk->part.first_index + static_cast<std::uint32_t>(chunk->part.tokens.size());
+    const auto& part = chunk->part;
+    const auto [next, is_first] = known.next.try_emplace(chunk->choice, part.first_index);
+    if (!is_first && part.first_index != next->second) blame("tokens are not in order");
+    next->second = part.first_index + static_cast<std::uint32_t>(part.tokens.size());
   }
 
   Wire wire_;
@@ -234,13 +237,13 @@ std::optional<engine::ConstrainedText> constrained(const engine::Constraint& con
   return engine::ConstrainedText(cache.get(constraint).value(), tokenizer, false);
 }
 
-}  // namespace
-
-Expected expect(const transport::Submit& submit, std::uint32_t context_tokens) {
+Expected expect_choice(const transport::Submit& submit, std::uint32_t choice,
+                       std::uint32_t context_tokens) {
   const fakes::ByteTokenizer tokenizer;
   engine::Request request;
   request.prompt = tokenizer.encode(std::get<std::string>(submit.prompt), false);
   request.sampling = submit.sampling;
+  request.sampling.seed += choice;
   request.max_tokens = submit.max_tokens;
   request.stops = submit.stops;
   const engine::test::Alone alone = engine::test::run_alone(
@@ -254,6 +257,15 @@ Expected expect(const transport::Submit& submit, std::uint32_t context_tokens) {
                                  alone.tokens.back()))
     expected.text.pop_back();  // the stop token's own
   return expected;
+}
+
+}  // namespace
+
+std::vector<Expected> expect(const transport::Submit& submit, std::uint32_t context_tokens) {
+  std::vector<Expected> choices;
+  for (std::uint32_t i = 0; i < submit.n; ++i)
+    choices.push_back(expect_choice(submit, i, context_tokens));
+  return choices;
 }
 
 }  // namespace sluice::simulate

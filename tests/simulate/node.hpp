@@ -87,13 +87,14 @@ class Node {
   fakes::NodeActors actors_;
 };
 
-/// What a stream must be, alone and without faults.
+/// What a choice of a stream must be, alone and without faults.
 struct Expected {
   std::vector<Token> tokens;
   std::string text;
   engine::FinishReason finish = engine::FinishReason::none;
 };
 
-Expected expect(const transport::Submit& submit, std::uint32_t context_tokens);
+/// Of each of its choices.
+std::vector<Expected> expect(const transport::Submit& submit, std::uint32_t context_tokens);
 
 }  // namespace sluice::simulate

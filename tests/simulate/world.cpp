@@ -133,6 +133,7 @@ transport::Submit World::random_submit() {
     submit.stops.push_back(stop);
   }
   if (random_.one_in(5)) submit.constraint = constraints[random_.below(std::size(constraints))];
+  if (random_.one_in(5)) submit.n = random_.between(2, 3);
   submit.priority = static_cast<std::int32_t>(random_.below(3)) - 1;
   if (random_.one_in(8)) submit.deadline_ms = random_.between(1, 20'000);
   return submit;
@@ -259,7 +260,7 @@ void World::add_follower() {
   const Client& owner = *places_[chosen].client;
   const Role role = random_.one_in(2) ? Role::reader : Role::subscriber;
   const auto from = static_cast<std::uint32_t>(
-      role == Role::subscriber || random_.one_in(2) ? 0 : random_.below(owner.tokens() + 1));
+      role == Role::subscriber || random_.one_in(2) ? 0 : random_.below(owner.first_tokens() + 1));
   Place place;
   place.client = std::make_unique<Client>(owner, role, from);
   place.client->began_ns = now_ns_;
