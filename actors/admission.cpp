@@ -116,6 +116,7 @@ Result<Admission> admit(EngineFactsPtr engine, transport::Peer owner,
   request.continues_text =
       !std::holds_alternative<std::vector<transport::ChatMessage>>(submit.prompt);
   request.priority = submit.priority;
+  request.tenant = submit.tenant.empty() ? admission.owner : submit.tenant;
   if (submit.deadline_ms != 0)
     request.deadline = now + std::uint64_t{submit.deadline_ms} * 1'000'000;
   admission.engine = std::move(engine);

@@ -93,6 +93,7 @@ void add_generation_options(CLI::App& app, GenerationOptions& options) {
       ->group(group);
   add("--logprobs", sampling.logprobs, "Log probabilities of the K best, in --json; -1: none", "K");
   add("--priority", submit.priority, "Higher goes first", "N");
+  add("--tenant", submit.tenant, "Whose share it takes; else the connection's", "NAME");
   add("--deadline-ms", submit.deadline_ms, "Give up after; 0: never", "MS");
   add("--jurisdiction", submit.jurisdictions, "Where it may run; may be repeated", "NAME");
 }

@@ -134,7 +134,10 @@ FinishReason Scheduler::State::absorb(Sequence& q, Token token) {
 // A sequence's last event, wherever it was: all it holds is free for the next plan.
 void Scheduler::State::finish(Sequence& q, SequenceEvent event, Nanoseconds now, Applied& out) {
   const SequenceId id = q.request.id;
-  if (waiting.erase(&q) == 0) release(q);
+  if (waiting.contains(&q)) stop_waiting(q);
+  else release(q);
+  const bool never_ran = q.timing.started == 0;
+  shares.settle(q.request.tenant, q.expected(), never_ran ? 0 : q.known());
   if (q.request.deadline) deadlines.erase({*q.request.deadline, id});
   if (last_end != 0) end_gap = (7 * end_gap + (now - last_end)) / 8;
   last_end = now;

@@ -1,8 +1,9 @@
 #pragma once
 // Which rows run in the next step. Pure: time is an argument, nothing blocks, nothing is sent.
 //
-// Precedence is by priority, then arrival, in everything: decode rows, prompt chunks, admission,
-// and from its end who is preempted when the pool is empty. A sequence gets blocks for all its
+// Precedence is by priority, then by whose tenant had less (FairShare), then arrival, in
+// everything: decode rows, prompt chunks, admission, and from its end who is preempted when the
+// pool is empty. A sequence gets blocks for all its
 // known tokens when it is admitted, those of a prefix that was computed before included, and one
 // more whenever it crosses into a new block. Who waits for a prefix that is being computed lets
 // others go first. While
@@ -28,14 +29,17 @@ struct SchedulerConfig {
   std::uint32_t block_tokens = 16;
   std::uint32_t context_tokens = 0;    ///< longest sequence; a smaller pool limits it further
   std::uint32_t rows_max = 512;        ///< rows of a step: decode rows first, then prompt chunks
-  /// What a step with prompt rows may take while others decode, in ns; 0: 9/5 of a step without.
+  /// What a step with prompt rows may take while others decode, in ns; 0: 3/2 of a step without.
   Nanoseconds itl_target = 0;
-  std::uint32_t queue_max = 1024;      ///< waiting sequences; beyond: `overloaded`
+  std::uint32_t queue_max = 1024;      ///< waiting sequences of a tenant; beyond: `overloaded`
   std::uint32_t steps_in_flight = 2;   ///< step n+1 is planned while step n runs
   /// What besides tokens decides a block's keys and values; none: no block is used twice.
   std::optional<BlockHash> prefix_root = std::nullopt;
   bool paths_equal = false;            ///< prompt and decode arithmetic agree to the bit
 };
+
+/// So many times `queue_max` sequences wait at most, whoever has them.
+inline constexpr std::uint32_t queue_tenants = 4;
 
 /// What an `apply` yields: per sequence its new tokens, and the receipts of those that ended.
 struct Applied {

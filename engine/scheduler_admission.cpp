@@ -11,8 +11,7 @@ Result<void> Scheduler::submit(Request request, Nanoseconds now) {
   SLUICE_ASSERT(!s.sequences.contains(request.id), "a sequence id is never used twice");
   if (auto ok = check_request(request, s.tokenizer->size()); !ok) return ok;
   if (auto ok = s.check_length(request); !ok) return ok;
-  if (s.waiting.size() >= s.config.queue_max) return s.refuse_overload();
-  if (auto ok = s.check_deadline(request, now); !ok) return ok;
+  if (auto ok = s.check_queue(request); !ok) return ok;
   std::shared_ptr<CompiledConstraint> constraint;
   if (request.constraint) {
     auto compiled = s.constraints.get(request.constraint);
@@ -32,6 +31,8 @@ Result<void> Scheduler::submit(Request request, Nanoseconds now) {
                    s.tokenizer->drops_leading_space() && !request.continues_text);
   }
   q.request = std::move(request);
+  q.tag = s.shares.next(q.request.tenant);
+  if (auto ok = s.check_deadline(q, now); !ok) return ok;
 
   FinishReason reason = FinishReason::none;
   for (const Token token : q.request.resumed) {
@@ -47,7 +48,8 @@ Result<void> Scheduler::submit(Request request, Nanoseconds now) {
   }
   s.sequences.emplace(q.request.id, std::move(owned));
   if (q.request.deadline) s.deadlines.emplace(*q.request.deadline, q.request.id);
-  s.waiting.insert(&q);
+  s.shares.enter(q.request.tenant, q.expected());
+  s.wait(q);
   if (reason != FinishReason::none) s.finish(q, s.ending(q, reason, {}), now, s.pending);
   return {};
 }
@@ -65,9 +67,21 @@ Result<void> Scheduler::State::check_length(const Request& request) const {
               context_tokens);
 }
 
+void Scheduler::State::wait(Sequence& q) {
+  waiting.insert(&q);
+  ++waiting_of[q.request.tenant];
+}
+
+void Scheduler::State::stop_waiting(Sequence& q) {
+  waiting.erase(&q);
+  const auto found = waiting_of.find(q.request.tenant);
+  if (--found->second == 0) waiting_of.erase(found);
+}
+
 // Prompts are computed in order of precedence; what this one shares with the cache comes for free,
 // which is left out of account: whoever sets a deadline may be refused a little too early.
-Result<void> Scheduler::State::check_deadline(const Request& request, Nanoseconds now) const {
+Result<void> Scheduler::State::check_deadline(const Sequence& asked, Nanoseconds now) const {
+  const Request& request = asked.request;
   if (!request.deadline || *request.deadline <= now) return {};  // `expire` ends what is past it
   std::uint64_t ahead = request.prompt.size() + request.resumed.size();
   std::uint32_t decoding = 0;
@@ -76,7 +90,7 @@ Result<void> Scheduler::State::check_deadline(const Request& request, Nanosecond
     ahead += q->known() - std::min(q->known(), q->planned);
   }
   for (const Sequence* q : waiting)
-    if (q->request.priority >= request.priority) ahead += q->known();
+    if (Before{}(q, &asked)) ahead += q->known();
   const auto wait = static_cast<Nanoseconds>(
       step_time.prompt_ns(ahead, decoding, config.itl_target, config.rows_max));
   if (now + wait <= *request.deadline) return {};
@@ -91,10 +105,15 @@ Result<void> Scheduler::State::check_deadline(const Request& request, Nanosecond
 }
 
 // Every refused caller is told when one more place should be free, so that not all return at once.
-Result<void> Scheduler::State::refuse_overload() {
+Result<void> Scheduler::State::check_queue(const Request& request) {
   constexpr std::uint64_t hint_ms_max = 60'000;
+  const auto found = waiting_of.find(request.tenant);
+  const std::uint32_t own = found == waiting_of.end() ? 0 : found->second;
+  const bool all_full = waiting.size() >= std::size_t{queue_tenants} * config.queue_max;
+  if (own < config.queue_max && !all_full) return {};
   const std::uint64_t hint_ms = ++refused * (end_gap / 1'000'000 + 1);
-  auto refusal = fail(ErrorCode::overloaded, "{} sequences wait already", waiting.size());
+  auto refusal = fail(ErrorCode::overloaded, "{} sequences{} wait already",
+                      all_full ? waiting.size() : own, all_full ? "" : " of the same tenant");
   refusal.value().retry_after_ms = static_cast<std::uint32_t>(std::min(hint_ms, hint_ms_max));
   return refusal;
 }

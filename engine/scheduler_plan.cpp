@@ -100,7 +100,9 @@ void Scheduler::State::admit(StepInFlight& step, Batch& batch, Nanoseconds now) 
     const auto idle = static_cast<std::size_t>(
         std::ranges::count_if(cached, [&](auto block) { return blocks.holders(block) == 0; }));
     if (blocks.free() - idle < blocks_for(q.known()) - cached.size() + running.size()) return;
-    at = waiting.erase(at);
+    ++at;
+    stop_waiting(q);
+    shares.begin(q.tag);
     if (q.timing.started == 0) {
       q.timing.started = now;
       q.timing.cached_tokens = static_cast<std::uint32_t>(cached.size()) * config.block_tokens;
@@ -228,7 +230,7 @@ void Scheduler::State::add_segment(Sequence& q, StepInFlight& step, Batch& batch
 // the slot's generation; they will come out the same.
 void Scheduler::State::preempt(Sequence& q) {
   release(q);
-  waiting.insert(&q);
+  wait(q);
   ++counters.preemptions;
 }
 

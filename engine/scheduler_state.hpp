@@ -12,6 +12,7 @@
 
 #include "engine/constraint.hpp"
 #include "engine/detokenizer.hpp"
+#include "engine/fair_share.hpp"
 #include "engine/kv_blocks.hpp"
 #include "engine/scheduler.hpp"
 #include "engine/step_time.hpp"
@@ -27,6 +28,7 @@ using kernels::SlotRef;
 // as soon as a plan samples it.
 struct Sequence {
   Request request;
+  FairShare::Tag tag = 0;
   std::uint64_t arrival = 0;
   std::uint32_t prompt = 0;        // its length
   std::uint32_t end = 0;           // length at which it is over
@@ -48,13 +50,17 @@ struct Sequence {
   std::uint32_t known() const { return prompt + static_cast<std::uint32_t>(output.size()); }
   bool decodes() const { return planned >= prompt && planned + 1 == length; }
   bool has_rows() const { return length < end; }
+  // Tokens that its tenant is charged for beforehand.
+  std::uint64_t expected() const { return prompt + std::uint64_t{request.max_tokens}; }
 };
 
-// Who comes first in every queue: higher priority, then earlier arrival.
+// Who comes first in every queue: higher priority, then whose tenant had less, then earlier
+// arrival.
 struct Before {
   bool operator()(const Sequence* a, const Sequence* b) const {
     const std::int32_t first = a->request.priority, second = b->request.priority;
-    return first != second ? first > second : a->arrival < b->arrival;
+    if (first != second) return first > second;
+    return a->tag != b->tag ? a->tag < b->tag : a->arrival < b->arrival;
   }
 };
 
@@ -92,6 +98,8 @@ struct Scheduler::State {
 
   std::unordered_map<SequenceId, std::unique_ptr<Sequence>> sequences;
   std::set<Sequence*, Before> waiting;
+  std::unordered_map<std::string, std::uint32_t> waiting_of;  // by tenant
+  FairShare shares;
   std::vector<Sequence*> running;  // sorted by Before
   std::set<std::pair<Nanoseconds, SequenceId>> deadlines;
 
@@ -118,8 +126,11 @@ struct Scheduler::State {
   }
 
   Result<void> check_length(const Request& request) const;
-  Result<void> check_deadline(const Request& request, Nanoseconds now) const;
-  Result<void> refuse_overload();
+  Result<void> check_deadline(const Sequence& q, Nanoseconds now) const;
+  Result<void> check_queue(const Request& request);
+
+  void wait(Sequence& q);
+  void stop_waiting(Sequence& q);
 
   void hash_blocks(Sequence& q) const;
   std::vector<std::uint32_t> cached_blocks(Sequence& q) const;

@@ -48,6 +48,7 @@ struct Request {
   /// answer in a chat, where it is a vocabulary's dummy prefix (Tokenizer::drops_leading_space).
   bool continues_text = false;
   std::int32_t priority = 0;       ///< higher first
+  std::string tenant;              ///< among equals each gets the same share of tokens
   std::optional<Nanoseconds> deadline;
 };
 

@@ -76,6 +76,7 @@ struct Submit {
   engine::Constraint constraint;    ///< what the text must be
   bool ignore_eos = false;
   std::int32_t priority = 0;
+  std::string tenant;               ///< whose share it takes; empty: the connection's own
   std::uint32_t deadline_ms = 0;    ///< from arrival; 0: none
   std::vector<std::string> jurisdictions;  ///< empty: any
   std::vector<std::vector<Token>> resume_tokens;  ///< per choice; empty: from the start

@@ -133,6 +133,7 @@ void read(Reader& in, Submit& m) {
   read_constraint(in, m.constraint);
   in.boolean("ignore_eos", m.ignore_eos);
   in.integer("priority", m.priority);
+  in.text("tenant", m.tenant, in.limits.name_bytes_max);
   in.integer("deadline_ms", m.deadline_ms);
   in.texts("jurisdictions", m.jurisdictions, in.limits.jurisdictions_max, in.limits.name_bytes_max);
   read_resume(in, m);

@@ -201,6 +201,7 @@ void write(Map& map, Sink& sink, const Submit& m) {
             m.constraint.text);
   map.option("ignore_eos", m.ignore_eos, none.ignore_eos);
   map.option("priority", m.priority, none.priority);
+  map.option("tenant", m.tenant, none.tenant);
   map.option("deadline_ms", m.deadline_ms, none.deadline_ms);
   map.option("jurisdictions", m.jurisdictions, none.jurisdictions);
   map.option("resume_tokens", m.resume_tokens, none.resume_tokens);

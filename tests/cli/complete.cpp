@@ -73,7 +73,8 @@ BOOST_AUTO_TEST_CASE(a_node_gives_the_same_tokens_as_an_embedded_one) {
   const auto two = json_of(run(both));
   BOOST_TEST(two.at("choices").at(0).at("tokens") == one.at("tokens"));
   BOOST_TEST(two.at("choices").at(1).at("tokens") == next.at("tokens"));
-  BOOST_TEST(two.at("usage").at("completion_tokens") == 24);
+  BOOST_TEST(two.at("usage").at("completion_tokens") ==
+             one.at("tokens").size() + next.at("tokens").size());
   check_clean(node.stop());
 }
 

@@ -130,6 +130,7 @@ class Simulation {
       request.sampling.min_tokens = std::min(request.sampling.min_tokens, request.max_tokens);
     }
     if (below(6) == 0) request.constraint = constraints[below(std::size(constraints))];
+    request.tenant = std::string(below(3), 't');
     request.priority = static_cast<std::int32_t>(below(3)) - 1;
     if (below(10) == 0) request.deadline = now_ + below(60'000);
     return request;
@@ -155,8 +156,9 @@ class Simulation {
     if (longest > context_) {
       BOOST_REQUIRE(!taken && taken.error().code == ErrorCode::too_long);
       ++tally_.too_long;
-    } else if (before.waiting >= config_.queue_max) {
-      BOOST_REQUIRE(!taken && taken.error().code == ErrorCode::overloaded);
+    } else if (!taken && taken.error().message.ends_with("wait already")) {
+      BOOST_REQUIRE(taken.error().code == ErrorCode::overloaded);
+      BOOST_REQUIRE_GE(before.waiting, config_.queue_max);
       BOOST_REQUIRE_GT(taken.error().retry_after_ms, 0U);
       ++tally_.overloaded;
     } else if (!taken) {

@@ -134,6 +134,7 @@ transport::Submit World::random_submit() {
   }
   if (random_.one_in(5)) submit.constraint = constraints[random_.below(std::size(constraints))];
   if (random_.one_in(5)) submit.n = random_.between(2, 3);
+  if (random_.one_in(2)) submit.tenant = std::string(random_.between(1, 3), 't');
   submit.priority = static_cast<std::int32_t>(random_.below(3)) - 1;
   if (random_.one_in(8)) submit.deadline_ms = random_.between(1, 20'000);
   return submit;

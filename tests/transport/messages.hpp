@@ -40,6 +40,7 @@ inline Submit full_submit() {
   m.n = 2;
   m.max_tokens = 300;
   m.stops = {"\n\n", "END"};
+  m.tenant = "team a";
   m.constraint = {engine::Constraint::Kind::regex, "[a-z]+"};
   m.ignore_eos = true;
   m.priority = -3;

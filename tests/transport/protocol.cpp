@@ -98,6 +98,7 @@ Submit random_submit(Random& r) {
   if (m.constraint) m.constraint.text = r.text(200);
   m.ignore_eos = r.coin();
   m.priority = static_cast<std::int32_t>(r.u32());
+  m.tenant = r.text(200);
   m.deadline_ms = r.u32();
   for (auto n = r.below(4); n > 0; --n) m.jurisdictions.push_back(r.text(200));
   if (r.coin()) {
@@ -244,6 +245,7 @@ std::string kind_of(const std::string& key) {
                                               "why",
                                               "resume_numerics",
                                               "regex",
+                                              "tenant",
                                               "receipt.model",
                                               "receipt.numerics",
                                               "receipt.backend",
