@@ -31,5 +31,7 @@ add_test(NAME simulate COMMAND test_simulate --seeds 1000)
 set_tests_properties(simulate PROPERTIES TIMEOUT 300 ENVIRONMENT "${SLUICE_TEST_ENVIRONMENT}")
 sluice_program(bench/path NAME sluice-bench-path
                LINK sluice_actors PkgConfig::ZEROMQ nlohmann_json::nlohmann_json)
+sluice_program(bench/streams NAME sluice-bench-streams
+               LINK sluice_actors PkgConfig::ZEROMQ nlohmann_json::nlohmann_json)
 sluice_program(examples/cpp NAME example-client LINK sluice_transport)
 sluice_fuzzers()
