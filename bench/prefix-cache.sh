@@ -23,8 +23,8 @@ import random
 import sys
 
 # About 2,000 tokens that no other round has, then two questions.
-words = random.Random(int(sys.argv[2])).choices("the river ran past old houses and new mills".split(),
-                                                k=1950)
+vocabulary = "the river ran past old houses and new mills".split()
+words = random.Random(int(sys.argv[2])).choices(vocabulary, k=1950)
 for name, question in (("first", "What is it about?"), ("second", "Who lives there, and why?")):
     with open(f"{sys.argv[1]}/{name}.txt", "w", encoding="utf-8") as file:
         file.write(f"Round {sys.argv[2]}. " + " ".join(words) + ". " + question)

@@ -31,6 +31,12 @@ add_test(NAME simulate COMMAND test_simulate --seeds 1000)
 set_tests_properties(simulate PROPERTIES TIMEOUT 300 ENVIRONMENT "${SLUICE_TEST_ENVIRONMENT}")
 sluice_program(bench/path NAME sluice-bench-path
                LINK sluice_actors PkgConfig::ZEROMQ nlohmann_json::nlohmann_json)
+sluice_program(tests/soak NAME sluice-soak LINK sluice_actors PkgConfig::ZEROMQ)
+if(TARGET sluice-soak)
+  add_test(NAME soak COMMAND sluice-soak --seconds 30
+           --model ${CMAKE_SOURCE_DIR}/models/SmolLM2-135M-Instruct-Q4_1.gguf)
+  set_tests_properties(soak PROPERTIES TIMEOUT 300 ENVIRONMENT "${SLUICE_TEST_ENVIRONMENT}")
+endif()
 sluice_program(bench/streams NAME sluice-bench-streams
                LINK sluice_actors PkgConfig::ZEROMQ nlohmann_json::nlohmann_json)
 sluice_program(examples/cpp NAME example-client LINK sluice_transport)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What is longer than the gate: every preset's build, every suite but two under every sanitizer, ten
-# minutes of each fuzzer, the long simulations. Goes on after a failure; its result and date go to
-# docs/nightly.md.
+# minutes of each fuzzer, the long simulations, ten minutes of soak, plain and sanitized. Goes on
+# after a failure; its result and date go to docs/nightly.md.
 #   scripts/nightly.sh [--fuzz-seconds N]
 set -uo pipefail
 # shellcheck source=scripts/steps.sh
@@ -45,6 +45,12 @@ if ((${#names[@]})); then
   done
 fi
 part "long simulation" scripts/simulate.sh 10000
+# soak PRESET: ten minutes of everything that clients do.
+soak() {
+  "build/$1/sluice-soak" --seconds 600 --model "$(scripts/fetch-model.sh --path)"
+}
+part "soak release" soak release
+ASAN_OPTIONS=detect_leaks=1 part "soak asan-ubsan" soak asan-ubsan
 
 mkdir -p docs
 {

@@ -107,6 +107,8 @@ def allowed_libraries(path):
             allowed = [p for p in allowed if p != "caf/"] + ["nlohmann/", "fmt/", "tl/", "zmq"]
         if folder in ("simulate", "fakes"):
             allowed = LIBRARIES["actors"]
+        if folder == "soak":  # drives a whole node over its sockets
+            allowed = LIBRARIES["bench"]
         allowed = allowed + ["boost/test/"]
     return allowed
 

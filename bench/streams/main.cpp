@@ -5,33 +5,26 @@
 //   sluice-bench-streams --model FILE [--streams 1,64,1024,4096] [--tokens 64] [--watchers 1000]
 //                        [--json]
 
-#include <fcntl.h>
 #include <sys/resource.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
-#include <cstring>
-#include <fstream>
 #include <map>
-#include <mutex>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
-#include <thread>
 #include <vector>
 #include <zmq.hpp>
 
-#include "actors/node.hpp"
-#include "bench/instant_backend.hpp"
+#include "bench/instant_node.hpp"
 #include "transport/client.hpp"
 
 namespace {
 
 using namespace sluice;
+using bench::NodeProcess;
 using Clock = std::chrono::steady_clock;
 using Json = nlohmann::ordered_json;
 
@@ -48,116 +41,6 @@ struct Options {
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
-
-/// Lets results through, or keeps them: so a stream can be looked at before its first token.
-class Gate {
- public:
-  kernels::Completion behind(kernels::Completion completion) {
-    completion_ = std::move(completion);
-    return [this](kernels::StepResult&& result) {
-      const std::lock_guard lock(mutex_);
-      if (open_) completion_(std::move(result));
-      else held_.push_back(std::move(result));
-    };
-  }
-  void set(bool open) {
-    const std::lock_guard lock(mutex_);
-    open_ = open;
-    if (!open) return;
-    for (auto& result : std::exchange(held_, {})) completion_(std::move(result));
-  }
-
- private:
-  std::mutex mutex_;
-  kernels::Completion completion_;
-  std::vector<kernels::StepResult> held_;
-  bool open_ = true;
-};
-
-Result<std::unique_ptr<actors::Node>> start(const Options& options, zmq::context_t& context,
-                                            Gate& gate) {
-  actors::NodeConfig config;
-  actors::EngineConfig engine;
-  engine.model = options.model;
-  engine.slots = *std::ranges::max_element(options.streams);
-  engine.queue = engine.slots;
-  engine.step_rows = 2 * engine.slots;
-  engine.context_tokens = prompt_tokens + options.tokens;
-  engine.kv_bytes = std::uint64_t{64} << 30;  // never written: the device has no memory
-  config.engines = {engine};
-  config.log_level = "off";
-  config.make_backend = [&gate](const actors::EngineConfig&, kernels::Completion completion) {
-    return Result<std::unique_ptr<kernels::Backend>>(std::make_unique<bench::InstantBackend>(
-        gate.behind(std::move(completion)), false));
-  };
-  return actors::Node::start(std::move(config), context);
-}
-
-/// The child: says where it listens, then obeys 'h' (hold the device), 'g' (go) and 'q' or the end.
-[[noreturn]] void serve(const Options& options, int orders, int answers) {
-  zmq::context_t context;
-  Gate gate;
-  auto node = start(options, context, gate);
-  const std::string said = node ? (*node)->address() : "failed: " + node.error().message;
-  if (::write(answers, (said + "\n").data(), said.size() + 1) < 0 || !node) std::_Exit(1);
-  for (char order = 0; ::read(orders, &order, 1) == 1 && order != 'q';) gate.set(order == 'g');
-  node->reset();
-  std::_Exit(0);
-}
-
-class NodeProcess {
- public:
-  explicit NodeProcess(const Options& options) {
-    int down[2], up[2];
-    if (::pipe2(down, O_CLOEXEC) != 0 || ::pipe2(up, O_CLOEXEC) != 0) return;
-    pid_ = ::fork();
-    if (pid_ == 0) {
-      ::close(down[1]);
-      serve(options, down[0], up[1]);
-    }
-    ::close(down[0]);
-    ::close(up[1]);
-    orders_ = down[1];
-    for (char c = 0; ::read(up[0], &c, 1) == 1 && c != '\n';) address_ += c;
-    ::close(up[0]);
-  }
-  ~NodeProcess() {
-    order('q');
-    ::close(orders_);
-    ::waitpid(pid_, nullptr, 0);
-  }
-  NodeProcess(const NodeProcess&) = delete;
-  NodeProcess& operator=(const NodeProcess&) = delete;
-
-  const std::string& address() const { return address_; }
-  void order(char what) const { (void)!::write(orders_, &what, 1); }
-
-  double memory_kb() const { return value("status", "VmRSS:"); }
-
-  /// Of all its threads.
-  double cpu_seconds() const {
-    std::ifstream file("/proc/" + std::to_string(pid_) + "/stat");
-    std::string text((std::istreambuf_iterator<char>(file)), {});
-    std::istringstream fields(text.substr(text.rfind(')') + 2));
-    std::string skipped;
-    for (int i = 0; i < 11; ++i) fields >> skipped;
-    double user = 0, system = 0;
-    fields >> user >> system;
-    return (user + system) / static_cast<double>(::sysconf(_SC_CLK_TCK));
-  }
-
- private:
-  double value(const std::string& file, const std::string& key) const {
-    std::ifstream in("/proc/" + std::to_string(pid_) + "/" + file);
-    for (std::string word; in >> word;)
-      if (word == key && in >> word) return std::stod(word);
-    return 0;
-  }
-
-  pid_t pid_ = 0;
-  int orders_ = -1;
-  std::string address_;
-};
 
 transport::Submit request(std::uint32_t tokens) {
   transport::Submit submit = transport::Client::new_submit();
@@ -347,8 +230,22 @@ void print(const Json& all) {
               w["node_cpu_us_per_message"].get<double>());
 }
 
+actors::NodeConfig node_config(const Options& options) {
+  actors::NodeConfig config;
+  actors::EngineConfig engine;
+  engine.model = options.model;
+  engine.slots = *std::ranges::max_element(options.streams);
+  engine.queue = engine.slots;
+  engine.step_rows = 2 * engine.slots;
+  engine.context_tokens = prompt_tokens + options.tokens;
+  engine.kv_bytes = std::uint64_t{64} << 30;  // never written: the device has no memory
+  config.engines = {engine};
+  config.log_level = "off";
+  return config;
+}
+
 Result<Json> run(const Options& options) {
-  const NodeProcess node(options);
+  const NodeProcess node(node_config(options));
   if (!node.address().starts_with("tcp"))
     return fail(ErrorCode::io, "the node did not start: {}", node.address());
   auto client = transport::Client::connect({.connect = node.address()});
