@@ -49,6 +49,7 @@ Automaton::Automaton(Grammar grammar) : grammar_(std::move(grammar)) {
 void Automaton::clear() {
   states_.clear();
   by_hash_.clear();
+  by_taken_.clear();
   frame_of_.clear();
   frames_.assign(1, {});
   states_.emplace_back();  // `dead`
@@ -63,23 +64,30 @@ Automaton::State Automaton::next(State state, std::uint8_t byte) {
   }
   const State known = (*states_[state].next)[byte];
   if (known != unknown) return known;
-  const State to = name(step(states_[state].threads, byte));
-  return (*states_[state].next)[byte] = to;
+  std::vector<Thread> taken = take(states_[state].threads, byte);
+  auto found = by_taken_.find(taken);
+  if (found == by_taken_.end()) {
+    const State to = name(reach(taken));
+    found = by_taken_.emplace(std::move(taken), to).first;
+  }
+  return (*states_[state].next)[byte] = found->second;
 }
 
 Automaton::State Automaton::after(std::string_view text) {
   Reached here = reach({{grammar_.start, 0}});
-  for (const char c : text) here = step(here.threads, static_cast<std::uint8_t>(c));
+  for (const char c : text) here = reach(take(here.threads, static_cast<std::uint8_t>(c)));
   return name(std::move(here));
 }
 
-Automaton::Reached Automaton::step(const std::vector<Thread>& threads, std::uint8_t byte) {
+// Behind the byte: those of `threads` that take it.
+std::vector<Automaton::Thread> Automaton::take(const std::vector<Thread>& threads,
+                                               std::uint8_t byte) const {
   std::vector<Thread> taken;
   for (const Thread& thread : threads) {
     const GrammarOp& op = grammar_.ops[thread.op];
     if (op.low <= byte && byte <= op.high) taken.push_back({thread.op + 1, thread.stack});
   }
-  return reach(std::move(taken));
+  return taken;
 }
 
 std::uint32_t Automaton::push(std::uint32_t stack, std::uint32_t op) {
@@ -118,7 +126,10 @@ Automaton::Reached Automaton::reach(std::vector<Thread> open) {
         else visit(frames_[thread.stack].op, frames_[thread.stack].below);
         break;
     }
-    if (seen.size() > 16 * threads_max || reached.threads.size() > threads_max) return {};
+    if (seen.size() > 16 * threads_max || reached.threads.size() > threads_max) {
+      too_wide_ = true;
+      return {};
+    }
   }
   std::ranges::sort(reached.threads);
   return reached;

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string_view>
 #include <unordered_map>
@@ -39,6 +40,9 @@ class Automaton {
   /// No byte may follow.
   bool ends(State state) const { return states_[state].threads.empty(); }
 
+  /// A state was dead for having too many ways.
+  bool too_wide() const { return too_wide_; }
+
   /// States made so far.
   std::size_t size() const { return states_.size(); }
 
@@ -66,13 +70,15 @@ class Automaton {
 
   std::uint32_t push(std::uint32_t stack, std::uint32_t op);
   Reached reach(std::vector<Thread> open);
-  Reached step(const std::vector<Thread>& threads, std::uint8_t byte);
+  std::vector<Thread> take(const std::vector<Thread>& threads, std::uint8_t byte) const;
   State name(Reached reached);
 
   Grammar grammar_;
   State start_ = dead;
+  bool too_wide_ = false;
   std::vector<Reached> states_;
   std::unordered_multimap<std::uint64_t, State> by_hash_;
+  std::map<std::vector<Thread>, State> by_taken_;  ///< most bytes move the same threads
   std::vector<Frame> frames_;  ///< 0: the empty stack
   std::unordered_map<std::uint64_t, std::uint32_t> frame_of_;
 };

@@ -50,6 +50,10 @@ class ConstrainedText {
   /// A token came that was not allowed.
   bool failed() { return state() == Automaton::dead; }
 
+  /// Where nothing may follow although the text may not end, the constraint has too many ways at
+  /// once (Automaton::threads_max), or the vocabulary lacks a byte.
+  bool too_wide() const { return constraint_->automaton_.too_wide(); }
+
   /// The text so far fits.
   bool may_end();
 

@@ -365,7 +365,7 @@ BOOST_AUTO_TEST_CASE(a_prompt_takes_only_what_the_target_leaves_beside_who_decod
   BOOST_TEST(Decoding(103'000).read_prompt(300) == (std::vector{100U, 100U, 100U}),
              boost::test_tools::per_element());
   // Without a target, 4/5 of 3 us would be two rows: a few always go.
-  BOOST_TEST(Decoding(0).read_prompt(40) == (std::vector{16U, 16U, 8U}),
+  BOOST_TEST(Decoding(0).read_prompt(14) == (std::vector{4U, 4U, 4U, 2U}),
              boost::test_tools::per_element());
   Decoding engine(0);
   engine.read_prompt(300);

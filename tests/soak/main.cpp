@@ -53,6 +53,7 @@ struct Stream {
   transport::Submit submit;
   std::vector<std::vector<Token>> seen{};  // of each choice
   bool cancelled = false;
+  bool inherited = false;  ///< from a client that was dropped
 
   void blame(const std::string& what) const {
     throw Broken{"stream " + transport::to_hex(submit.stream) + " " + what};
@@ -186,7 +187,9 @@ class Soak {
     ++counts_.dropped;
     for (const auto& [id, stream] : orphans) {
       Owner& heir = owners_[below(owners_.size())];
-      send(heir, {stream.submit, {}, stream.cancelled});
+      Stream taken{stream.submit, {}, stream.cancelled, true};
+      if (below(4) > 0) taken.submit.epoch += 1000;  // else it asks for what there is
+      send(heir, std::move(taken));
       if (stream.cancelled) heir.client->cancel(id);
     }
   }
@@ -246,6 +249,13 @@ class Soak {
       stream.take(event, counts_);
       if (event.failed) {
         const ErrorCode code = event.failed->error.code;
+        if (code == ErrorCode::conflict && stream.inherited) {
+          // Who had it before had to submit it again meanwhile, under an epoch that nobody told.
+          Stream again{stream.submit, {}, stream.cancelled, true};
+          again.submit.epoch += 1000;
+          send(owner, std::move(again));
+          continue;
+        }
         const bool fair = code == ErrorCode::overloaded ||
                           (stream.cancelled && code == ErrorCode::cancelled);
         if (!fair) stream.blame("failed: " + event.failed->error.message);
@@ -345,7 +355,9 @@ void run(const Options& options) {
                                    (static_cast<double>(c.done) - ended_early) * tombstone_kb);
   std::printf("memory of the node: %.1f MB after a third, %.1f MB at the end\n", early / 1024,
               late / 1024);
-  if (!sanitized && late > 1.03 * early + 2048 + grown_by) throw Broken{"its memory grows"};
+  // A short run is not warm after a third: buffers still grow to their size.
+  const double slack_kb = std::max(2048.0, 16'384 * std::min(1.0, 60 / options.seconds));
+  if (!sanitized && late > 1.02 * early + slack_kb + grown_by) throw Broken{"its memory grows"};
   if (const int status = node.stop(); status != 0)
     throw Broken{"the node ended with status " + std::to_string(status)};
 }
