@@ -161,6 +161,8 @@ struct DeviceInfo {
   std::string device;        ///< "AMD EPYC, AVX3, 2 threads"
   std::string arithmetic;    ///< part of the numerics id: whatever may change a result's bits
   bool paths_equal = false;  ///< prompt and decode arithmetic agree to the bit
+  /// Products with quantized weights round their input to int8, so many columns to a step; 0: not.
+  std::uint32_t int8_block_columns = 0;
   std::uint32_t threads = 0;
   std::size_t memory_free_bytes = 0;
 };

@@ -3,6 +3,8 @@
 #include <hwy/targets.h>
 #include <sched.h>
 
+#include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <deque>
@@ -13,6 +15,7 @@
 
 #include "kernels/cpu/backend.hpp"
 #include "kernels/cpu/bandwidth.hpp"
+#include "kernels/cpu/packed.hpp"
 #include "kernels/cpu/program.hpp"
 #include "kernels/cpu/runner.hpp"
 #include "kernels/cpu/state.hpp"
@@ -56,8 +59,9 @@ class CpuBackend final : public Backend {
     info_.backend = "cpu";
     info_.device =
         fmt::format("{}, {} thread{}", cpu_device_name(), threads, threads == 1 ? "" : "s");
-    info_.arithmetic = "f32-16-lanes-fma/1";
+    info_.arithmetic = "int8-blocks-16,f32-16-lanes-fma/2";
     info_.paths_equal = true;
+    info_.int8_block_columns = cpu::step_cols;
     info_.threads = threads;
     info_.memory_free_bytes = cpu::available_memory_bytes();
     driver_ = std::thread([this] { drive(); });
@@ -77,7 +81,8 @@ class CpuBackend final : public Backend {
   Result<Weight> load(const HostTensor& tensor) override {
     auto shape = check_weight(tensor);
     if (!shape) return tl::unexpected(shape.error());
-    weights_.push_back({*shape, row_bytes(tensor.format, tensor.cols), tensor.data.data()});
+    weights_.push_back(
+        {*shape, row_bytes(tensor.format, tensor.cols), tensor.data.data(), nullptr});
     return Weight{static_cast<std::uint32_t>(weights_.size() - 1)};
   }
 
@@ -93,10 +98,11 @@ class CpuBackend final : public Backend {
 
   Result<ProgramId> record(const StepProgram& steps) override {
     if (!allocated_) return fail(ErrorCode::bad_request, "record before allocate");
-    auto program = Program::compile(steps, weights_, shape_);
-    if (!program) return tl::unexpected(program.error());
     std::unique_lock lock(mutex_);
     wait_idle(lock);
+    if (auto made = pack(steps); !made) return tl::unexpected(made.error());
+    auto program = Program::compile(steps, weights_, shape_);
+    if (!program) return tl::unexpected(program.error());
     programs_.push_back(std::move(*program));
     runner_.prepare(programs_.back(), shape_);
     return ProgramId{static_cast<std::uint32_t>(programs_.size() - 1)};
@@ -138,6 +144,39 @@ class CpuBackend final : public Backend {
   }
 
  private:
+  /// Packs the weights of products, with all threads, the driver being idle.
+  Result<void> pack(const StepProgram& steps) {
+    struct Work {
+      const CpuWeight* from;
+      cpu::PackedWeight* to;
+      std::uint32_t first_task;
+    };
+    std::vector<Work> work;
+    std::uint32_t tasks = 0;
+    for (const Op& op : steps.ops) {
+      const auto* linear = std::get_if<Linear>(&op);
+      if (linear == nullptr || linear->weight.index >= weights_.size()) continue;
+      CpuWeight& weight = weights_[linear->weight.index];
+      if (weight.packed != nullptr || !cpu::is_packed(weight.format)) continue;
+      auto packed = cpu::PackedWeight::make(weight);
+      if (!packed) return tl::unexpected(packed.error());
+      weight.packed = &packed_.emplace_back(std::move(*packed));
+      work.push_back({&weight, &packed_.back(), tasks});
+      tasks += weight.packed->strips();
+    }
+    std::atomic<std::uint32_t> next{0};
+    pool_.run([&](std::uint32_t) {
+      for (std::uint32_t task = next++; task < tasks; task = next++) {
+        const auto after = std::upper_bound(
+            work.begin(), work.end(), task,
+            [](std::uint32_t t, const Work& w) { return t < w.first_task; });
+        const Work& w = *(after - 1);
+        w.to->fill(task - w.first_task, w.from->data, w.from->row_bytes);
+      }
+    });
+    return {};
+  }
+
   /// A step, or with `masks_came` the second half of one.
   struct Item {
     std::uint32_t program = 0;
@@ -226,6 +265,7 @@ class CpuBackend final : public Backend {
   bool allocated_ = false;
   Ticket last_ticket_ = 0;
   std::vector<CpuWeight> weights_;
+  std::deque<cpu::PackedWeight> packed_;
   std::deque<Program> programs_;  ///< never moves one that a step may be running
   cpu::KvPool kv_;
   cpu::SlotTable slots_;

@@ -106,7 +106,9 @@ namespace cpu {
 
 void embed_row(const CpuWeight& table, Token token, float scale, float* out) {
   SLUICE_ASSERT(token < table.rows, "a token outside the embedding table");
-  unpack_row(table, token, out);
+  const std::span row(table.data + std::size_t{token} * table.row_bytes, table.row_bytes);
+  dequantize(table.format, row, {out, table.cols});
+  std::fill(out + table.cols, out + padded(table.cols), 0.0F);
   if (scale == 1.0F) return;
   for (std::size_t i = 0; i < table.cols; ++i) out[i] *= scale;
 }

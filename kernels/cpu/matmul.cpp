@@ -7,9 +7,10 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
+#include <cstring>
 
+#include "kernels/cpu/lanes-inl.hpp"
 #include "kernels/cpu/matmul.hpp"
-#include "kernels/cpu/unpack-inl.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace sluice::kernels::HWY_NAMESPACE {
@@ -18,6 +19,51 @@ using cpu::CpuWeight;
 using cpu::padded;
 using cpu::Product;
 using cpu::row_quantum;
+
+using Bytes = const std::uint8_t*;
+
+// Each format: bytes of a group of 32 elements, and how to widen one; equal to `dequantize`.
+
+struct UnpackF32 {
+  static constexpr std::size_t bytes = 128;
+  static HWY_INLINE void group(Bytes block, Lanes w[2]) {
+    float copy[32];  // the file need not align them
+    std::memcpy(copy, block, sizeof copy);
+    w[0] = load(copy);
+    w[1] = load(copy + 16);
+  }
+};
+
+struct UnpackF16 {
+  static constexpr std::size_t bytes = 64;
+  static HWY_INLINE void group(Bytes block, Lanes w[2]) {
+    w[0] = load_half(reinterpret_cast<const std::uint16_t*>(block));
+    w[1] = load_half(reinterpret_cast<const std::uint16_t*>(block) + 16);
+  }
+};
+
+struct UnpackBF16 {
+  static constexpr std::size_t bytes = 64;
+  static HWY_INLINE void group(Bytes block, Lanes w[2]) {
+    const hn::Rebind<std::uint16_t, F> u16;
+    const auto* from = reinterpret_cast<const std::uint16_t*>(block);
+    for (std::size_t i = 0; i < 2 * parts; ++i) {
+      const auto wide = hn::PromoteTo(I(), hn::LoadU(u16, from + i * part_lanes));
+      w[i / parts].part[i % parts] = hn::BitCast(F(), hn::ShiftLeft<16>(wide));
+    }
+  }
+};
+
+/// Calls f with the unpacker of a format: the one place that dispatches on it.
+template <class Call>
+HWY_INLINE void with_unpacker(Format format, Call f) {
+  switch (format) {
+    case Format::f32: return f(UnpackF32());
+    case Format::f16: return f(UnpackF16());
+    case Format::bf16: return f(UnpackBF16());
+    default: SLUICE_ASSERT(false, "a packed format has products of its own");
+  }
+}
 
 // Register tile: weight rows x activation rows, as many accumulators as leave room for the loads.
 #if HWY_CAP_GE512
@@ -37,14 +83,10 @@ HWY_INLINE Bytes row_of(const CpuWeight& weight, std::size_t row) {
   return reinterpret_cast<Bytes>(weight.data) + row * weight.row_bytes;
 }
 
-/// Walks a row in groups of 32 elements: visit(m-th row's block, group within it, column).
+/// Walks the whole groups of a row: visit(group's byte, its first column).
 template <class Unpack, class Visit>
 HWY_INLINE void each_group(std::size_t cols, Visit visit) {
-  constexpr std::size_t groups = Unpack::elements / 32;
-  std::size_t column = 0;
-  for (std::size_t at = 0; column + Unpack::elements <= cols; at += Unpack::bytes) {
-    for (std::size_t g = 0; g < groups; ++g, column += 32) visit(at, g, column);
-  }
+  for (std::size_t k = 0, at = 0; k + 32 <= cols; k += 32, at += Unpack::bytes) visit(at, k);
 }
 
 /// The part of a row of plain floats after its last whole group, zeros behind it.
@@ -59,11 +101,6 @@ struct Tail {
   }
 };
 
-template <class Unpack>
-HWY_INLINE bool has_tail(const CpuWeight& weight) {
-  return Unpack::elements == 32 && weight.cols % 32 != 0;
-}
-
 /// The dot products of M weight rows of whole groups with one activation row.
 template <class Unpack, std::size_t M>
 HWY_INLINE void dot_rows(const CpuWeight& weight, std::size_t first, const float* x, float* sums) {
@@ -73,13 +110,13 @@ HWY_INLINE void dot_rows(const CpuWeight& weight, std::size_t first, const float
     acc[m] = set(0.0F);
     row[m] = row_of(weight, first + m);
   });
-  each_group<Unpack>(weight.cols, [&](std::size_t at, std::size_t g, std::size_t k) SLUICE_INLINE {
+  each_group<Unpack>(weight.cols, [&](std::size_t at, std::size_t k) SLUICE_INLINE {
     const Lanes x0 = load(x + k);
     const Lanes x1 = load(x + k + 16);
     unroll<M>([&](auto m) SLUICE_INLINE {
       Lanes w[2];
       __builtin_prefetch(row[m] + at + prefetch_bytes);
-      Unpack::group(row[m] + at, g, w);
+      Unpack::group(row[m] + at, w);
       acc[m] = fma(w[0], x0, acc[m]);
       acc[m] = fma(w[1], x1, acc[m]);
     });
@@ -112,16 +149,16 @@ HWY_NOINLINE void multiply_row(const Product& p, std::size_t first, std::size_t 
 template <class Unpack>
 HWY_NOINLINE void unpack_whole(const CpuWeight& weight, std::size_t row, float* out) {
   Bytes from = row_of(weight, row);
-  each_group<Unpack>(weight.cols, [&](std::size_t at, std::size_t g, std::size_t k) SLUICE_INLINE {
+  each_group<Unpack>(weight.cols, [&](std::size_t at, std::size_t k) SLUICE_INLINE {
     Lanes w[2];
-    Unpack::group(from + at, g, w);
+    Unpack::group(from + at, w);
     store(w[0], out + k);
     store(w[1], out + k + 16);
   });
-  if (has_tail<Unpack>(weight)) {
+  if (weight.cols % 32 != 0) {
     const Tail<Unpack> tail(weight, from);
     Lanes w[2];
-    Unpack::group(tail.bytes, 0, w);
+    Unpack::group(tail.bytes, w);
     store(w[0], out + tail.column);
     store(w[1], out + tail.column + 16);
   }
@@ -195,19 +232,12 @@ void multiply(const Product& p, std::uint32_t rows, std::uint32_t first, std::ui
   }
 }
 
-void unpack_row(const CpuWeight& weight, std::uint32_t row, float* out) {
-  with_unpacker(weight.format, [&](auto unpack) SLUICE_INLINE {
-    unpack_whole<decltype(unpack)>(weight, row, out);
-  });
-}
-
 }  // namespace sluice::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace sluice::kernels {
 HWY_EXPORT(multiply);
-HWY_EXPORT(unpack_row);
 
 namespace cpu {
 
@@ -222,10 +252,6 @@ std::size_t tile_floats(std::uint32_t cols) { return tile_rows(cols) * padded(co
 void multiply(const Product& product, std::uint32_t rows, std::uint32_t first, std::uint32_t last,
               float* scratch) {
   HWY_DYNAMIC_DISPATCH(kernels::multiply)(product, rows, first, last, scratch);
-}
-
-void unpack_row(const CpuWeight& weight, std::uint32_t row, float* out) {
-  HWY_DYNAMIC_DISPATCH(kernels::unpack_row)(weight, row, out);
 }
 
 }  // namespace cpu

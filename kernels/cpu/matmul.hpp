@@ -1,7 +1,8 @@
 #pragma once
-// Matrix products with weights in their file format. Each result is one dot product in sixteen
-// lanes, lane l adding elements l, l + 16, l + 32 ... with fused multiply-adds, folded by the tree
-// of lanes-inl.hpp: the same whatever the number of rows, threads or the instruction set.
+// Matrix products with float32, float16 and bfloat16 weights; packed_matmul.hpp has the quantized
+// ones. Each result is one dot product in sixteen lanes, lane l adding elements l, l + 16,
+// l + 32 ... with fused multiply-adds, folded by the tree of lanes-inl.hpp: the same whatever the
+// number of rows, threads or the instruction set.
 
 #include <cstddef>
 #include <cstdint>
@@ -18,10 +19,13 @@ constexpr std::size_t padded(std::size_t width) {
   return (width + row_quantum - 1) / row_quantum * row_quantum;
 }
 
-/// A weight where it lies.
+struct PackedWeight;
+
+/// A weight where it lies, and what products use instead where its format is packed.
 struct CpuWeight : WeightShape {
   std::size_t row_bytes = 0;
   const std::byte* data = nullptr;
+  const PackedWeight* packed = nullptr;
 };
 
 /// Activations, [rows, stride]
@@ -50,8 +54,5 @@ std::size_t tile_floats(std::uint32_t cols);
 /// out[r][o] for weight rows o in [first, last) and activation rows r in [0, rows).
 void multiply(const Product& product, std::uint32_t rows, std::uint32_t first, std::uint32_t last,
               float* scratch);
-
-/// One weight row as float32; equal to `dequantize` to the bit. Zeros up to padded(cols).
-void unpack_row(const CpuWeight& weight, std::uint32_t row, float* out);
 
 }  // namespace sluice::kernels::cpu

@@ -1,6 +1,8 @@
 #include "kernels/cpu/program.hpp"
 
 #include <algorithm>
+#include <optional>
+#include <type_traits>
 #include <utility>
 
 #include "kernels/program.hpp"
@@ -35,6 +37,19 @@ class Compiler {
       offsets.push_back(floats);
       floats += rows_max(pool_, shape.rows) * padded(shape.width);
     }
+    rounded_.resize(steps_.buffers.size());
+    writers_.resize(steps_.buffers.size());
+    std::vector<std::size_t> rounded_at(steps_.buffers.size());
+    for (const Op& op : steps_.ops) {
+      const auto* linear = std::get_if<Linear>(&op);
+      if (linear == nullptr || !is_packed(weights_[linear->weight.index].format)) continue;
+      const BufferShape& in = steps_.buffers[linear->in.index];
+      std::size_t& at = rounded_at[linear->in.index];
+      if (at != 0) continue;
+      at = floats;
+      floats += rows_max(pool_, in.rows) * QuantizedView::row_bytes(in.width) / sizeof(float);
+    }
+    angles_end_ = floats;
     for (const Op& op : steps_.ops) {  // at most one table of angles an operation
       if (const auto* rope = std::get_if<RopeStore>(&op)) {
         floats += std::size_t{pool_.rows_max} * padded(rope->shape.head_dim);
@@ -48,9 +63,11 @@ class Compiler {
       program_.views_.push_back(
           {program_.arena_.as<float>() + offsets[i], padded(steps_.buffers[i].width)});
     }
-    angles_end_ = offsets.empty() ? 0
-                                  : offsets.back() + rows_max(pool_, steps_.buffers.back().rows) *
-                                                         padded(steps_.buffers.back().width);
+    for (std::size_t i = 0; i < rounded_at.size(); ++i) {
+      if (rounded_at[i] == 0) continue;
+      rounded_[i] = {program_.arena_.as<std::byte>() + rounded_at[i] * sizeof(float),
+                     steps_.buffers[i].width};
+    }
     return {};
   }
 
@@ -65,47 +82,91 @@ class Compiler {
     return values.data();
   }
 
+  /// Appends a stage that writes whole rows of a buffer.
+  void add_writer(Stage stage, Buffer out) {
+    writers_[out.index] = program_.stages_.size();
+    program_.stages_.push_back(std::move(stage));
+  }
+
+  /// The buffer as rounded rows: by the stage that wrote it last if that can, else by one more.
+  QuantizedView rounded(Buffer buffer) {
+    const QuantizedView view = rounded_[buffer.index];
+    std::optional<std::size_t>& writer = writers_[buffer.index];
+    if (writer == rounded_already) return view;
+    const bool done = writer && std::visit([&](auto& stage) { return round(stage, view); },
+                                           program_.stages_[*writer]);
+    if (!done) {
+      program_.stages_.push_back(QuantizeStage{shape(buffer).rows, this->view(buffer), view});
+    }
+    writer = rounded_already;
+    return view;
+  }
+
+  template <class AnyStage>
+  static bool round(AnyStage& stage, const QuantizedView& view) {
+    if constexpr (requires { stage.rounded; }) {
+      if constexpr (std::is_same_v<AnyStage, AttentionStage>) {
+        if (stage.work.shape.head_dim % block_cols != 0) return false;  // heads would share a block
+      }
+      stage.rounded = view;
+      return true;
+    }
+    return false;
+  }
+
   void need_scratch(std::size_t floats) {
     program_.scratch_floats_ = std::max(program_.scratch_floats_, floats);
   }
 
   void add(const Embed& op) {
-    program_.stages_.push_back(EmbedStage{weights_[op.table.index], op.scale, view(op.out)});
+    add_writer(EmbedStage{weights_[op.table.index], op.scale, view(op.out)}, op.out);
   }
 
   void add(const Norm& op) {
-    program_.stages_.push_back(NormStage{shape(op.in).rows, view(op.in), vector(op.gain),
-                                         shape(op.in).width, op.epsilon, view(op.out)});
+    add_writer(NormStage{shape(op.in).rows, view(op.in), vector(op.gain), shape(op.in).width,
+                         op.epsilon, view(op.out), {}},
+               op.out);
   }
 
   void add(const Linear& op) {
-    Product product;
-    product.weight = weights_[op.weight.index];
-    product.bias = op.bias ? vector(*op.bias) : nullptr;
-    product.in = view(op.in);
-    product.out = {view(op.out).data + op.out_column, view(op.out).stride};
-    product.accumulate = op.accumulate;
-    need_scratch(tile_floats(product.weight.cols));
-    if (!beside_last(product)) program_.stages_.push_back(LinearStage{shape(op.in).rows, {}});
-    std::get<LinearStage>(program_.stages_.back()).products.push_back(product);
+    const CpuWeight& weight = weights_[op.weight.index];
+    const float* bias = op.bias ? vector(*op.bias) : nullptr;
+    const RowView out{view(op.out).data + op.out_column, view(op.out).stride};
+    const QuantizedView in = weight.packed != nullptr ? rounded(op.in) : QuantizedView{};
+    if (!beside_last(op)) program_.stages_.push_back(LinearStage{shape(op.in).rows, {}, {}});
+    auto& stage = std::get<LinearStage>(program_.stages_.back());
+    if (weight.packed != nullptr) {
+      stage.packed.push_back({weight.packed, bias, in, out, op.accumulate});
+    } else {
+      need_scratch(tile_floats(weight.cols));
+      stage.products.push_back({weight, bias, view(op.in), out, op.accumulate});
+    }
+    writers_[op.out.index].reset();
+    beside_.push_back(index_);
   }
 
   /// Whether the product can run in the stage before: same input, and results that do not meet.
-  bool beside_last(const Product& product) const {
-    if (index_ == 0 || program_.stages_.empty()) return false;
-    const auto* stage = std::get_if<LinearStage>(&program_.stages_.back());
-    if (stage == nullptr || !std::holds_alternative<Linear>(steps_.ops[index_ - 1])) return false;
-    for (const Product& other : stage->products) {
-      if (other.in.data != product.in.data) return false;
-      const auto* a = other.out.data;
-      const auto* b = product.out.data;
-      if (a < b + product.weight.rows && b < a + other.weight.rows) return false;
+  bool beside_last(const Linear& op) {
+    const bool follows = index_ > 0 && !beside_.empty() && beside_.back() + 1 == index_ &&
+                         std::holds_alternative<LinearStage>(program_.stages_.back());
+    for (std::size_t i = 0; follows && i < beside_.size(); ++i) {
+      const auto& other = std::get<Linear>(steps_.ops[beside_[i]]);
+      const std::uint32_t rows = weights_[op.weight.index].rows;
+      const std::uint32_t other_rows = weights_[other.weight.index].rows;
+      const bool apart = other.out.index != op.out.index ||
+                         other.out_column >= op.out_column + rows ||
+                         op.out_column >= other.out_column + other_rows;
+      if (other.in.index == op.in.index && apart) continue;
+      beside_.clear();
+      return false;
     }
-    return true;
+    if (!follows) beside_.clear();
+    return follows;
   }
 
   void add(const RopeStore& op) {
     const RowView table = angles(op);
+    writers_[op.qkv.index].reset();
     program_.stages_.push_back(RopeStage{view(op.qkv), op.shape, op.layer, table,
                                          weights_[op.inverse_frequencies.index].cols, op.pairs});
   }
@@ -128,17 +189,19 @@ class Compiler {
 
   void add(const Attention& op) {
     need_scratch(attention_floats(op.shape, pool_.context_tokens));
-    program_.stages_.push_back(AttentionStage{
-        {view(op.qkv), op.shape, op.layer, op.scale, op.window, view(op.out)}});
+    add_writer(AttentionStage{{view(op.qkv), op.shape, op.layer, op.scale, op.window, view(op.out)},
+                              {}},
+               op.out);
   }
 
   void add(const Gate& op) {
-    program_.stages_.push_back(GateStage{shape(op.in).rows, view(op.in), op.activation,
-                                         shape(op.out).width, view(op.out)});
+    add_writer(GateStage{shape(op.in).rows, view(op.in), op.activation, shape(op.out).width,
+                         view(op.out), {}},
+               op.out);
   }
 
   void add(const Select& op) {
-    program_.stages_.push_back(SelectStage{view(op.in), shape(op.in).width, view(op.out)});
+    add_writer(SelectStage{view(op.in), shape(op.in).width, view(op.out)}, op.out);
   }
 
   void add(const Sample& op) { program_.stages_.push_back(SampleStage{view(op.logits)}); }
@@ -153,7 +216,12 @@ class Compiler {
   std::span<const CpuWeight> weights_;
   const PoolShape& pool_;
   std::size_t index_ = 0;
+  std::vector<std::size_t> beside_;  ///< products of the last stage, as operations
   std::vector<Angles> angles_;
+  std::vector<QuantizedView> rounded_;  ///< of each buffer that a packed product reads
+  /// The stage that wrote a buffer's whole rows last, or that they are rounded already.
+  std::vector<std::optional<std::size_t>> writers_;
+  static constexpr std::size_t rounded_already = SIZE_MAX;
   std::size_t angles_end_ = 0;  ///< floats of the arena in use
   Program program_;
 };

@@ -11,6 +11,7 @@
 #include "kernels/backend.hpp"
 #include "kernels/cpu/attention.hpp"
 #include "kernels/cpu/matmul.hpp"
+#include "kernels/cpu/packed_matmul.hpp"
 #include "kernels/cpu/state.hpp"
 
 namespace sluice::kernels::cpu {
@@ -28,12 +29,21 @@ struct NormStage {
   std::uint32_t width = 0;
   float epsilon = 0.0F;
   RowView out;
+  QuantizedView rounded;  ///< of `out`, where a product reads it so
 };
 
 /// Products that run side by side, such as q, k and v of one input.
 struct LinearStage {
   RowSpace space = RowSpace::batch;
   std::vector<Product> products;
+  std::vector<PackedProduct> packed;
+};
+
+/// Rounds rows that no stage rounds as it writes them.
+struct QuantizeStage {
+  RowSpace space = RowSpace::batch;
+  RowView in;
+  QuantizedView rounded;
 };
 
 /// Cosines and sines of the rows' positions: once a step, for all layers.
@@ -55,6 +65,7 @@ struct RopeStage {
 
 struct AttentionStage {
   AttentionWork work;
+  QuantizedView rounded;
 };
 
 struct GateStage {
@@ -63,6 +74,7 @@ struct GateStage {
   Activation activation = Activation::silu;
   std::uint32_t width = 0;
   RowView out;
+  QuantizedView rounded;
 };
 
 struct SelectStage {
@@ -75,8 +87,8 @@ struct SampleStage {
   RowView logits;
 };
 
-using Stage = std::variant<EmbedStage, NormStage, LinearStage, AnglesStage, RopeStage,
-                           AttentionStage, GateStage, SelectStage, SampleStage>;
+using Stage = std::variant<EmbedStage, NormStage, LinearStage, QuantizeStage, AnglesStage,
+                           RopeStage, AttentionStage, GateStage, SelectStage, SampleStage>;
 
 class Program {
  public:

@@ -17,6 +17,10 @@ constexpr std::uint32_t gate_columns = 1024;
 constexpr std::uint32_t product_rows_min = 8;
 constexpr std::uint32_t product_rows_max = 256;
 
+// The same in strips of packed weights.
+constexpr std::uint32_t strips_max = 16;
+constexpr std::size_t strip_cache_bytes = std::size_t{24} << 10;
+
 std::uint32_t divide_up(std::uint32_t a, std::uint32_t b) { return (a + b - 1) / b; }
 
 }  // namespace
@@ -143,6 +147,16 @@ std::uint32_t StepRunner::product_chunk(const LinearStage& stage, const Product&
   return std::clamp(share, product_rows_min, product_rows_max);
 }
 
+/// Strips that one task takes: a fair share for one row, what stays in the first-level cache beside
+/// a tile of activations for many.
+std::uint32_t StepRunner::strip_chunk(const LinearStage& stage,
+                                      const PackedProduct& product) const {
+  const std::uint32_t share = product.weight->strips() / (4 * threads_.threads());
+  const auto cached = static_cast<std::uint32_t>(strip_cache_bytes / product.weight->strip_bytes);
+  return row_count(stage.space) > 1 ? std::clamp(share, 1U, std::max(1U, cached))
+                                    : std::clamp(share, 1U, strips_max);
+}
+
 /// Heads that attend together: those of one key head for prompts; single ones when there are few
 /// tasks, so that every thread has some.
 std::uint32_t StepRunner::heads_per_task(const HeadShape& shape) const {
@@ -174,6 +188,9 @@ void StepRunner::task(const NormStage& stage, std::uint32_t index, std::uint32_t
   const std::uint32_t chunk = row_chunk(rows);
   for (std::uint32_t r = index * chunk; r < std::min(rows, (index + 1) * chunk); ++r) {
     norm_row(stage.in.row(r), stage.gain, stage.width, stage.epsilon, stage.out.row(r));
+    if (stage.rounded.data != nullptr) {
+      quantize(stage.out.row(r), 0, stage.width, stage.rounded, r);
+    }
   }
 }
 
@@ -182,6 +199,9 @@ std::uint32_t StepRunner::tasks(const LinearStage& stage) const {
   std::uint32_t count = 0;
   for (const Product& product : stage.products) {
     count += divide_up(product.weight.rows, product_chunk(stage, product));
+  }
+  for (const PackedProduct& product : stage.packed) {
+    count += divide_up(product.weight->strips(), strip_chunk(stage, product));
   }
   return count;
 }
@@ -196,6 +216,28 @@ void StepRunner::task(const LinearStage& stage, std::uint32_t index, std::uint32
       return multiply(product, row_count(stage.space), first, last, scratch_[thread].as<float>());
     }
     index -= count;
+  }
+  for (const PackedProduct& product : stage.packed) {
+    const std::uint32_t chunk = strip_chunk(stage, product);
+    const std::uint32_t count = divide_up(product.weight->strips(), chunk);
+    if (index < count) {
+      const std::uint32_t last = std::min(product.weight->strips(), (index + 1) * chunk);
+      return multiply(product, row_count(stage.space), index * chunk, last);
+    }
+    index -= count;
+  }
+}
+
+std::uint32_t StepRunner::tasks(const QuantizeStage& stage) const {
+  const std::uint32_t rows = row_count(stage.space);
+  return divide_up(rows, row_chunk(rows));
+}
+
+void StepRunner::task(const QuantizeStage& stage, std::uint32_t index, std::uint32_t) {
+  const std::uint32_t rows = row_count(stage.space);
+  const std::uint32_t chunk = row_chunk(rows);
+  for (std::uint32_t r = index * chunk; r < std::min(rows, (index + 1) * chunk); ++r) {
+    quantize(stage.in.row(r), 0, stage.rounded.cols, stage.rounded, r);
   }
 }
 
@@ -265,6 +307,11 @@ void StepRunner::task(const AttentionStage& stage, std::uint32_t index, std::uin
   group.head = kv_head * shared + first;
   group.heads = std::min(heads, shared - first);
   attend(stage.work, kv_, group, scratch_[thread].as<float>());
+  if (stage.rounded.data == nullptr) return;
+  for (std::uint32_t r = group.row; r < group.row + group.rows; ++r) {
+    quantize(stage.work.out.row(r), group.head * shape.head_dim,
+             (group.head + group.heads) * shape.head_dim, stage.rounded, r);
+  }
 }
 
 std::uint32_t StepRunner::tasks(const GateStage& stage) const {
@@ -275,8 +322,9 @@ void StepRunner::task(const GateStage& stage, std::uint32_t index, std::uint32_t
   const std::uint32_t per_row = divide_up(stage.width, gate_columns);
   const std::uint32_t r = index / per_row;
   const std::uint32_t first = index % per_row * gate_columns;
-  gate_row(stage.in.row(r), stage.activation, stage.width, first,
-           std::min(stage.width, first + gate_columns), stage.out.row(r));
+  const std::uint32_t last = std::min(stage.width, first + gate_columns);
+  gate_row(stage.in.row(r), stage.activation, stage.width, first, last, stage.out.row(r));
+  if (stage.rounded.data != nullptr) quantize(stage.out.row(r), first, last, stage.rounded, r);
 }
 
 std::uint32_t StepRunner::tasks(const SelectStage&) const { return row_count(RowSpace::sampled); }

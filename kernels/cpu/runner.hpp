@@ -53,11 +53,13 @@ class StepRunner {
   std::uint32_t row_count(RowSpace space) const;
   std::uint32_t row_chunk(std::uint32_t rows) const;
   std::uint32_t product_chunk(const LinearStage& stage, const Product& product) const;
+  std::uint32_t strip_chunk(const LinearStage& stage, const PackedProduct& product) const;
   std::uint32_t heads_per_task(const HeadShape& shape) const;
 
   std::uint32_t tasks(const EmbedStage& stage) const;
   std::uint32_t tasks(const NormStage& stage) const;
   std::uint32_t tasks(const LinearStage& stage) const;
+  std::uint32_t tasks(const QuantizeStage& stage) const;
   std::uint32_t tasks(const AnglesStage& stage) const;
   std::uint32_t tasks(const RopeStage& stage) const;
   std::uint32_t tasks(const AttentionStage& stage) const;
@@ -68,6 +70,7 @@ class StepRunner {
   void task(const EmbedStage& stage, std::uint32_t index, std::uint32_t thread);
   void task(const NormStage& stage, std::uint32_t index, std::uint32_t thread);
   void task(const LinearStage& stage, std::uint32_t index, std::uint32_t thread);
+  void task(const QuantizeStage& stage, std::uint32_t index, std::uint32_t thread);
   void task(const AnglesStage& stage, std::uint32_t index, std::uint32_t thread);
   void task(const RopeStage& stage, std::uint32_t index, std::uint32_t thread);
   void task(const AttentionStage& stage, std::uint32_t index, std::uint32_t thread);

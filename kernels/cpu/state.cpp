@@ -1,54 +1,9 @@
 #include "kernels/cpu/state.hpp"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <fstream>
-#include <string>
 #include <utility>
 
 namespace sluice::kernels::cpu {
-
-ZeroPages::~ZeroPages() {
-  if (data_ != nullptr) ::munmap(data_, bytes_);
-}
-
-ZeroPages::ZeroPages(ZeroPages&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
-
-ZeroPages& ZeroPages::operator=(ZeroPages&& other) noexcept {
-  std::swap(data_, other.data_);
-  std::swap(bytes_, other.bytes_);
-  return *this;
-}
-
-Result<ZeroPages> ZeroPages::make(std::size_t bytes, std::string_view what) {
-  ZeroPages pages;
-  if (bytes == 0) return pages;
-  void* data = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (data == MAP_FAILED) {
-    return fail(ErrorCode::out_of_memory, "no {} bytes of address space for {}", bytes, what);
-  }
-  pages.data_ = data;
-  pages.bytes_ = bytes;
-  return pages;
-}
-
-std::size_t available_memory_bytes() {
-  std::ifstream meminfo("/proc/meminfo");
-  std::string key;
-  std::size_t kib = 0;
-  while (meminfo >> key >> kib) {
-    if (key == "MemAvailable:") return kib * 1024;
-    meminfo.ignore(256, '\n');
-  }
-  const long pages = ::sysconf(_SC_AVPHYS_PAGES);
-  const long page = ::sysconf(_SC_PAGESIZE);
-  return pages > 0 && page > 0 ? static_cast<std::size_t>(pages) * static_cast<std::size_t>(page)
-                               : 0;
-}
 
 Result<void> KvPool::allocate(const PoolShape& shape) {
   const std::size_t bytes = kv_block_bytes(shape) * shape.blocks;

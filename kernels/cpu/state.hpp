@@ -6,32 +6,9 @@
 #include <vector>
 
 #include "kernels/backend.hpp"
+#include "kernels/cpu/memory.hpp"
 
 namespace sluice::kernels::cpu {
-
-/// Zeroed memory that takes no room until it is touched. Moves, does not copy.
-class ZeroPages {
- public:
-  ZeroPages() = default;
-  ~ZeroPages();
-  ZeroPages(ZeroPages&& other) noexcept;
-  ZeroPages& operator=(ZeroPages&& other) noexcept;
-
-  /// `out_of_memory` names `what` and the size.
-  static Result<ZeroPages> make(std::size_t bytes, std::string_view what);
-
-  template <class T>
-  T* as() const {
-    return static_cast<T*>(data_);
-  }
-
- private:
-  void* data_ = nullptr;
-  std::size_t bytes_ = 0;
-};
-
-/// Bytes of memory the machine could still give, as MemAvailable says.
-std::size_t available_memory_bytes();
 
 /// Keys and values, f16: [layer][block][kv_head][keys | values]. Keys lie as [head_dim,
 /// block_tokens], so that one vector holds one element of sixteen positions; values as

@@ -12,7 +12,6 @@
 #include <random>
 #include <vector>
 
-#include "kernels/cpu/matmul.hpp"
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/tested.hpp"
 
@@ -217,23 +216,6 @@ BOOST_AUTO_TEST_CASE(instruction_sets_do_not_matter) {
       hwy::GetChosenTarget().Update(hwy::SupportedTargets());
       BOOST_TEST_CONTEXT(info(static_cast<Format>(f)).name << " on " << hwy::TargetName(target)) {
         BOOST_CHECK(same == best);
-      }
-    }
-  }
-}
-
-BOOST_AUTO_TEST_CASE(unpacked_weights_equal_the_scalar_definition) {
-  std::mt19937 random(9);
-  for (std::size_t f = 0; f < format_count; ++f) {
-    const Tensor tensor = random_tensor(random, static_cast<Format>(f), 5, 512, 1.0F);
-    const std::size_t bytes = row_bytes(tensor.host.format, 512);
-    const cpu::CpuWeight weight{{tensor.host.format, 5, 512}, bytes, tensor.bytes.data()};
-    for (std::uint32_t row = 0; row < 5; ++row) {
-      std::vector<float> scalar(512), vector(512);
-      dequantize(weight.format, std::span(tensor.bytes).subspan(row * bytes, bytes), scalar);
-      cpu::unpack_row(weight, row, vector.data());
-      BOOST_TEST_CONTEXT(info(weight.format).name) {
-        BOOST_CHECK(std::memcmp(scalar.data(), vector.data(), 512 * sizeof(float)) == 0);
       }
     }
   }

@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <random>
 #include <span>
@@ -134,11 +135,13 @@ class TinyModelMaker {
     const std::uint32_t kv = h.kv_heads * h.head_dim;
     const Weight table = matrix(t.vocabulary, t.hidden, 1.0F);
     const Weight frequencies = tensor(Format::f32, 1, t.pairs, 0.4F, 0.5F);
-    const Buffer hidden = buffer(t.hidden), normed = buffer(t.hidden), qkv = buffer(q + 2 * kv);
-    const Buffer attended = buffer(q), gate = buffer(2 * t.feed_forward);
-    const Buffer gated = buffer(t.feed_forward);
+    const Buffer hidden = buffer(t.hidden);
     op(Embed{table, hidden, 1.5F});
     for (std::uint32_t layer = 0; layer < t.layers; ++layer) {
+      // What products read is written once a step, so that it can be read afterwards.
+      Buffer normed = buffer(t.hidden);
+      const Buffer qkv = buffer(q + 2 * kv), attended = buffer(q);
+      const Buffer gate = buffer(2 * t.feed_forward), gated = buffer(t.feed_forward);
       op(Norm{hidden, vector(t.hidden), 1e-5F, normed});
       linear(normed, q, t.hidden, qkv, 0);
       linear(normed, kv, t.hidden, qkv, q);
@@ -147,6 +150,7 @@ class TinyModelMaker {
       const float scale = 1.0F / std::sqrt(static_cast<float>(h.head_dim));
       op(Attention{qkv, h, layer, scale, t.window, attended});
       linear(attended, t.hidden, q, hidden, 0, true);
+      normed = buffer(t.hidden);
       op(Norm{hidden, vector(t.hidden), 1e-5F, normed});
       linear(normed, t.feed_forward, t.hidden, gate, 0);
       linear(normed, t.feed_forward, t.hidden, gate, t.feed_forward);
@@ -198,12 +202,18 @@ inline TinyModel tiny_model(const Traits& traits, std::uint32_t seed = 1) {
 
 class Reference {
  public:
-  explicit Reference(const TinyModel& model) : model_(model) {}
+  /// `int8_block_columns` as the backend's DeviceInfo says.
+  Reference(const TinyModel& model, std::uint32_t int8_block_columns)
+      : model_(model), int8_block_columns_(int8_block_columns) {}
 
   /// Buffers after the batch ran: [rows][width]
   std::vector<std::vector<std::vector<double>>> buffers;
 
-  void run(const Batch& batch) {
+  /// `read(buffer, rows)`: what the device has there after the same batch. Where it rounds,
+  /// products take their input from it: else a last bit would be a step, and steps would add up.
+  template <class Read>
+  void run(const Batch& batch, Read read) {
+    read_ = read;
     for (const SlotOpen& open : batch.opens) {
       tokens[open.slot.slot] = open.tokens;
       cache_.erase(open.slot.slot);
@@ -256,13 +266,39 @@ class Reference {
     }
   }
 
+  /// A product's input as the backend reads it.
+  std::vector<std::vector<double>> inputs(Buffer in, Format format) const {
+    std::vector<std::vector<double>> rows = buffers[in.index];
+    if (int8_block_columns_ == 0 || info(format).block_elements == 1) return rows;
+    const std::vector<float> device = read_(in, rows.size());
+    std::size_t i = 0;
+    for (std::vector<double>& row : rows) {
+      for (double& x : row) x = static_cast<double>(device[i++]);
+      row = rounded(std::move(row));
+    }
+    return rows;
+  }
+
+  std::vector<double> rounded(std::vector<double> x) const {
+    for (std::size_t first = 0; first < x.size(); first += int8_block_columns_) {
+      const auto block = std::span(x).subspan(first, int8_block_columns_);
+      double largest = 0;
+      for (const double v : block) largest = std::max(largest, std::abs(v));
+      const double step = largest / 127;
+      for (double& v : block) v = step == 0 ? 0 : std::nearbyint(v / step) * step;
+    }
+    return x;
+  }
+
   void apply(const Linear& op) {
     const Tensor& w = tensor(op.weight);
-    for (std::size_t r = 0; r < buffers[op.in.index].size(); ++r) {
+    const auto rows = inputs(op.in, w.host.format);
+    for (std::size_t r = 0; r < rows.size(); ++r) {
+      const std::vector<double>& x = rows[r];
       for (std::size_t o = 0; o < w.host.rows; ++o) {
         double sum = op.bias ? tensor(*op.bias).values[o] : 0.0;
         for (std::size_t i = 0; i < w.host.cols; ++i) {
-          sum += w.values[o * w.host.cols + i] * buffers[op.in.index][r][i];
+          sum += w.values[o * w.host.cols + i] * x[i];
         }
         double& out = buffers[op.out.index][r][op.out_column + o];
         out = op.accumulate ? out + sum : sum;
@@ -355,6 +391,8 @@ class Reference {
   void apply(const Sample&) {}
 
   const TinyModel& model_;
+  std::function<std::vector<float>(Buffer, std::size_t)> read_;
+  std::uint32_t int8_block_columns_;
   std::vector<Row> rows_;
   std::vector<std::size_t> sampled_;
   std::map<SlotIndex, std::map<std::uint32_t, std::map<std::uint32_t, std::vector<double>>>> cache_;

@@ -17,7 +17,13 @@ using testing::Part;
 // Ours differs from the reference by rounding keys and values to f16 (relative 2^-11) and by the
 // order of float32 sums; the logits' deviation is about 1, the worst difference measured 0.009. A
 // feature left out moves some logit by more than 0.5.
-constexpr double tolerance = 0.02;
+constexpr double float_tolerance = 0.02;
+/// Where weights are quantized, what products read is rounded to 8 bits: 0.19 at worst.
+constexpr double rounded_tolerance = 0.25;
+
+bool is_quantized(const GgufFile& file) {
+  return info(file.find_tensor("blk.0.attn_q.weight")->format).block_elements > 1;
+}
 
 const std::vector<std::string> names = {
     "plain",           "grouped_heads", "tied_embeddings", "rope_base",
@@ -35,6 +41,7 @@ void check_logits(const std::string& name) {
   const std::uint32_t vocabulary = fixture.u32();
   BOOST_REQUIRE_EQUAL(model.config.vocabulary, vocabulary);
   const auto tokens = fixture.u32s(positions);
+  const double tolerance = is_quantized(*model.file) ? rounded_tolerance : float_tolerance;
   double worst = 0;
   std::size_t sure = 0;
   model.every_row(tokens, 48, [&](std::size_t at, auto logits) {
@@ -53,7 +60,7 @@ void check_logits(const std::string& name) {
   BOOST_TEST(fixture.at_end());
   BOOST_TEST_MESSAGE(name << ": worst " << worst << ", " << sure << " sure positions");
   BOOST_TEST(worst <= tolerance);
-  BOOST_TEST(sure > positions / 2);
+  BOOST_TEST(sure > positions / (tolerance == float_tolerance ? 2 : 8));
 }
 
 /// The last row's logits after `cuts` of the prompt, each a step of its own.

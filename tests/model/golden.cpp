@@ -11,10 +11,15 @@ namespace {
 
 using testing::LoadedModel;
 
-// Ours differs from the reference by rounding keys and values to f16 (relative 2^-11) and by the
-// order of float32 sums, over 30 layers; logits reach 47, and the worst difference measured is
-// 0.032. llama.cpp, which also rounds activations to 8 bits, measures 0.24 to 2.1 on these prompts.
-constexpr double tolerance = 0.05;
+// Ours differs from the reference by rounding what products read to 8 bits (steps of sixteen
+// columns), over 30 layers; logits reach 47. The worst difference measured is 1.8, the deviation
+// 0.17; llama.cpp, with steps of 32 columns, has 2.1 and 0.24.
+constexpr double tolerance = 2.0;
+constexpr double deviation = 0.2;
+/// Four deviations of a difference of two logits.
+constexpr double margin = 4 * 1.42 * deviation;
+/// Of fewer positions, which of two roundings is nearer is chance.
+constexpr std::uint32_t positions_compared = 5;
 
 struct Deviation {
   double worst = 0;
@@ -49,7 +54,8 @@ BOOST_AUTO_TEST_CASE(logits_of_every_position_match_the_reference) {
   BOOST_TEST(prompts == 20U);
   std::size_t positions = 0;
   std::size_t sure = 0;
-  Deviation all;
+  Deviation all, sums;
+  double llama_square_sum = 0;
   for (std::uint32_t prompt = 0; prompt < prompts; ++prompt) {
     const std::uint32_t count = fixture.u32();
     const double llama_worst = fixture.f32();
@@ -65,9 +71,9 @@ BOOST_AUTO_TEST_CASE(logits_of_every_position_match_the_reference) {
         apart.add(logits[ids[i]] - expected[i]);
         all.add(logits[ids[i]] - expected[i]);
       }
-      BOOST_TEST(std::abs(log_sum_exp(logits) - sum) <= tolerance);
+      sums.add(log_sum_exp(logits) - sum);
       const auto best = std::max_element(logits.begin(), logits.end()) - logits.begin();
-      if (expected[0] - expected[1] > 2 * tolerance) {
+      if (expected[0] - expected[1] > margin) {
         BOOST_TEST(best == ids[0], "prompt " << prompt << ", position " << at << ": token "
                                              << best << " instead of " << ids[0]);
         ++sure;
@@ -78,14 +84,20 @@ BOOST_AUTO_TEST_CASE(logits_of_every_position_match_the_reference) {
                                  << llama_worst << "), rms " << apart.rms() << " (llama.cpp "
                                  << llama_rms << ")");
     BOOST_TEST(apart.worst <= tolerance);
-    BOOST_TEST(apart.worst <= llama_worst);
-    BOOST_TEST(apart.rms() <= llama_rms);
+    if (count >= positions_compared) {
+      BOOST_TEST(apart.worst <= llama_worst);
+      BOOST_TEST(apart.rms() <= llama_rms);
+    }
+    llama_square_sum += llama_rms * llama_rms * static_cast<double>(apart.count);
   }
   BOOST_TEST(fixture.at_end());
   BOOST_TEST_MESSAGE(positions << " positions, " << sure << " sure; worst " << all.worst
                                << ", rms " << all.rms());
+  BOOST_TEST(all.rms() <= deviation);
+  BOOST_TEST(all.rms() <= std::sqrt(llama_square_sum / static_cast<double>(all.count)));
+  BOOST_TEST(sums.rms() <= deviation);
   BOOST_TEST(positions > 700U);
-  BOOST_TEST(sure > positions * 9 / 10);
+  BOOST_TEST(sure > positions / 3);
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -1,0 +1,36 @@
+#pragma once
+// Memory that the CPU backend takes from the system.
+
+#include <cstddef>
+#include <string_view>
+
+#include "kernels/core.hpp"
+
+namespace sluice::kernels::cpu {
+
+/// Zeroed memory that takes no room until it is touched, in huge pages where the system has them.
+/// Moves, does not copy.
+class ZeroPages {
+ public:
+  ZeroPages() = default;
+  ~ZeroPages();
+  ZeroPages(ZeroPages&& other) noexcept;
+  ZeroPages& operator=(ZeroPages&& other) noexcept;
+
+  /// `out_of_memory` names `what` and the size.
+  static Result<ZeroPages> make(std::size_t bytes, std::string_view what);
+
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  void* data_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+/// Bytes of memory the machine could still give, as MemAvailable says.
+std::size_t available_memory_bytes();
+
+}  // namespace sluice::kernels::cpu

@@ -1,0 +1,77 @@
+#pragma once
+// Quantized weights as the CPU's products read them: the file's own bits, sixteen rows side by
+// side, so that one vector holds the same four columns of sixteen rows and a product needs no
+// folding of lanes. As many bytes as in the file (the K formats' scales take 3% more).
+//
+// A strip is sixteen rows, zeros beyond the last: first the scales of all its blocks, then, at a
+// multiple of 64 bytes, the quants. A block is 32 columns. Of a block, vector j of 0..7 means
+// columns 4j .. 4j + 3, byte 4 r + i being column 4j + i of row r:
+//   nibbles   4 vectors; vector j in the low half of vector j % 4's bytes, 4 + j in the high half
+//   bytes     8 vectors, the signed value plus 128
+//   5th bits  8 words of 64 bits, one a vector, bit 4 r + i for byte 4 r + i
+//   5th, 6th  2 vectors; two bits for vector j at bit 2 (j % 4) of vector j / 4's bytes
+// The scales of a block are sixteen halves, or pairs of bytes where a head of halves for each 256
+// columns comes before (K formats).
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/memory.hpp"
+#include "kernels/program.hpp"
+
+namespace sluice::kernels::cpu {
+
+inline constexpr std::uint32_t strip_rows = 16;
+inline constexpr std::uint32_t block_cols = 32;
+
+struct PackedLayout {
+  std::uint32_t quant_bytes = 0;  ///< of a block, for sixteen rows; 0: a format that is not packed
+  std::uint32_t scale_bytes = 0;  ///< of a block
+  std::uint32_t head_bytes = 0;   ///< of eight blocks, before their scales
+
+  constexpr std::size_t scale_at(std::size_t block) const {
+    const std::size_t heads = head_bytes == 0 ? 0 : block / 8 + 1;
+    return heads * head_bytes + block * scale_bytes;
+  }
+};
+
+constexpr PackedLayout packed_layout(Format format) {
+  switch (format) {
+    case Format::q4_0: return {256, 32, 0};
+    case Format::q4_1: return {256, 64, 0};
+    case Format::q5_0: return {256 + 64, 32, 0};
+    case Format::q5_1: return {256 + 64, 64, 0};
+    case Format::q8_0: return {512, 32, 0};
+    case Format::q4_k: return {256, 32, 64};
+    case Format::q5_k: return {256 + 64, 32, 64};
+    case Format::q6_k: return {256 + 128, 32, 32};
+    default: return {};
+  }
+}
+
+/// Whether products with weights of this format round their activations (quantize.hpp).
+constexpr bool is_packed(Format format) { return packed_layout(format).quant_bytes != 0; }
+
+/// A weight in strips.
+struct PackedWeight {
+  Format format = Format::f32;
+  std::uint32_t rows = 0;
+  std::uint32_t cols = 0;
+  std::size_t quants_at = 0;    ///< bytes of a strip's scales, rounded up to 64
+  std::size_t strip_bytes = 0;
+  ZeroPages pages;
+
+  std::uint32_t strips() const { return (rows + strip_rows - 1) / strip_rows; }
+  std::uint32_t blocks() const { return cols / block_cols; }
+  const std::uint8_t* strip(std::uint32_t index) const {
+    return pages.as<std::uint8_t>() + index * strip_bytes;
+  }
+
+  /// Room for a weight of this shape, in a format that is packed. `out_of_memory`.
+  static Result<PackedWeight> make(const WeightShape& shape);
+
+  /// Fills a strip from the weight's rows as the file has them. Any thread, a strip each.
+  void fill(std::uint32_t index, const std::byte* rows_in_file, std::size_t row_bytes);
+};
+
+}  // namespace sluice::kernels::cpu

@@ -1,0 +1,136 @@
+// Shows that products of packed weights are what they say: for every packed format, random weights
+// of ragged shapes times rows rounded to int8 against the sum in double of the same rounded values,
+// alone and in any number of rows to the bit; and that rounding is to the nearest step of each
+// sixteen, zero where all are zero, NaN where one is not finite.
+
+#include "kernels/cpu/packed_matmul.hpp"
+
+#include <bit>
+#include <boost/test/unit_test.hpp>
+#include <cmath>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "tests/kernels/harness.hpp"
+
+namespace sluice::kernels::test {
+namespace {
+
+/// Rows of activations, rounded.
+struct Activations {
+  std::vector<float> x;
+  std::vector<std::byte> bytes;
+  cpu::QuantizedView view;
+
+  Activations(std::vector<float> values, std::uint32_t cols) : x(std::move(values)) {
+    const std::size_t rows = x.size() / cols;
+    bytes.resize(rows * cpu::QuantizedView::row_bytes(cols));
+    view = {bytes.data(), cols};
+    for (std::size_t r = 0; r < rows; ++r) cpu::quantize(&x[r * cols], 0, cols, view, r);
+  }
+
+  double value(std::size_t r, std::uint32_t c) const {
+    const cpu::QuantizedRow row = view.row(r);
+    return static_cast<double>(row.steps[c / 16]) * row.values[c];
+  }
+};
+
+std::vector<float> random_values(std::mt19937& random, std::size_t count) {
+  std::normal_distribution<float> value(0.3F, 1.0F);
+  std::vector<float> values(count);
+  for (float& x : values) x = value(random);
+  return values;
+}
+
+cpu::PackedWeight pack(const Tensor& tensor) {
+  const HostTensor& host = tensor.host;
+  auto weight = require(cpu::PackedWeight::make({host.format, host.rows, host.cols}));
+  for (std::uint32_t s = 0; s < weight.strips(); ++s) {
+    weight.fill(s, tensor.bytes.data(), row_bytes(host.format, host.cols));
+  }
+  return weight;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(packed)
+
+BOOST_AUTO_TEST_CASE(every_format_and_shape) {
+  std::mt19937 random(3);
+  for (std::size_t f = 0; f < format_count; ++f) {
+    const auto format = static_cast<Format>(f);
+    if (!cpu::is_packed(format)) continue;
+    const std::uint32_t unit = info(format).block_elements;
+    for (const std::uint32_t rows : {1U, 16U, 37U}) {
+      const auto cols = static_cast<std::uint32_t>(unit * (1 + random() % 3));
+      const Tensor tensor = random_tensor(random, format, rows, cols, 1.0F);
+      const cpu::PackedWeight weight = pack(tensor);
+      constexpr std::uint32_t count = 13;
+      const Activations in(random_values(random, count * cols), cols);
+      std::vector<float> bias(48), out(count * rows, 7.0F);
+      for (std::uint32_t i = 0; i < rows; ++i) bias[i] = static_cast<float>(i);
+      const cpu::PackedProduct product{&weight, bias.data(), in.view, {out.data(), rows}, true};
+      cpu::multiply(product, count, 0, weight.strips());
+      double off = 0;
+      for (std::uint32_t r = 0; r < count; ++r) {
+        for (std::uint32_t o = 0; o < rows; ++o) {
+          double sum = 7.0 + o;
+          for (std::uint32_t c = 0; c < cols; ++c) {
+            sum += tensor.values[o * cols + c] * in.value(r, c);
+          }
+          off = std::max(off, std::abs(sum - static_cast<double>(out[r * rows + o])));
+        }
+      }
+      BOOST_TEST(off < 1e-4, info(format).name << " " << rows << " x " << cols << ": " << off);
+      for (std::uint32_t r = 0; r < count; ++r) {  // each row alone
+        std::vector<float> alone(rows, 7.0F);
+        const cpu::QuantizedView view{in.view.data + r * cpu::QuantizedView::row_bytes(cols), cols};
+        const cpu::PackedProduct one{&weight, bias.data(), view, {alone.data(), rows}, true};
+        cpu::multiply(one, 1, 0, weight.strips());
+        BOOST_CHECK(std::memcmp(alone.data(), &out[r * rows], rows * sizeof(float)) == 0);
+      }
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(rounding_is_to_the_nearest_step) {
+  std::mt19937 random(4);
+  std::vector<float> x = random_values(random, 64);
+  std::fill(x.begin(), x.begin() + 16, 0.0F);
+  x[20] = -1000.0F;
+  const Activations in(x, 64);
+  const cpu::QuantizedRow row = in.view.row(0);
+  BOOST_TEST(row.steps[0] == 0.0F);
+  BOOST_TEST(row.values[20] == -127);
+  for (std::uint32_t c = 0; c < 64; ++c) {
+    const double step = row.steps[c / 16];
+    BOOST_TEST(std::abs(in.value(0, c) - static_cast<double>(x[c])) <= step * 0.500001);
+  }
+  for (std::uint32_t b = 0; b < 4; ++b) {
+    double sum = 0;
+    for (std::uint32_t c = 16 * b; c < 16 * b + 16; ++c) sum += in.value(0, c);
+    BOOST_TEST(std::abs(sum - static_cast<double>(row.sums[b])) <= 1e-6 * std::abs(sum));
+    if (b % 2 == 1) BOOST_TEST(row.pair_sums[b / 2] == row.sums[b - 1] + row.sums[b]);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(what_is_not_finite_stays_so) {
+  for (const float bad : {std::numeric_limits<float>::infinity(),
+                          -std::numeric_limits<float>::infinity(),
+                          std::numeric_limits<float>::quiet_NaN(),
+                          -std::numeric_limits<float>::quiet_NaN()}) {
+    std::vector<float> x(32, 1.0F);
+    x[17] = bad;
+    const Activations in(x, 32);
+    std::mt19937 random(5);
+    const cpu::PackedWeight weight = pack(random_tensor(random, Format::q4_0, 16, 32, 1.0F));
+    std::vector<float> out(16);
+    cpu::multiply({&weight, nullptr, in.view, {out.data(), 16}, false}, 1, 0, 1);
+    for (const float y : out) BOOST_TEST(std::isnan(y));
+  }
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace sluice::kernels::test
