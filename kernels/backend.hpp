@@ -55,12 +55,13 @@ struct Embed {
   float scale = 1.0F;
 };
 
-/// out[r] = in[r] / sqrt(mean(in[r]^2) + epsilon) * gain                   out, in: [R, width]
+/// out[r] (+)= in[r] / sqrt(mean(in[r]^2) + epsilon) * gain                out, in: [R, width]
 struct Norm {
   Buffer in;
   Weight gain;
   float epsilon = 1e-5F;
   Buffer out;
+  bool accumulate = false;  ///< adds to what is there: a norm before the residual connection
 };
 
 /// out[r][out_column + o] (+)= dot(weight[o], in[r]) + bias[o]             weight: [O, in width]
@@ -85,7 +86,16 @@ struct HeadShape {
   std::uint32_t head_dim = 0;
 };
 
-/// Rotates q in place, and writes rotated k and v to the pool at the rows' own positions.
+/// A Norm of each query and key head by itself, with a gain for all query heads and one for all key
+/// heads: f32 [1, head_dim].
+struct HeadNorms {
+  Weight q;
+  Weight k;
+  float epsilon = 1e-6F;
+};
+
+/// Rotates q in place, and writes rotated k and v to the pool at the rows' own positions. With
+/// `norms`, heads of q and k are normed before they turn; the row's own k stays as it was.
 struct RopeStore {
   Buffer qkv;
   HeadShape shape;
@@ -93,9 +103,11 @@ struct RopeStore {
   Weight inverse_frequencies;  ///< f32 [1, rotated_dim / 2]; rotated_dim <= head_dim
   RopePairs pairs = RopePairs::adjacent;
   float magnitude = 1.0F;      ///< multiplies cos and sin (YaRN's attention factor)
+  std::optional<HeadNorms> norms = std::nullopt;
 };
 
-/// out[r][h] = softmax(scale * q[h] . K[kv(h)]) V[kv(h)] over positions 0..p(r), in their order
+/// out[r][h] = softmax(cap(scale * q[h] . K[kv(h)])) V[kv(h)] over positions 0..p(r), in their
+/// order; cap(x) = soft_cap * tanh(x / soft_cap)
 struct Attention {
   Buffer qkv;
   HeadShape shape;
@@ -103,6 +115,7 @@ struct Attention {
   float scale = 0.0F;
   std::uint32_t window = 0;  ///< last positions seen, own included; 0: all
   Buffer out;                ///< [R, heads * head_dim]
+  float soft_cap = 0.0F;     ///< 0: none
 };
 
 enum class Activation : std::uint8_t { silu, gelu_tanh };
@@ -112,6 +125,12 @@ struct Gate {
   Buffer in;
   Activation activation = Activation::silu;
   Buffer out;
+};
+
+/// values[r] = cap * tanh(values[r] / cap)                                 values: [R, width]
+struct SoftCap {
+  Buffer values;
+  float cap = 0.0F;  ///< > 0
 };
 
 /// out: the last row of each sampled segment, in segment order             in: batch, out: sampled
@@ -126,7 +145,8 @@ struct Sample {
   Buffer logits;  ///< sampled, [R, vocabulary]
 };
 
-using Op = std::variant<Embed, Norm, Linear, RopeStore, Attention, Gate, Select, Sample>;
+using Op =
+    std::variant<Embed, Norm, Linear, RopeStore, Attention, Gate, SoftCap, Select, Sample>;
 
 /// One forward pass, recorded once per model. `Sample`, if present, is last.
 struct StepProgram {

@@ -71,6 +71,11 @@ SLUICE_HOST_DEVICE inline float exp_f32(float x) {
   return float_of(bits_of(p) + (bits_of(shifted) << 23));
 }
 
+/// tanh(x) within 2e-7: 1 - 2 / (1 + e^2x)
+SLUICE_HOST_DEVICE inline float tanh_f32(float x) {
+  return 1.0F - 2.0F / (1.0F + exp_f32(x + x));
+}
+
 /// log(1 + f) for f in [sqrt(1/2) - 1, sqrt(2) - 1], exact to about 1 unit even near 0.
 SLUICE_HOST_DEVICE inline float log1p_f32(float f) {
   const float s = f / (2.0F + f);  // log(1 + f) = 2 (s + s^3/3 + s^5/5 + ...), |s| < 0.172

@@ -85,6 +85,9 @@ class Checker {
       return refuse("Norm", "input {}, output {} and gain {} x {} differ", in.width,
                     shape(op.out).width, gain.rows, gain.cols);
     }
+    if (op.accumulate && op.in.index == op.out.index) {
+      return refuse("Norm", "adds to its own input");
+    }
     return {};
   }
 
@@ -140,11 +143,21 @@ class Checker {
       return refuse("RopeStore", "{} pairs do not fit a head of {}", frequencies.cols,
                     op.shape.head_dim);
     }
+    if (!op.norms) return {};
+    for (const Weight weight : {op.norms->q, op.norms->k}) {
+      if (!has(weight)) return refuse("RopeStore", "no such gain");
+      const WeightShape& gain = shape(weight);
+      if (gain.rows != 1 || gain.cols != op.shape.head_dim) {
+        return refuse("RopeStore", "a gain of {} x {} for heads of {}", gain.rows, gain.cols,
+                      op.shape.head_dim);
+      }
+    }
     return {};
   }
 
   Checked check(const Attention& op) {
     if (!has(op.qkv) || !has(op.out)) return refuse("Attention", "no such buffer");
+    if (!(op.soft_cap >= 0)) return refuse("Attention", "a soft cap of {}", op.soft_cap);
     if (auto fits = check_heads("Attention", op.shape, op.qkv, op.layer); !fits) return fits;
     if (shape(op.out).rows != RowSpace::batch ||
         shape(op.out).width != op.shape.heads * op.shape.head_dim) {
@@ -162,6 +175,12 @@ class Checker {
       return refuse("Gate", "an input of {} for an output of {}, not twice as much", in.width,
                     out.width);
     }
+    return {};
+  }
+
+  Checked check(const SoftCap& op) {
+    if (!has(op.values)) return refuse("SoftCap", "no such buffer");
+    if (!(op.cap > 0)) return refuse("SoftCap", "a cap of {}", op.cap);
     return {};
   }
 

@@ -88,6 +88,13 @@ HWY_INLINE void score_tile(const float* const* queries, const float* keys, std::
   unroll<N>([&](auto n) SLUICE_INLINE { store(acc[n] * set(scale), to + n * stride); });
 }
 
+/// cap * tanh(score / cap) for scores [0, count), count a multiple of 16
+HWY_INLINE void cap_scores(float cap, std::size_t count, float* scores) {
+  for (std::size_t i = 0; i < count; i += 16) {
+    store(tanh(load(scores + i) * set(1.0F / cap)) * set(cap), scores + i);
+  }
+}
+
 /// Weights of one query from its scores [begin, end), in place; scores start at position `base`.
 /// Returns 1 / sum. Lanes of the first and last tile outside the range become weight 0.
 HWY_INLINE float softmax(float* scores, std::uint32_t base, Range range) {
@@ -166,6 +173,7 @@ void attend(const AttentionWork& work, const KvPool& pool, const QueryGroup& gro
   float norms[cpu::group_rows * cpu::group_heads];
   std::fill(sums, sums + queries * width, 0.0F);
   for (std::uint32_t q = 0; q < queries; ++q) {
+    if (work.soft_cap > 0) cap_scores(work.soft_cap, stride, scores + q * stride);
     norms[q] = softmax(scores + q * stride, base, seen(work, group.position + q / group.heads));
   }
   for (std::uint32_t tile = base; tile < end; tile += tile_tokens) {

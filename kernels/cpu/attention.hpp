@@ -1,6 +1,6 @@
 #pragma once
 // Attention over paged keys and values, exact softmax. For each query, in this order:
-//   score[p] = scale * q . k[p], one chain of multiply-adds over the head's elements
+//   score[p] = scale * q . k[p], one chain of multiply-adds over the head's elements; then capped
 //   weight[p] = exp(score[p] - highest score), summed in sixteen lanes, p in lane p mod 16
 //   out = sum of weight[p] * v[p], one chain per element in position order, times 1 / sum
 // Tiles of sixteen positions start at multiples of sixteen, so a row's result does not depend on
@@ -21,6 +21,7 @@ struct AttentionWork {
   float scale = 0.0F;
   std::uint32_t window = 0;
   RowView out;
+  float soft_cap = 0.0F;  ///< 0: none
 };
 
 /// Consecutive rows of one sequence and consecutive heads that share a key head.

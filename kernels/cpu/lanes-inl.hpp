@@ -188,6 +188,11 @@ HWY_INLINE Lanes exp(const Lanes& x) {
   return out;
 }
 
+/// tanh_f32 in each lane, to the bit
+HWY_INLINE Lanes tanh(const Lanes& x) {
+  return set(1.0F) - set(2.0F) / (set(1.0F) + exp(x + x));
+}
+
 /// Sixteen halves, widened
 HWY_INLINE Lanes load_half(const std::uint16_t* from) {
   Lanes v;

@@ -18,7 +18,8 @@ namespace sluice::kernels::HWY_NAMESPACE {
 using cpu::KvPlace;
 using cpu::padded;
 
-void norm_row(const float* in, const float* gain, std::uint32_t width, float epsilon, float* out) {
+void norm_row(const float* in, const float* gain, std::uint32_t width, float epsilon,
+              bool accumulate, float* out) {
   Lanes squares = set(0.0F);
   for (std::size_t i = 0; i < padded(width); i += 16) {
     const Lanes x = load(in + i);
@@ -27,7 +28,15 @@ void norm_row(const float* in, const float* gain, std::uint32_t width, float eps
   const float mean = sum(squares) / static_cast<float>(width);
   const Lanes scale = set(1.0F / std::sqrt(mean + epsilon));
   for (std::size_t i = 0; i < padded(width); i += 16) {
-    store(load(in + i) * scale * load(gain + i), out + i);
+    const Lanes normed = load(in + i) * scale * load(gain + i);
+    store(accumulate ? load(out + i) + normed : normed, out + i);
+  }
+}
+
+/// A cap keeps a padding of zeros: tanh(0) is exactly 0.
+void soft_cap_row(float cap, std::uint32_t first, std::uint32_t last, float* values) {
+  for (std::size_t i = first; i < last; i += 16) {
+    store(tanh(load(values + i) * set(1.0F / cap)) * set(cap), values + i);
   }
 }
 
@@ -98,6 +107,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace sluice::kernels {
 HWY_EXPORT(norm_row);
+HWY_EXPORT(soft_cap_row);
 HWY_EXPORT(gate_row);
 HWY_EXPORT(rotate_head);
 HWY_EXPORT(store_head);
@@ -113,8 +123,22 @@ void embed_row(const CpuWeight& table, Token token, float scale, float* out) {
   for (std::size_t i = 0; i < table.cols; ++i) out[i] *= scale;
 }
 
-void norm_row(const float* in, const float* gain, std::uint32_t width, float epsilon, float* out) {
-  HWY_DYNAMIC_DISPATCH(kernels::norm_row)(in, gain, width, epsilon, out);
+void norm_row(const float* in, const float* gain, std::uint32_t width, float epsilon,
+              bool accumulate, float* out) {
+  HWY_DYNAMIC_DISPATCH(kernels::norm_row)(in, gain, width, epsilon, accumulate, out);
+}
+
+void norm_head(const float* head, const float* gain, std::uint32_t head_dim, float epsilon,
+               float* out) {
+  float padded_head[padded(head_dim_max)];
+  std::copy(head, head + head_dim, padded_head);
+  std::fill(padded_head + head_dim, padded_head + padded(head_dim), 0.0F);
+  norm_row(padded_head, gain, head_dim, epsilon, false, padded_head);
+  std::copy(padded_head, padded_head + head_dim, out);
+}
+
+void soft_cap_row(float cap, std::uint32_t first, std::uint32_t last, float* values) {
+  HWY_DYNAMIC_DISPATCH(kernels::soft_cap_row)(cap, first, last, values);
 }
 
 void gate_row(const float* in, Activation activation, std::uint32_t width, std::uint32_t first,

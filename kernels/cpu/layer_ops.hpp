@@ -11,12 +11,22 @@ namespace sluice::kernels::cpu {
 /// out[0, padded(width)) = row `token` of the table times `scale`.
 void embed_row(const CpuWeight& table, Token token, float scale, float* out);
 
-/// `in`, `gain` and `out` are padded with zeros to padded(width); `in` may be `out`.
-void norm_row(const float* in, const float* gain, std::uint32_t width, float epsilon, float* out);
+/// `in`, `gain` and `out` are padded with zeros to padded(width); `in` may be `out`. Accumulating
+/// adds to `out`.
+void norm_row(const float* in, const float* gain, std::uint32_t width, float epsilon,
+              bool accumulate, float* out);
+
+/// norm_row of one head [head_dim], which nothing pads; `gain` is padded. `head` may be `out`.
+void norm_head(const float* head, const float* gain, std::uint32_t head_dim, float epsilon,
+               float* out);
 
 /// out[i] = activation(in[i]) * in[width + i] for i in [first, last)
 void gate_row(const float* in, Activation activation, std::uint32_t width, std::uint32_t first,
               std::uint32_t last, float* out);
+
+/// values[i] = cap * tanh(values[i] / cap) for i in [first, last), which start at a multiple of 16;
+/// `values` is padded.
+void soft_cap_row(float cap, std::uint32_t first, std::uint32_t last, float* values);
 
 /// Cosines, then sines, [2, pairs], of a position's rotations. The angle is the float32 product of
 /// position and inverse frequency, as transformers computes it; its functions are exact.

@@ -124,7 +124,7 @@ class Compiler {
 
   void add(const Norm& op) {
     add_writer(NormStage{shape(op.in).rows, view(op.in), vector(op.gain), shape(op.in).width,
-                         op.epsilon, view(op.out), {}},
+                         op.epsilon, view(op.out), op.accumulate, {}},
                op.out);
   }
 
@@ -167,8 +167,14 @@ class Compiler {
   void add(const RopeStore& op) {
     const RowView table = angles(op);
     writers_[op.qkv.index].reset();
-    program_.stages_.push_back(RopeStage{view(op.qkv), op.shape, op.layer, table,
-                                         weights_[op.inverse_frequencies.index].cols, op.pairs});
+    RopeStage stage{view(op.qkv), op.shape, op.layer, table,
+                    weights_[op.inverse_frequencies.index].cols, op.pairs};
+    if (op.norms) {
+      stage.q_gain = vector(op.norms->q);
+      stage.k_gain = vector(op.norms->k);
+      stage.epsilon = op.norms->epsilon;
+    }
+    program_.stages_.push_back(stage);
   }
 
   /// The step's table of angles for these frequencies; the first user's stage comes after it.
@@ -189,15 +195,21 @@ class Compiler {
 
   void add(const Attention& op) {
     need_scratch(attention_floats(op.shape, pool_.context_tokens));
-    add_writer(AttentionStage{{view(op.qkv), op.shape, op.layer, op.scale, op.window, view(op.out)},
-                              {}},
-               op.out);
+    const AttentionWork work{view(op.qkv), op.shape,  op.layer,    op.scale,
+                             op.window,    view(op.out), op.soft_cap};
+    add_writer(AttentionStage{work, {}}, op.out);
   }
 
   void add(const Gate& op) {
     add_writer(GateStage{shape(op.in).rows, view(op.in), op.activation, shape(op.out).width,
                          view(op.out), {}},
                op.out);
+  }
+
+  void add(const SoftCap& op) {
+    writers_[op.values.index].reset();
+    program_.stages_.push_back(
+        SoftCapStage{shape(op.values).rows, view(op.values), shape(op.values).width, op.cap});
   }
 
   void add(const Select& op) {

@@ -29,6 +29,7 @@ struct NormStage {
   std::uint32_t width = 0;
   float epsilon = 0.0F;
   RowView out;
+  bool accumulate = false;
   QuantizedView rounded;  ///< of `out`, where a product reads it so
 };
 
@@ -61,6 +62,9 @@ struct RopeStage {
   RowView angles;
   std::uint32_t pairs = 0;
   RopePairs order = RopePairs::adjacent;
+  const float* q_gain = nullptr;  ///< of the heads' norms, or none
+  const float* k_gain = nullptr;
+  float epsilon = 0.0F;
 };
 
 struct AttentionStage {
@@ -77,6 +81,13 @@ struct GateStage {
   QuantizedView rounded;
 };
 
+struct SoftCapStage {
+  RowSpace space = RowSpace::batch;
+  RowView values;
+  std::uint32_t width = 0;
+  float cap = 0.0F;
+};
+
 struct SelectStage {
   RowView in;
   std::uint32_t width = 0;
@@ -88,7 +99,8 @@ struct SampleStage {
 };
 
 using Stage = std::variant<EmbedStage, NormStage, LinearStage, QuantizeStage, AnglesStage,
-                           RopeStage, AttentionStage, GateStage, SelectStage, SampleStage>;
+                           RopeStage, AttentionStage, GateStage, SoftCapStage, SelectStage,
+                           SampleStage>;
 
 class Program {
  public:

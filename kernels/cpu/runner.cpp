@@ -9,7 +9,8 @@
 namespace sluice::kernels::cpu {
 namespace {
 
-// Columns of a gate that one task takes: some 2,000 cycles, ten times what fetching a task costs.
+// Columns of a gate or a soft cap that one task takes: some 2,000 cycles, ten times what fetching a
+// task costs.
 constexpr std::uint32_t gate_columns = 1024;
 
 // Bounds of the weight rows that one task takes for a single activation row: enough to be worth
@@ -187,7 +188,8 @@ void StepRunner::task(const NormStage& stage, std::uint32_t index, std::uint32_t
   const std::uint32_t rows = row_count(stage.space);
   const std::uint32_t chunk = row_chunk(rows);
   for (std::uint32_t r = index * chunk; r < std::min(rows, (index + 1) * chunk); ++r) {
-    norm_row(stage.in.row(r), stage.gain, stage.width, stage.epsilon, stage.out.row(r));
+    norm_row(stage.in.row(r), stage.gain, stage.width, stage.epsilon, stage.accumulate,
+             stage.out.row(r));
     if (stage.rounded.data != nullptr) {
       quantize(stage.out.row(r), 0, stage.width, stage.rounded, r);
     }
@@ -267,7 +269,9 @@ void StepRunner::task(const RopeStage& stage, std::uint32_t index, std::uint32_t
   float* row = stage.qkv.row(r);
   const float* angles = stage.angles.row(r);
   for (std::uint32_t h = kv_head * shared; h < (kv_head + 1) * shared; ++h) {
-    rotate_head(row + h * head_dim, angles, stage.pairs, stage.order);
+    float* head = row + h * head_dim;
+    if (stage.q_gain != nullptr) norm_head(head, stage.q_gain, head_dim, stage.epsilon, head);
+    rotate_head(head, angles, stage.pairs, stage.order);
   }
   const std::uint32_t block_tokens = kv_.shape().block_tokens;
   const std::uint32_t position = rows_[r].position;
@@ -279,6 +283,11 @@ void StepRunner::task(const RopeStage& stage, std::uint32_t index, std::uint32_t
   place.values = kv_.values(stage.layer, block, kv_head) + std::size_t{token} * head_dim;
   const float* key = row + (stage.shape.heads + kv_head) * head_dim;
   const float* value = key + stage.shape.kv_heads * head_dim;
+  float normed[head_dim_max];
+  if (stage.k_gain != nullptr) {
+    norm_head(key, stage.k_gain, head_dim, stage.epsilon, normed);
+    key = normed;
+  }
   store_head(key, value, head_dim, angles, stage.pairs, stage.order, place);
 }
 
@@ -325,6 +334,17 @@ void StepRunner::task(const GateStage& stage, std::uint32_t index, std::uint32_t
   const std::uint32_t last = std::min(stage.width, first + gate_columns);
   gate_row(stage.in.row(r), stage.activation, stage.width, first, last, stage.out.row(r));
   if (stage.rounded.data != nullptr) quantize(stage.out.row(r), first, last, stage.rounded, r);
+}
+
+std::uint32_t StepRunner::tasks(const SoftCapStage& stage) const {
+  return row_count(stage.space) * divide_up(stage.width, gate_columns);
+}
+
+void StepRunner::task(const SoftCapStage& stage, std::uint32_t index, std::uint32_t) {
+  const std::uint32_t per_row = divide_up(stage.width, gate_columns);
+  const std::uint32_t first = index % per_row * gate_columns;
+  soft_cap_row(stage.cap, first, std::min(stage.width, first + gate_columns),
+               stage.values.row(index / per_row));
 }
 
 std::uint32_t StepRunner::tasks(const SelectStage&) const { return row_count(RowSpace::sampled); }

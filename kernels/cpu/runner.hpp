@@ -64,6 +64,7 @@ class StepRunner {
   std::uint32_t tasks(const RopeStage& stage) const;
   std::uint32_t tasks(const AttentionStage& stage) const;
   std::uint32_t tasks(const GateStage& stage) const;
+  std::uint32_t tasks(const SoftCapStage& stage) const;
   std::uint32_t tasks(const SelectStage& stage) const;
   std::uint32_t tasks(const SampleStage& stage) const;
 
@@ -75,6 +76,7 @@ class StepRunner {
   void task(const RopeStage& stage, std::uint32_t index, std::uint32_t thread);
   void task(const AttentionStage& stage, std::uint32_t index, std::uint32_t thread);
   void task(const GateStage& stage, std::uint32_t index, std::uint32_t thread);
+  void task(const SoftCapStage& stage, std::uint32_t index, std::uint32_t thread);
   void task(const SelectStage& stage, std::uint32_t index, std::uint32_t thread);
   void task(const SampleStage& stage, std::uint32_t index, std::uint32_t thread);
 

@@ -1,6 +1,6 @@
 // Attention over paged keys and values. A query's softmax is made in two levels of one fixed shape:
 //   tile of 32 positions: scores, one chain of multiply-adds over the head's elements, a position a
-//     lane; added to its split's running maximum, sum and output (one chain an element, in
+//     lane, capped; added to its split's running maximum, sum and output (one chain an element, in
 //     position order)
 //   split of `split_tokens` positions: folded, in their order, into the query's own
 // Tiles and splits start at multiples of their size, so a row's bits depend neither on its
@@ -142,6 +142,11 @@ __device__ void clear_split(const Work& w) {
   }
 }
 
+__device__ float capped(const AttentionArgs& args, float score) {
+  if (args.soft_cap == 0.0F) return score;
+  return tanh_f32(score * (1.0F / args.soft_cap)) * args.soft_cap;
+}
+
 /// Takes the warp's queries first, first + block_warps, ... (N of them) through the tile.
 template <std::uint32_t N>
 __device__ void attend_tile(const AttentionArgs& args, const Work& w, std::uint32_t tile,
@@ -174,7 +179,7 @@ __device__ void attend_tile(const AttentionArgs& args, const Work& w, std::uint3
     const std::uint32_t query = first + n * block_warps;
     const Range range = seen(args, w.position + query / w.heads);
     const bool visible = tile + lane >= range.begin && tile + lane < range.end;
-    const float score = visible ? scores[n] * args.scale : minus_infinity();
+    const float score = visible ? capped(args, scores[n] * args.scale) : minus_infinity();
     const float before = w.split_max[query];
     const float top = warp_max(score);
     const float peak = before > top ? before : top;

@@ -172,6 +172,7 @@ struct NormArgs {
   const float* gain = nullptr;
   std::uint32_t width = 0;
   float epsilon = 0.0F;
+  bool accumulate = false;
 };
 
 struct Product {
@@ -215,6 +216,9 @@ struct RopeArgs {
   std::uint32_t layer = 0;
   std::uint32_t pairs = 0;
   bool halves = false;  ///< (i, i + pairs) instead of (2i, 2i + 1)
+  const float* q_gain = nullptr;  ///< of the heads' norms, [head_dim], or none
+  const float* k_gain = nullptr;
+  float epsilon = 0.0F;
 };
 
 /// Positions of a tile of keys, and of the part of a sequence that one block works on.
@@ -232,6 +236,7 @@ struct AttentionArgs {
   std::uint32_t layer = 0;
   float scale = 0.0F;
   std::uint32_t window = 0;
+  float soft_cap = 0.0F;           ///< 0: none
   std::uint32_t split_tokens = 0;  ///< a multiple of tile_tokens
   float* partials = nullptr;       ///< of attention_splits: [groups, heads, splits, 2 + head_dim]
   std::uint32_t splits_max = 0;
@@ -244,6 +249,14 @@ struct GateArgs {
   Rows in, out;
   std::uint32_t width = 0;
   bool gelu = false;
+};
+
+struct SoftCapArgs {
+  const std::byte* step = nullptr;
+  Space space = Space::batch;
+  Rows values;
+  std::uint32_t width = 0;
+  float cap = 0.0F;
 };
 
 struct SelectArgs {
@@ -287,6 +300,7 @@ cudaError_t linear(const LinearArgs& args, std::uint32_t rows, cudaStream_t stre
 cudaError_t angles(const AnglesArgs& args, std::uint32_t rows, cudaStream_t stream);
 cudaError_t rope_store(const RopeArgs& args, std::uint32_t rows, cudaStream_t stream);
 cudaError_t gate(const GateArgs& args, std::uint32_t rows, cudaStream_t stream);
+cudaError_t soft_cap(const SoftCapArgs& args, std::uint32_t rows, cudaStream_t stream);
 cudaError_t select(const SelectArgs& args, std::uint32_t sampled, cudaStream_t stream);
 
 /// Once for each shape of heads, before the two below: reserves their shared memory.

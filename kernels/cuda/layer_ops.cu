@@ -101,7 +101,8 @@ __global__ void norm_kernel(NormArgs args) {
   const float mean = block_sum(squares, scratch) / static_cast<float>(args.width);
   const float scale = 1.0F / sqrtf(mean + args.epsilon);
   for (std::uint32_t i = threadIdx.x; i < args.width; i += blockDim.x) {
-    out[i] = in[i] * scale * args.gain[i];
+    const float normed = in[i] * scale * args.gain[i];
+    out[i] = args.accumulate ? out[i] + normed : normed;
   }
 }
 
@@ -128,7 +129,24 @@ __device__ Pair pair_of(const RopeArgs& args, std::uint32_t i) {
   return args.halves ? Pair{i, i + args.pairs} : Pair{2 * i, 2 * i + 1};
 }
 
-/// A block a row: rotates queries in place, and writes rotated keys and values to the pool.
+/// What a head's elements are multiplied with by its norm, but for the gain; 1 without a norm. A
+/// warp's: every lane has read the head when it returns.
+__device__ float head_scale(const RopeArgs& args, const float* head, const float* gain) {
+  if (gain == nullptr) return 1.0F;
+  const std::uint32_t head_dim = args.heads.head_dim;
+  float squares = 0.0F;
+  for (std::uint32_t d = lane_index(); d < head_dim; d += warp_lanes) {
+    squares = fma_f32(head[d], head[d], squares);
+  }
+  return 1.0F / sqrtf(warp_sum(squares) / static_cast<float>(head_dim) + args.epsilon);
+}
+
+__device__ float normed(const float* head, std::uint32_t d, float scale, const float* gain) {
+  return gain == nullptr ? head[d] : head[d] * scale * gain[d];
+}
+
+/// A block a row, a warp a head: norms and rotates queries in place, and writes normed and rotated
+/// keys, and values, to the pool.
 __global__ void rope_kernel(RopeArgs args) {
   const std::uint32_t r = blockIdx.x;
   if (r >= header(args.step).rows) return;
@@ -137,37 +155,49 @@ __global__ void rope_kernel(RopeArgs args) {
   float* row = row_of(args.qkv, r);
   const float* cosine = row_of(args.angles, r);
   const float* sine = cosine + args.pairs;
-  for (std::uint32_t i = threadIdx.x; i < h.heads * args.pairs; i += blockDim.x) {
-    float* head = row + i / args.pairs * h.head_dim;
-    const std::uint32_t k = i % args.pairs;
-    const Pair p = pair_of(args, k);
-    const float x = head[p.left], y = head[p.right];
-    head[p.left] = x * cosine[k] - y * sine[k];
-    head[p.right] = x * sine[k] + y * cosine[k];
+  const std::uint32_t warps = blockDim.x / warp_lanes;
+  for (std::uint32_t i = warp_index(); i < h.heads; i += warps) {
+    float* head = row + i * h.head_dim;
+    const float scale = head_scale(args, head, args.q_gain);
+    for (std::uint32_t k = lane_index(); k < args.pairs; k += warp_lanes) {
+      const Pair p = pair_of(args, k);
+      const float x = normed(head, p.left, scale, args.q_gain);
+      const float y = normed(head, p.right, scale, args.q_gain);
+      head[p.left] = x * cosine[k] - y * sine[k];
+      head[p.right] = x * sine[k] + y * cosine[k];
+    }
+    if (args.q_gain == nullptr) continue;
+    for (std::uint32_t d = 2 * args.pairs + lane_index(); d < h.head_dim; d += warp_lanes) {
+      head[d] = normed(head, d, scale, args.q_gain);
+    }
   }
   const std::uint32_t block = args.slots.blocks[std::size_t{at.slot} * args.slots.block_capacity +
                                                 at.position / args.kv.block_tokens];
   const std::uint32_t token = at.position % args.kv.block_tokens;
   const std::size_t stride = args.kv.head_stride;
-  for (std::uint32_t i = threadIdx.x; i < h.kv_heads * args.kv.head_stride; i += blockDim.x) {
-    const std::uint32_t kv_head = i / args.kv.head_stride, d = i % args.kv.head_stride;
+  for (std::uint32_t kv_head = warp_index(); kv_head < h.kv_heads; kv_head += warps) {
     std::uint16_t* keys = keys_of(args.kv, args.layer, block, kv_head) + token * stride;
     std::uint16_t* values = keys + args.kv.block_tokens * stride;
-    if (d >= h.head_dim) {  // the padding takes part in 16-byte reads
-      keys[d] = values[d] = 0;
-      continue;
-    }
     const float* key = row + (h.heads + kv_head) * h.head_dim;
-    values[d] = narrow_f16(key[h.kv_heads * h.head_dim + d]);
-    if (d >= 2 * args.pairs) {
-      keys[d] = narrow_f16(key[d]);
-      continue;
+    const float* value = key + h.kv_heads * h.head_dim;
+    const float scale = head_scale(args, key, args.k_gain);
+    for (std::uint32_t d = lane_index(); d < args.kv.head_stride; d += warp_lanes) {
+      if (d >= h.head_dim) {  // the padding takes part in 16-byte reads
+        keys[d] = values[d] = 0;
+        continue;
+      }
+      values[d] = narrow_f16(value[d]);
+      if (d >= 2 * args.pairs) {
+        keys[d] = narrow_f16(normed(key, d, scale, args.k_gain));
+        continue;
+      }
+      const std::uint32_t k = args.halves ? d % args.pairs : d / 2;
+      const Pair p = pair_of(args, k);
+      const float x = normed(key, p.left, scale, args.k_gain);
+      const float y = normed(key, p.right, scale, args.k_gain);
+      const float turned = d == p.left ? x * cosine[k] - y * sine[k] : x * sine[k] + y * cosine[k];
+      keys[d] = narrow_f16(turned);
     }
-    const std::uint32_t k = args.halves ? d % args.pairs : d / 2;
-    const Pair p = pair_of(args, k);
-    const float x = key[p.left], y = key[p.right];
-    const float turned = d == p.left ? x * cosine[k] - y * sine[k] : x * sine[k] + y * cosine[k];
-    keys[d] = narrow_f16(turned);
   }
 }
 
@@ -186,6 +216,14 @@ __global__ void gate_kernel(GateArgs args) {
   const float* in = row_of(args.in, r);
   const float x = in[i];
   row_of(args.out, r)[i] = (args.gelu ? gelu_tanh(x) : silu(x)) * in[args.width + i];
+}
+
+__global__ void soft_cap_kernel(SoftCapArgs args) {
+  const std::uint32_t r = blockIdx.y;
+  const std::uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (r >= row_count(args.step, args.space) || i >= args.width) return;
+  float& value = row_of(args.values, r)[i];
+  value = tanh_f32(value * (1.0F / args.cap)) * args.cap;
 }
 
 __global__ void select_kernel(SelectArgs args) {
@@ -263,6 +301,11 @@ cudaError_t rope_store(const RopeArgs& args, std::uint32_t rows, cudaStream_t st
 cudaError_t gate(const GateArgs& args, std::uint32_t rows, cudaStream_t stream) {
   const dim3 grid(divide_up(args.width, row_threads), rows);
   return launch(gate_kernel, grid, row_threads, 0, stream, args);
+}
+
+cudaError_t soft_cap(const SoftCapArgs& args, std::uint32_t rows, cudaStream_t stream) {
+  const dim3 grid(divide_up(args.width, row_threads), rows);
+  return launch(soft_cap_kernel, grid, row_threads, 0, stream, args);
 }
 
 cudaError_t select(const SelectArgs& args, std::uint32_t sampled, cudaStream_t stream) {

@@ -91,7 +91,8 @@ class Compiler {
     auto gain = vector(op.gain);
     if (!gain) return tl::unexpected(gain.error());
     program_.launches_.push_back(NormArgs{state_.step, space(op.in), rows(op.in), rows(op.out),
-                                          *gain, shape(op.in).width, op.epsilon});
+                                          *gain, shape(op.in).width, op.epsilon,
+                                          op.accumulate});
     return {};
   }
 
@@ -148,6 +149,13 @@ class Compiler {
     args.layer = op.layer;
     args.pairs = weights_[op.inverse_frequencies.index].shape.cols;
     args.halves = op.pairs == RopePairs::halves;
+    if (op.norms) {
+      auto q = vector(op.norms->q), k = vector(op.norms->k);
+      if (!q || !k) return tl::unexpected(q ? k.error() : q.error());
+      args.q_gain = *q;
+      args.k_gain = *k;
+      args.epsilon = op.norms->epsilon;
+    }
     program_.launches_.push_back(args);
     return {};
   }
@@ -180,6 +188,7 @@ class Compiler {
     args.layer = op.layer;
     args.scale = op.scale;
     args.window = op.window;
+    args.soft_cap = op.soft_cap;
     args.split_tokens = state_.split_tokens;
     args.splits_max = split_count(pool_.context_tokens, state_.split_tokens);
     SLUICE_TRY(reserve_partials(args));
@@ -206,6 +215,12 @@ class Compiler {
     program_.launches_.push_back(GateArgs{state_.step, space(op.in), rows(op.in), rows(op.out),
                                           shape(op.out).width,
                                           op.activation == Activation::gelu_tanh});
+    return {};
+  }
+
+  Result<void> add(const SoftCap& op) {
+    program_.launches_.push_back(SoftCapArgs{state_.step, space(op.values), rows(op.values),
+                                             shape(op.values).width, op.cap});
     return {};
   }
 
@@ -267,6 +282,9 @@ struct Enqueue {
   }
   cudaError_t operator()(const GateArgs& a) const {
     return rows(a.space) == 0 ? cudaSuccess : gate(a, rows(a.space), stream);
+  }
+  cudaError_t operator()(const SoftCapArgs& a) const {
+    return rows(a.space) == 0 ? cudaSuccess : soft_cap(a, rows(a.space), stream);
   }
   cudaError_t operator()(const SelectArgs& a) const {
     return counts.sampled == 0 ? cudaSuccess : select(a, counts.sampled, stream);

@@ -57,7 +57,7 @@ class Program {
   friend class Compiler;
 
   using Launch = std::variant<EmbedArgs, NormArgs, LinearArgs, AnglesArgs, RopeArgs, AttentionArgs,
-                              GateArgs, SelectArgs, SampleArgs>;
+                              GateArgs, SoftCapArgs, SelectArgs, SampleArgs>;
 
   std::vector<Launch> launches_;
   std::vector<BufferShape> shapes_;

@@ -140,6 +140,31 @@ BOOST_AUTO_TEST_CASE(biases_and_gelu) {
   check({.activation = Activation::gelu_tanh, .bias = true});
 }
 
+BOOST_AUTO_TEST_CASE(norms_of_heads) {
+  check({.head_norms = true});
+  check({.heads = {4, 1, 256}, .pairs = 128, .order = RopePairs::halves, .head_norms = true});
+  check({.format = Format::f16,
+         .heads = {6, 2, 10},
+         .pairs = 3,
+         .order = RopePairs::halves,
+         .head_norms = true});
+}
+
+BOOST_AUTO_TEST_CASE(norms_before_the_residual_connection) {
+  check({.branch_norms = true});
+  check({.format = Format::f32, .hidden = 40, .pairs = 8, .branch_norms = true});
+}
+
+BOOST_AUTO_TEST_CASE(layers_of_different_windows_and_frequencies) {
+  check({.layers = 3, .window = 11, .mixed_layers = true});
+}
+
+// Caps that bend most of what they cap: scores and logits here are about 1 and 3.
+BOOST_AUTO_TEST_CASE(soft_caps_of_scores_and_logits) {
+  check({.score_cap = 0.7F, .logit_cap = 1.5F});
+  check({.vocabulary = 61, .window = 20, .score_cap = 50.0F, .logit_cap = 30.0F});
+}
+
 BOOST_AUTO_TEST_CASE(widths_that_fill_no_vector) {
   check({.format = Format::f32,
          .hidden = 40,
@@ -158,6 +183,35 @@ BOOST_AUTO_TEST_CASE(blocks_of_any_power_of_two) {
   for (const std::uint32_t tokens : {1U, 4U, 8U, 32U}) {
     BOOST_TEST_CONTEXT(tokens << " tokens a block") { check({.block_tokens = tokens}); }
   }
+}
+
+BOOST_AUTO_TEST_CASE(norms_and_caps_that_do_not_fit_are_refused) {
+  on_every_backend([](const Tested& backend) {
+    const auto refused = [&](const Traits& traits, auto&& spoil, const std::string& why) {
+      TinyModel model = tiny_model(traits);
+      for (Op& op : model.program.ops) spoil(op);
+      const auto device = backend.make([](StepResult&&) {});
+      for (const Tensor& tensor : model.tensors) require(device->load(tensor.host));
+      BOOST_REQUIRE(device->allocate(model.pool()).has_value());
+      const auto program = device->record(model.program);
+      BOOST_REQUIRE(!program);
+      BOOST_CHECK(program.error().code == ErrorCode::bad_request);
+      BOOST_CHECK_MESSAGE(program.error().message.find(why) != std::string::npos,
+                          program.error().message);
+    };
+    refused({.head_norms = true}, [](Op& op) {
+      if (auto* rope = std::get_if<RopeStore>(&op)) rope->norms->k = Weight{0};
+    }, "(RopeStore): a gain of 300 x 256");
+    refused({.branch_norms = true}, [](Op& op) {
+      if (auto* norm = std::get_if<Norm>(&op)) norm->in = norm->out;
+    }, "(Norm): adds to its own input");
+    refused({.logit_cap = 1.0F}, [](Op& op) {
+      if (auto* cap = std::get_if<SoftCap>(&op)) cap->cap = 0.0F;
+    }, "(SoftCap): a cap of 0");
+    refused({}, [](Op& op) {
+      if (auto* attention = std::get_if<Attention>(&op)) attention->soft_cap = -1.0F;
+    }, "(Attention): a soft cap of -1");
+  });
 }
 
 // That every word was read is the probes' own assertion.

@@ -77,8 +77,17 @@ Trace trace(const TinyModel& model, const Factory& make, std::uint32_t chunk, Sl
   return out;
 }
 
+/// Every option of every operation, in two layers.
 TinyModel model_of(Format format) {
-  return tiny_model({.format = format, .window = 30, .bias = true});
+  return tiny_model({.format = format,
+                     .window = 30,
+                     .activation = Activation::gelu_tanh,
+                     .bias = true,
+                     .head_norms = true,
+                     .branch_norms = true,
+                     .mixed_layers = true,
+                     .score_cap = 2.0F,
+                     .logit_cap = 5.0F});
 }
 
 }  // namespace

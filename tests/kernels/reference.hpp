@@ -96,6 +96,11 @@ struct Traits {
   Activation activation = Activation::silu;
   float magnitude = 1.0F;
   bool bias = false;
+  bool head_norms = false;
+  bool branch_norms = false;  ///< norms of what a layer adds to the residual
+  bool mixed_layers = false;  ///< odd layers have no window, and frequencies of their own
+  float score_cap = 0.0F;
+  float logit_cap = 0.0F;
   std::uint32_t block_tokens = 16;
   bool sample = true;
 };
@@ -134,7 +139,8 @@ class TinyModelMaker {
     const std::uint32_t q = h.heads * h.head_dim;
     const std::uint32_t kv = h.kv_heads * h.head_dim;
     const Weight table = matrix(t.vocabulary, t.hidden, 1.0F);
-    const Weight frequencies = tensor(Format::f32, 1, t.pairs, 0.4F, 0.5F);
+    std::vector<Weight> frequencies{tensor(Format::f32, 1, t.pairs, 0.4F, 0.5F)};
+    if (t.mixed_layers) frequencies.push_back(tensor(Format::f32, 1, t.pairs, 0.04F, 0.05F));
     const Buffer hidden = buffer(t.hidden);
     op(Embed{table, hidden, 1.5F});
     for (std::uint32_t layer = 0; layer < t.layers; ++layer) {
@@ -146,16 +152,19 @@ class TinyModelMaker {
       linear(normed, q, t.hidden, qkv, 0);
       linear(normed, kv, t.hidden, qkv, q);
       linear(normed, kv, t.hidden, qkv, q + kv);
-      op(RopeStore{qkv, h, layer, frequencies, t.order, t.magnitude});
+      RopeStore rope{qkv, h, layer, frequencies[layer % frequencies.size()], t.order, t.magnitude};
+      if (t.head_norms) rope.norms = HeadNorms{vector(h.head_dim), vector(h.head_dim), 1e-4F};
+      op(rope);
       const float scale = 1.0F / std::sqrt(static_cast<float>(h.head_dim));
-      op(Attention{qkv, h, layer, scale, t.window, attended});
-      linear(attended, t.hidden, q, hidden, 0, true);
+      const std::uint32_t window = t.mixed_layers && layer % 2 == 1 ? 0 : t.window;
+      op(Attention{qkv, h, layer, scale, window, attended, t.score_cap});
+      add_branch(attended, q, hidden);
       normed = buffer(t.hidden);
       op(Norm{hidden, vector(t.hidden), 1e-5F, normed});
       linear(normed, t.feed_forward, t.hidden, gate, 0);
       linear(normed, t.feed_forward, t.hidden, gate, t.feed_forward);
       op(Gate{gate, t.activation, gated});
-      linear(gated, t.hidden, t.feed_forward, hidden, 0, true);
+      add_branch(gated, t.feed_forward, hidden);
     }
     const Buffer last = buffer(t.hidden, RowSpace::sampled);
     const Buffer last_normed = buffer(t.hidden, RowSpace::sampled);
@@ -163,6 +172,7 @@ class TinyModelMaker {
     op(Select{hidden, last});
     op(Norm{last, vector(t.hidden), 1e-5F, last_normed});
     op(Linear{last_normed, matrix(t.vocabulary, t.hidden, 3.0F), {}, model_.logits});
+    if (t.logit_cap > 0) op(SoftCap{model_.logits, t.logit_cap});
     if (t.sample) op(Sample{model_.logits});
     return std::move(model_);
   }
@@ -190,6 +200,15 @@ class TinyModelMaker {
     std::optional<Weight> bias;
     if (model_.traits.bias) bias = tensor(Format::f32, 1, rows, 0.3F, 0.0F);
     op(Linear{in, matrix(rows, cols, 1.7F), bias, out, column, accumulate});
+  }
+
+  /// The residual connection: hidden += weight . in, normed if the model norms it.
+  void add_branch(Buffer in, std::uint32_t width, Buffer hidden) {
+    const Traits& t = model_.traits;
+    if (!t.branch_norms) return linear(in, t.hidden, width, hidden, 0, true);
+    const Buffer branch = buffer(t.hidden);
+    linear(in, t.hidden, width, branch, 0);
+    op(Norm{branch, vector(t.hidden), 1e-5F, hidden, true});
   }
 
   std::mt19937 random_;
@@ -261,7 +280,9 @@ class Reference {
       for (const double x : in) squares += x * x;
       const double scale = 1 / std::sqrt(squares / static_cast<double>(in.size()) + op.epsilon);
       for (std::size_t i = 0; i < in.size(); ++i) {
-        buffers[op.out.index][r][i] = in[i] * scale * tensor(op.gain).values[i];
+        const double normed = in[i] * scale * tensor(op.gain).values[i];
+        double& out = buffers[op.out.index][r][i];
+        out = op.accumulate ? out + normed : normed;
       }
     }
   }
@@ -322,17 +343,29 @@ class Reference {
     }
   }
 
+  void norm_head(double* head, Weight gain, float epsilon) const {
+    const std::vector<double>& gains = tensor(gain).values;
+    double squares = 0;
+    for (std::size_t d = 0; d < gains.size(); ++d) squares += head[d] * head[d];
+    const double scale = 1 / std::sqrt(squares / static_cast<double>(gains.size()) + epsilon);
+    for (std::size_t d = 0; d < gains.size(); ++d) head[d] *= scale * gains[d];
+  }
+
   static double half(double x) { return f16_to_f32(f32_to_f16(static_cast<float>(x))); }
 
   void apply(const RopeStore& op) {
     const HeadShape& h = op.shape;
     for (std::size_t r = 0; r < rows_.size(); ++r) {
       std::vector<double>& row = buffers[op.qkv.index][r];
-      for (std::uint32_t i = 0; i < h.heads; ++i)
+      for (std::uint32_t i = 0; i < h.heads; ++i) {
+        if (op.norms) norm_head(&row[i * h.head_dim], op.norms->q, op.norms->epsilon);
         rotate(&row[i * h.head_dim], op, rows_[r].position);
+      }
       std::vector<double> kv(row.begin() + h.heads * h.head_dim, row.end());
-      for (std::uint32_t i = 0; i < h.kv_heads; ++i)
+      for (std::uint32_t i = 0; i < h.kv_heads; ++i) {
+        if (op.norms) norm_head(&kv[i * h.head_dim], op.norms->k, op.norms->epsilon);
         rotate(&kv[i * h.head_dim], op, rows_[r].position);
+      }
       for (double& x : kv) x = half(x);
       cache_[rows_[r].slot][op.layer][rows_[r].position] = kv;
     }
@@ -354,7 +387,7 @@ class Reference {
             dot +=
                 buffers[op.qkv.index][r][head * h.head_dim + d] * cache.at(p)[kv * h.head_dim + d];
           }
-          weights.push_back(dot * op.scale);
+          weights.push_back(capped(dot * op.scale, op.soft_cap));
           top = std::max(top, weights.back());
         }
         for (double& w : weights) total += w = std::exp(w - top);
@@ -366,6 +399,14 @@ class Reference {
           buffers[op.out.index][r][head * h.head_dim + d] = sum / total;
         }
       }
+    }
+  }
+
+  static double capped(double x, float cap) { return cap == 0 ? x : cap * std::tanh(x / cap); }
+
+  void apply(const SoftCap& op) {
+    for (std::vector<double>& row : buffers[op.values.index]) {
+      for (double& x : row) x = capped(x, op.cap);
     }
   }
 
