@@ -1,5 +1,7 @@
 #include <fmt/ranges.h>
 
+#include <algorithm>
+
 #include "model/inspect.hpp"
 
 #include <nlohmann/json.hpp>
@@ -44,7 +46,8 @@ Json config_json(const model::ModelConfig& config) {
           {"head_dim", config.heads.head_dim},
           {"vocabulary", config.vocabulary},
           {"context_tokens", config.context_tokens},
-          {"window", config.window}};
+          {"window", config.window},
+          {"local_layers", std::count(config.local.begin(), config.local.end(), true)}};
 }
 
 void print_json(const model::FileDescription& file) {

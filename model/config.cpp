@@ -18,16 +18,47 @@ namespace {
 using kernels::Activation;
 using kernels::RopePairs;
 
-/// What sets one architecture apart; a new family is a new row.
+/// What sets one architecture apart, as far as its files do not say it; a new family is a new row.
 struct Family {
   std::string_view architecture;
-  RopePairs pairs;
-  Activation activation;
+  RopePairs pairs = RopePairs::halves;
+  Activation activation = Activation::silu;
+  bool head_norms = false;
+  bool branch_norms = false;
+  bool scales_embedding = false;  ///< by the root of the width
+  /// With a window, the last of so many layers sees everything (0: none does). Unknown where files
+  /// do not tell which layers have the window.
+  std::optional<std::uint32_t> window_period = std::nullopt;
+  std::uint32_t window = 0;        ///< where the file names none
+  float local_theta = 0.0F;        ///< rope base of local layers, unscaled; 0: as the others'
+  float attention_soft_cap = 0.0F;  ///< where the file names none
+  float logit_soft_cap = 0.0F;
+  /// The model of so many layers divides q . k by the root of width / heads, not of head_dim.
+  std::uint32_t width_scaled_layers = 0;
 };
 
-// Llama 2/3, SmolLM2, TinyLlama and Mistral all call themselves "llama".
+// Llama 2/3, SmolLM2, TinyLlama and Mistral all call themselves "llama"; Qwen 1.5 and 2.5 "qwen2".
 constexpr std::array families = std::to_array<Family>({
-    {"llama", RopePairs::adjacent, Activation::silu},
+    {.architecture = "llama", .pairs = RopePairs::adjacent, .window_period = 0},
+    {.architecture = "qwen2"},
+    {.architecture = "qwen3", .head_norms = true},
+    {.architecture = "gemma2",
+     .activation = Activation::gelu_tanh,
+     .branch_norms = true,
+     .scales_embedding = true,
+     .window_period = 2,
+     .window = 4096,
+     .attention_soft_cap = 50.0F,
+     .logit_soft_cap = 30.0F,
+     .width_scaled_layers = 46},
+    {.architecture = "gemma3",
+     .activation = Activation::gelu_tanh,
+     .head_norms = true,
+     .branch_norms = true,
+     .scales_embedding = true,
+     .window_period = 6,
+     .local_theta = 10000.0F,
+     .width_scaled_layers = 62},
 });
 
 /// A key that changes the arithmetic in a way no family here computes, unless it has this value.
@@ -43,13 +74,12 @@ constexpr std::array foreign_keys = std::to_array<Foreign>({
     {"logit_scale", 1, "scaled logits"},
     {"residual_scale", 1, "scaled residuals"},
     {"embedding_scale", 1, "scaled embeddings"},
-    {"attn_logit_softcapping", 0, "soft-capped attention"},
-    {"final_logit_softcapping", 0, "soft-capped logits"},
-    {"attention.scale", 0, "its own attention scale"},
     {"attention.clamp_kqv", 0, "clamped attention inputs"},
     {"attention.max_alibi_bias", 0, "ALiBi"},
     {"attention.causal", 1, "attention that is not causal"},
-    {"attention.sliding_window_pattern", 0, "layers of different windows"},
+    {"attention.shared_kv_layers", 0, "layers that share keys and values"},
+    {"embedding_length_per_layer_input", 0, "embeddings of each layer"},
+    {"router_logit_softcapping", 0, "soft-capped routing"},
     {"attention.temperature_scale", 0, "attention temperature"},
     {"attention.kv_lora_rank", 0, "latent attention"},
     {"rope.dimension_sections", 0, "multi-axis rope"},
@@ -146,7 +176,7 @@ void refuse_foreign(ConfigReader& in) {
     const GgufValue* value = in.file().find(in.full(foreign.key));
     if (value == nullptr || as_number(*value) == foreign.harmless) continue;
     in.refuse(ErrorCode::unsupported, "the model has {} (metadata key '{}'), which this decoder "
-              "does not compute; use a plain Llama-family model", foreign.feature,
+              "does not compute; use a model without", foreign.feature,
               in.full(foreign.key));
   }
   const GgufValue* parts = in.file().find("split.count");
@@ -206,6 +236,11 @@ std::vector<float> read_divisors(ConfigReader& in, std::uint32_t pairs) {
   return divisors;
 }
 
+/// The frequency of a pair before any scaling.
+double plain_frequency(const RopeConfig& rope, std::uint32_t pair) {
+  return std::pow(static_cast<double>(rope.theta), -2.0 * pair / rope.dimensions);
+}
+
 void read_rope(ConfigReader& in, RopeConfig& rope, std::uint32_t head_dim, std::uint32_t context) {
   rope.dimensions = in.count_or("rope.dimension_count", head_dim, head_dim_max, 2);
   if (!in.failed() && (rope.dimensions > head_dim || rope.dimensions % 2 != 0)) {
@@ -247,12 +282,76 @@ void read_rope(ConfigReader& in, RopeConfig& rope, std::uint32_t head_dim, std::
   if (in.failed()) return;
   rope.inverse_frequencies.resize(pairs);
   for (std::uint32_t i = 0; i < pairs; ++i) {
-    double frequency = std::pow(static_cast<double>(rope.theta), -2.0 * i / rope.dimensions);
+    double frequency = plain_frequency(rope, i);
     if (!divisors.empty()) frequency /= divisors[i];
     const double kept = yarn.kept(i);
     rope.inverse_frequencies[i] =
         static_cast<float>(frequency / factor * (1 - kept) + frequency * kept);
   }
+}
+
+/// Local layers turn as the others do, unless they have a base of their own, which nothing scales.
+void read_local_rope(ConfigReader& in, const Family& family, ModelConfig& config) {
+  config.local_rope = config.rope;
+  if (family.local_theta == 0 && !in.has("rope.freq_base_swa")) return;
+  RopeConfig& rope = config.local_rope;
+  rope.theta =
+      static_cast<float>(in.number_or("rope.freq_base_swa", family.local_theta, 1.001, 1e30));
+  rope.magnitude = 1.0F;
+  for (std::uint32_t i = 0; i < rope.inverse_frequencies.size(); ++i) {
+    rope.inverse_frequencies[i] = static_cast<float>(plain_frequency(rope, i));
+  }
+}
+
+/// Which layers see only the window. A file may say it: in a number as `Family::window_period`, or
+/// with a flag a layer.
+void read_windows(ConfigReader& in, const Family& family, ModelConfig& config) {
+  constexpr std::string_view key = "attention.sliding_window_pattern";
+  config.window = in.count_or("attention.sliding_window", family.window, context_max, 0);
+  if (in.failed()) return;
+  config.local.assign(config.layers, false);
+  if (config.window == 0) return;
+  const GgufValue* own = in.file().find(in.full(key));
+  if (const auto* array = own == nullptr ? nullptr : std::get_if<GgufArray>(own)) {
+    const auto* flags = std::get_if<std::vector<bool>>(array);
+    if (flags == nullptr || flags->size() != config.layers) {
+      in.refuse(ErrorCode::bad_file, "metadata key '{}' is not a flag for each of {} layers: "
+                "convert the model again", in.full(key), config.layers);
+      return;
+    }
+    config.local = *flags;
+    return;
+  }
+  if (own == nullptr && !family.window_period) {
+    in.refuse(ErrorCode::unsupported, "the model has a window of {} tokens (metadata key '{}') in "
+              "some of its layers, and does not say in which (metadata key '{}'); use a model "
+              "without", config.window, in.full("attention.sliding_window"), in.full(key));
+    return;
+  }
+  const std::uint32_t period =
+      in.count_or(key, family.window_period.value_or(0), layers_max, 0);
+  for (std::uint32_t layer = 0; layer < config.layers; ++layer) {
+    config.local[layer] = period == 0 || layer % period != period - 1;
+  }
+}
+
+/// What the arithmetic is scaled and capped by.
+void read_scales(ConfigReader& in, const Family& family, ModelConfig& config) {
+  if (in.failed()) return;
+  if (family.scales_embedding) {
+    config.embedding_scale = std::sqrt(static_cast<float>(config.hidden));
+  }
+  const std::uint32_t divisor = config.layers == family.width_scaled_layers
+                                    ? config.hidden / config.heads.heads
+                                    : config.heads.head_dim;
+  config.attention_scale = static_cast<float>(in.number_or("attention.scale", 0, 0, 1e6));
+  if (config.attention_scale == 0) {
+    config.attention_scale = 1.0F / std::sqrt(static_cast<float>(divisor));
+  }
+  config.attention_soft_cap = static_cast<float>(
+      in.number_or("attn_logit_softcapping", family.attention_soft_cap, 0, 1e6));
+  config.logit_soft_cap = static_cast<float>(
+      in.number_or("final_logit_softcapping", family.logit_soft_cap, 0, 1e6));
 }
 
 void read_heads(ConfigReader& in, ModelConfig& config) {
@@ -317,7 +416,7 @@ Result<ModelConfig> read_config(const GgufFile& file) {
       known += (known.empty() ? "" : ", ") + std::string(one.architecture);
     }
     return fail(ErrorCode::unsupported, "{}: architecture '{}' is not supported; supported: {} "
-                "(Llama 2 and 3, SmolLM2, TinyLlama, Mistral)", file.name(),
+                "(llama: Llama 2 and 3, SmolLM2, TinyLlama, Mistral)", file.name(),
                 architecture->substr(0, 40), known);
   }
   ConfigReader in(file, *architecture);
@@ -326,6 +425,8 @@ Result<ModelConfig> read_config(const GgufFile& file) {
   config.name = file.string_value("general.name").value_or("");
   config.activation = family->activation;
   config.rope.pairs = family->pairs;
+  config.head_norms = family->head_norms;
+  config.branch_norms = family->branch_norms;
   refuse_foreign(in);
   config.layers = in.count("block_count", layers_max);
   config.hidden = in.count("embedding_length", width_max);
@@ -333,10 +434,12 @@ Result<ModelConfig> read_config(const GgufFile& file) {
   config.context_tokens = in.count("context_length", context_max);
   config.norm_epsilon =
       static_cast<float>(in.number("attention.layer_norm_rms_epsilon", 0, 1));
-  config.window = in.count_or("attention.sliding_window", 0, context_max, 0);
   config.tied_embeddings = file.find_tensor("output.weight") == nullptr;
   read_heads(in, config);
   if (!in.failed()) read_rope(in, config.rope, config.heads.head_dim, config.context_tokens);
+  read_local_rope(in, *family, config);
+  read_windows(in, *family, config);
+  read_scales(in, *family, config);
   read_vocabulary(in, config);
   if (in.failed()) return tl::unexpected<Error>(*in.error());
   return config;

@@ -32,7 +32,15 @@ struct ModelConfig {
   float norm_epsilon = 1e-5F;
   RopeConfig rope;
   kernels::Activation activation = kernels::Activation::silu;
-  std::uint32_t window = 0;    ///< sliding attention window in tokens; 0: all
+  std::uint32_t window = 0;     ///< sliding attention window of local layers, in tokens; 0: all
+  std::vector<bool> local;      ///< [layers]: whether the layer sees only the window
+  RopeConfig local_rope;        ///< of local layers; `rope` is of those that see everything
+  float embedding_scale = 1.0F;
+  float attention_scale = 0.0F;  ///< multiplies q . k
+  bool head_norms = false;       ///< q and k are normed head by head before they turn
+  bool branch_norms = false;     ///< what a layer adds to the residual is normed first
+  float attention_soft_cap = 0.0F;  ///< of q . k, scaled; 0: none
+  float logit_soft_cap = 0.0F;      ///< 0: none
   bool tied_embeddings = false;
 };
 

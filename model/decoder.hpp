@@ -26,7 +26,8 @@ struct Decoder {
   kernels::StepProgram steps;     ///< as recorded; tests read buffers by it
   kernels::Buffer logits;         ///< sampled, [R, vocabulary]
   std::size_t weight_bytes = 0;   ///< read per token by one decode row: embedding counted as a row
-  /// Read in place by the backend, as the file is: keep both until the backend is gone.
+  /// Of all layers, then of local ones if theirs differ. Read in place by the backend, as the file
+  /// is: keep both until the backend is gone.
   std::shared_ptr<const std::vector<float>> inverse_frequencies;
 };
 

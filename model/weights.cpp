@@ -44,11 +44,12 @@ class TensorFinder {
   void known(const GgufTensor* tensor) { used_.insert(tensor); }
 
   /// Whether anything in the file was left over: a model with more parts than this decoder has.
-  void refuse_unused() {
+  void refuse_unused(const std::string& architecture) {
     for (const GgufTensor& tensor : file_.tensors()) {
       if (used_.contains(&tensor)) continue;
-      refuse(ErrorCode::unsupported, "tensor '{}' has no part in a Llama-family decoder, so the "
-             "model would compute something else; use a plain Llama-family model", tensor.name);
+      refuse(ErrorCode::unsupported, "tensor '{}' has no part in a decoder of architecture '{}' as "
+             "it is known here, so the model would compute something else; use a model without",
+             tensor.name, architecture);
     }
   }
 
@@ -97,6 +98,14 @@ LayerTensors find_layer(TensorFinder& in, const ModelConfig& config, std::uint32
   found.k = in.linear(prefix + "attn_k", hidden, kv_width);
   found.v = in.linear(prefix + "attn_v", hidden, kv_width);
   found.attention_output = in.linear(prefix + "attn_output", q_width, hidden);
+  if (config.head_norms) {
+    found.q_norm = in.vector(prefix + "attn_q_norm.weight", config.heads.head_dim);
+    found.k_norm = in.vector(prefix + "attn_k_norm.weight", config.heads.head_dim);
+  }
+  if (config.branch_norms) {
+    found.attention_branch_norm = in.vector(prefix + "post_attention_norm.weight", hidden);
+    found.feed_forward_branch_norm = in.vector(prefix + "post_ffw_norm.weight", hidden);
+  }
   found.feed_forward_norm = in.vector(prefix + "ffn_norm.weight", hidden);
   found.gate = in.linear(prefix + "ffn_gate", hidden, ff);
   found.up = in.linear(prefix + "ffn_up", hidden, ff);
@@ -181,7 +190,7 @@ Result<ModelTensors> find_tensors(const GgufFile& file, const ModelConfig& confi
                      ? found.embedding
                      : in.matrix("output.weight", config.hidden, config.vocabulary);
   in.known(file.find_tensor("rope_freqs.weight"));  // in the configuration's frequencies already
-  if (!in.error()) in.refuse_unused();
+  if (!in.error()) in.refuse_unused(config.architecture);
   if (in.error()) return tl::unexpected<Error>(*in.error());
   return found;
 }

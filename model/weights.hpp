@@ -20,8 +20,12 @@ struct LinearTensors {
 struct LayerTensors {
   const GgufTensor* attention_norm = nullptr;
   LinearTensors q, k, v, attention_output;
+  const GgufTensor* q_norm = nullptr;  ///< [head_dim]; nullptr where heads are not normed
+  const GgufTensor* k_norm = nullptr;
+  const GgufTensor* attention_branch_norm = nullptr;  ///< nullptr where branches are not normed
   const GgufTensor* feed_forward_norm = nullptr;
   LinearTensors gate, up, down;
+  const GgufTensor* feed_forward_branch_norm = nullptr;
 };
 
 /// Views into the file; valid as long as it.

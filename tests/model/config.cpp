@@ -14,6 +14,7 @@ namespace sluice::model {
 namespace {
 
 using testing::GgufBuilder;
+using testing::of_family;
 using testing::ParsedTiny;
 using testing::TinyLlama;
 
@@ -84,6 +85,93 @@ BOOST_AUTO_TEST_CASE(reads_what_differs) {
   BOOST_TEST(config.window == 64U);
   BOOST_TEST(config.rope.dimensions == 4U);
   check_frequencies(config.rope, {1, 1 / std::sqrt(500000.0)});
+}
+
+using Flags = std::vector<bool>;
+
+BOOST_AUTO_TEST_CASE(reads_gemma_3) {
+  TinyLlama tiny = of_family("gemma3");
+  tiny.u32("gemma3.attention.key_length", 16).u32("gemma3.attention.value_length", 16);
+  tiny.u32("gemma3.attention.sliding_window", 12).f32("gemma3.rope.freq_base", 1e6F);
+  tiny.text("gemma3.rope.scaling.type", "linear").f32("gemma3.rope.scaling.factor", 8);
+  const ModelConfig gemma = config_of(tiny);
+  BOOST_TEST((gemma.activation == kernels::Activation::gelu_tanh));
+  BOOST_TEST((gemma.rope.pairs == kernels::RopePairs::halves));
+  BOOST_TEST(gemma.head_norms);
+  BOOST_TEST(gemma.branch_norms);
+  BOOST_TEST(gemma.embedding_scale == std::sqrt(32.0F));
+  BOOST_TEST(gemma.attention_scale == 0.25F);  // 1 / sqrt(16), not of 32 / 4
+  BOOST_TEST(gemma.attention_soft_cap == 0.0F);
+  BOOST_TEST(gemma.logit_soft_cap == 0.0F);
+  BOOST_TEST(gemma.window == 12U);
+  BOOST_CHECK((gemma.local == Flags{true, true, true, true, true, false, true}));
+  BOOST_TEST(gemma.rope.inverse_frequencies[0] == 0.125F);  // scaled
+  BOOST_TEST(gemma.local_rope.theta == 10000.0F);
+  BOOST_TEST(gemma.local_rope.inverse_frequencies[0] == 1.0F);
+  BOOST_TEST(gemma.local_rope.inverse_frequencies[4] == 0.01F);
+  tiny.f32("gemma3.rope.freq_base_swa", 100.0F);
+  BOOST_TEST(config_of(tiny).local_rope.inverse_frequencies[4] == 0.1F);
+  tiny.u32("gemma3.block_count", 62);  // 27B
+  BOOST_TEST(config_of(tiny).attention_scale == 1 / std::sqrt(8.0F));
+}
+
+BOOST_AUTO_TEST_CASE(reads_gemma_2) {
+  TinyLlama tiny = of_family("gemma2");
+  const ModelConfig gemma = config_of(tiny);
+  BOOST_TEST(!gemma.head_norms);
+  BOOST_TEST(gemma.branch_norms);
+  BOOST_TEST(gemma.attention_soft_cap == 50.0F);
+  BOOST_TEST(gemma.logit_soft_cap == 30.0F);
+  BOOST_TEST(gemma.window == 4096U);
+  BOOST_CHECK((gemma.local == Flags{true, false, true, false, true, false, true}));
+  BOOST_CHECK(gemma.local_rope.inverse_frequencies == gemma.rope.inverse_frequencies);
+  tiny.f32("gemma2.attn_logit_softcapping", 20).f32("gemma2.final_logit_softcapping", 0);
+  BOOST_TEST(config_of(tiny).attention_soft_cap == 20.0F);
+  BOOST_TEST(config_of(tiny).logit_soft_cap == 0.0F);
+  tiny.u32("gemma2.block_count", 46).u32("gemma2.attention.key_length", 2);  // 27B
+  tiny.u32("gemma2.attention.value_length", 2);
+  BOOST_TEST(config_of(tiny).attention_scale == 1 / std::sqrt(8.0F));
+}
+
+BOOST_AUTO_TEST_CASE(reads_qwen) {
+  const ModelConfig second = config_of(of_family("qwen2"));
+  BOOST_TEST((second.activation == kernels::Activation::silu));
+  BOOST_TEST((second.rope.pairs == kernels::RopePairs::halves));
+  BOOST_TEST(!second.head_norms);
+  BOOST_TEST(!second.branch_norms);
+  BOOST_TEST(second.embedding_scale == 1.0F);
+  BOOST_TEST(config_of(of_family("qwen3")).head_norms);
+}
+
+BOOST_AUTO_TEST_CASE(reads_which_layers_have_the_window) {
+  TinyLlama tiny;
+  BOOST_CHECK((config_of(tiny).local == Flags{false, false}));
+  tiny.u32("llama.attention.sliding_window", 64);
+  BOOST_CHECK((config_of(tiny).local == Flags{true, true}));
+  const std::string pattern = ".attention.sliding_window_pattern";
+  BOOST_CHECK((config_of(tiny.u32("llama" + pattern, 1)).local == Flags{false, false}));
+  BOOST_CHECK((config_of(tiny.u32("llama" + pattern, 2)).local == Flags{true, false}));
+  tiny.custom("llama" + pattern, [&](GgufBuilder& file) {
+    file.numbers<std::uint8_t>("llama" + pattern, testing::type_bool, {0, 1});
+  });
+  BOOST_CHECK((config_of(tiny).local == Flags{false, true}));
+  tiny.custom("llama" + pattern, [&](GgufBuilder& file) {
+    file.numbers<std::uint8_t>("llama" + pattern, testing::type_bool, {0, 1, 1});
+  });
+  refused(tiny, ErrorCode::bad_file, "not a flag for each of 2 layers");
+  TinyLlama qwen = of_family("qwen2");
+  qwen.u32("qwen2.attention.sliding_window", 8);
+  refused(qwen, ErrorCode::unsupported, "does not say in which");
+  BOOST_CHECK(config_of(qwen.u32("qwen2" + pattern, 4)).local[2]);
+}
+
+BOOST_AUTO_TEST_CASE(reads_scales_and_caps_of_any_family) {
+  TinyLlama tiny;
+  BOOST_TEST(config_of(tiny).attention_scale == 1 / std::sqrt(8.0F));
+  tiny.f32("llama.attention.scale", 0.5F).f32("llama.final_logit_softcapping", 15);
+  BOOST_TEST(config_of(tiny).attention_scale == 0.5F);
+  BOOST_TEST(config_of(tiny).logit_soft_cap == 15.0F);
+  refused(tiny.f32("llama.final_logit_softcapping", -15), ErrorCode::bad_file, "softcapping");
 }
 
 BOOST_AUTO_TEST_CASE(reads_smollm2) {
@@ -165,14 +253,13 @@ BOOST_AUTO_TEST_CASE(refuses_what_is_missing) {
 BOOST_AUTO_TEST_CASE(refuses_other_architectures_and_features) {
   refused(TinyLlama().text("general.architecture", "mamba"), ErrorCode::unsupported, "'mamba'");
   for (const std::string key :
-       {"llama.expert_count", "llama.attention.sliding_window_pattern", "split.count"}) {
+       {"llama.expert_count", "llama.embedding_length_per_layer_input", "split.count"}) {
     refused(TinyLlama().u32(key, 8), ErrorCode::unsupported,
             key == "split.count" ? "8 files" : key);
   }
   for (const std::string key :
        {"llama.logit_scale", "llama.residual_scale", "llama.embedding_scale",
-        "llama.attention.scale", "llama.final_logit_softcapping",
-        "llama.rope.scaling.yarn_log_multiplier"}) {
+        "llama.attention.clamp_kqv", "llama.rope.scaling.yarn_log_multiplier"}) {
     refused(TinyLlama().f32(key, 30.0F), ErrorCode::unsupported, key);
   }
   refused(TinyLlama().custom("llama.attention.causal", [](GgufBuilder& file) {

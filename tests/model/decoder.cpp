@@ -5,6 +5,7 @@
 #include "model/decoder.hpp"
 
 #include <boost/test/unit_test.hpp>
+#include <cmath>
 
 #include "tests/model/tiny_llama.hpp"
 
@@ -100,7 +101,7 @@ BOOST_AUTO_TEST_CASE(records_the_layers_in_order) {
   BOOST_REQUIRE_MESSAGE(decoder, decoder.error().message);
   const auto& ops = backend.recorded.at(0).ops;
   std::string kinds;
-  for (const kernels::Op& op : ops) kinds += "ENLRAGSs"[op.index()];
+  for (const kernels::Op& op : ops) kinds += "ENLRAGCSs"[op.index()];
   BOOST_TEST(kinds == "ENLLLRALNLLGLNLLLRALNLLGLSNLs");
   const auto& linear = [&](std::size_t at) { return std::get<kernels::Linear>(ops[at]); };
   BOOST_TEST(linear(2).out_column == 0U);
@@ -113,6 +114,60 @@ BOOST_AUTO_TEST_CASE(records_the_layers_in_order) {
   BOOST_TEST(std::get<kernels::Attention>(ops[6 + 12]).layer == 1U);
   BOOST_TEST((linear(7).accumulate && linear(12).accumulate && !linear(2).accumulate));
   BOOST_TEST(std::get<kernels::Sample>(ops.back()).logits.index == decoder->logits.index);
+}
+
+/// gemma3's own tensors in each layer.
+TinyLlama gemma3() {
+  TinyLlama tiny = testing::of_family("gemma3");
+  tiny.u32("gemma3.attention.sliding_window", 12).f32("gemma3.rope.freq_base", 1e6F);
+  for (int layer = 0; layer < 7; ++layer) {
+    const std::string prefix = "blk." + std::to_string(layer) + ".";
+    tiny.tensor(prefix + "attn_q_norm.weight", {{8}}).tensor(prefix + "attn_k_norm.weight", {{8}});
+    tiny.tensor(prefix + "post_attention_norm.weight", {{32}});
+    tiny.tensor(prefix + "post_ffw_norm.weight", {{32}});
+  }
+  return tiny;
+}
+
+BOOST_AUTO_TEST_CASE(records_what_sets_a_family_apart) {
+  TinyLlama capped = gemma3();
+  capped.f32("gemma3.final_logit_softcapping", 30).f32("gemma3.attn_logit_softcapping", 50);
+  const ParsedTiny tiny(capped);
+  StubBackend backend;
+  const auto decoder = load(tiny, backend);
+  BOOST_REQUIRE_MESSAGE(decoder, decoder.error().message);
+  BOOST_TEST(backend.loaded.size() == tiny.file->tensors().size() + 2);  // and both frequencies
+  const auto& ops = backend.recorded.at(0).ops;
+  std::string kinds;
+  for (const kernels::Op& op : ops) kinds += "ENLRAGCSs"[op.index()];
+  std::string due = "E";
+  for (int layer = 0; layer < 7; ++layer) due += "NLLLRALNNLLGLN";
+  BOOST_TEST(kinds == due + "SNLCs");
+  BOOST_TEST(std::get<kernels::Embed>(ops[0]).scale == std::sqrt(32.0F));
+  for (std::size_t layer = 0; layer < 7; ++layer) {
+    const auto rope = std::get<kernels::RopeStore>(ops[1 + 14 * layer + 4]);
+    const auto attention = std::get<kernels::Attention>(ops[1 + 14 * layer + 5]);
+    const auto branch = std::get<kernels::Norm>(ops[1 + 14 * layer + 7]);
+    const auto last = std::get<kernels::Norm>(ops[1 + 14 * layer + 13]);
+    BOOST_TEST(attention.window == (layer == 5 ? 0U : 12U));
+    BOOST_TEST(attention.soft_cap == 50.0F);
+    BOOST_TEST(rope.inverse_frequencies.index == (layer == 5 ? 0U : 1U));
+    BOOST_REQUIRE(rope.norms.has_value());
+    BOOST_TEST(rope.norms->epsilon == 1e-6F);
+    const auto bytes_of = [&](kernels::Weight weight) {
+      return static_cast<const void*>(backend.loaded[weight.index].data.data());
+    };
+    const auto tensor = [&](const std::string& name) {
+      const std::string full = "blk." + std::to_string(layer) + "." + name + ".weight";
+      return static_cast<const void*>(tiny.file->find_tensor(full)->data.data());
+    };
+    BOOST_TEST(bytes_of(rope.norms->q) == tensor("attn_q_norm"));
+    BOOST_TEST(bytes_of(rope.norms->k) == tensor("attn_k_norm"));
+    BOOST_TEST(bytes_of(branch.gain) == tensor("post_attention_norm"));
+    BOOST_TEST(bytes_of(last.gain) == tensor("post_ffw_norm"));
+    BOOST_TEST((branch.accumulate && last.accumulate));
+  }
+  BOOST_TEST(std::get<kernels::SoftCap>(ops[ops.size() - 2]).cap == 30.0F);
 }
 
 BOOST_AUTO_TEST_CASE(shares_tied_embeddings) {
@@ -141,6 +196,11 @@ BOOST_AUTO_TEST_CASE(refuses_tensors_that_do_not_fit) {
           ErrorCode::unsupported, "'blk.0.attn_norm.weight' is F16");
   refused(TinyLlama().tensor("blk.0.attn_q_norm.weight", {{8}}), ErrorCode::unsupported,
           "'blk.0.attn_q_norm.weight' has no part");
+  refused(gemma3().without("blk.3.post_ffw_norm.weight"), ErrorCode::bad_file,
+          "'blk.3.post_ffw_norm.weight'");
+  refused(gemma3().without("blk.3.attn_k_norm.weight"), ErrorCode::bad_file,
+          "'blk.3.attn_k_norm.weight'");
+  refused(gemma3().tensor("blk.3.attn_k_norm.weight", {{16}}), ErrorCode::bad_file, "[8] belongs");
   refused(TinyLlama().u32("llama.block_count", 1), ErrorCode::unsupported, "'blk.1.");
   refused(TinyLlama().u32("llama.block_count", 3), ErrorCode::bad_file, "'blk.2.attn_norm.weight'");
 }

@@ -119,7 +119,7 @@ class LoadedModel {
     const auto select = std::find_if(steps.ops.begin(), steps.ops.end(), [](const auto& op) {
       return std::holds_alternative<kernels::Select>(op);
     });
-    BOOST_REQUIRE(std::distance(select, steps.ops.end()) == 4);
+    BOOST_REQUIRE(std::distance(select, steps.ops.end()) == (config.logit_soft_cap > 0 ? 5 : 4));
     const kernels::Buffer residual = std::get<kernels::Select>(*select).in;
     auto norm = std::get<kernels::Norm>(*(select + 1));
     auto linear = std::get<kernels::Linear>(*(select + 2));
@@ -133,6 +133,9 @@ class LoadedModel {
     linear.out = row_logits_ = add(config.vocabulary);
     steps.ops.push_back(norm);
     steps.ops.push_back(linear);
+    if (config.logit_soft_cap > 0) {
+      steps.ops.push_back(kernels::SoftCap{row_logits_, config.logit_soft_cap});
+    }
     every_row_ = require(backend->record(steps));
   }
 

@@ -91,6 +91,27 @@ struct TinyLlama {
   }
 };
 
+/// Seven layers of TinyLlama's shapes under another architecture's name; its own tensors are for
+/// the test to add.
+inline TinyLlama of_family(const std::string& architecture) {
+  TinyLlama tiny;
+  std::erase_if(tiny.keys, [](const auto& key) { return key.first.starts_with("llama."); });
+  tiny.text("general.architecture", architecture);
+  const std::string prefix = architecture + ".";
+  tiny.u32(prefix + "block_count", 7).u32(prefix + "context_length", 256);
+  tiny.u32(prefix + "embedding_length", 32).u32(prefix + "feed_forward_length", 64);
+  tiny.u32(prefix + "attention.head_count", 4).u32(prefix + "attention.head_count_kv", 2);
+  tiny.f32(prefix + "attention.layer_norm_rms_epsilon", 1e-6F);
+  const auto first = tiny.tensors;
+  for (const auto& [name, one] : first) {
+    if (!name.starts_with("blk.0.")) continue;
+    for (int layer = 2; layer < 7; ++layer) {
+      tiny.tensors["blk." + std::to_string(layer) + name.substr(5)] = one;
+    }
+  }
+  return tiny;
+}
+
 /// A parsed file together with its bytes.
 struct ParsedTiny {
   std::vector<std::byte> bytes;
