@@ -48,7 +48,10 @@ class Progress {
   std::optional<Error> error_;
 };
 
-/// A model on a backend, and one slot of it.
+/// Rows of a batch that reads what precedes generation.
+constexpr std::uint32_t depth_rows_max = 512;
+
+/// A model on a backend, and a slot of it for each stream.
 struct Rig {
   std::shared_ptr<const model::GgufFile> file;
   model::ModelConfig config;
@@ -59,35 +62,44 @@ struct Rig {
   kernels::Ticket ticket = 0;
   std::uint32_t generation = 0;
 
-  /// Opens the slot anew with these tokens; every block is granted at once.
-  kernels::Batch open(std::vector<Token> tokens) {
+  /// Opens the first `count` slots anew with these tokens, each with a share of the blocks.
+  kernels::Batch open(std::uint32_t count, const std::vector<Token>& tokens) {
     kernels::Batch batch;
     ++generation;
-    kernels::SlotOpen slot;
-    slot.slot = {0, generation};
-    slot.prompt_tokens = static_cast<std::uint32_t>(tokens.size());
-    slot.tokens = std::move(tokens);
-    slot.sampling.temperature = 0;
-    batch.opens.push_back(std::move(slot));
-    kernels::BlockGrant grant;
-    grant.blocks.resize(pool.blocks);
-    std::iota(grant.blocks.begin(), grant.blocks.end(), 0U);
-    batch.grants.push_back(std::move(grant));
+    const std::uint32_t blocks_each = pool.blocks / pool.slots;
+    for (kernels::SlotIndex i = 0; i < count; ++i) {
+      kernels::SlotOpen slot;
+      slot.slot = {i, generation};
+      slot.prompt_tokens = static_cast<std::uint32_t>(tokens.size());
+      slot.tokens = tokens;
+      slot.sampling.temperature = 0;
+      batch.opens.push_back(std::move(slot));
+      kernels::BlockGrant grant;
+      grant.slot = i;
+      grant.blocks.resize(blocks_each);
+      std::iota(grant.blocks.begin(), grant.blocks.end(), i * blocks_each);
+      batch.grants.push_back(std::move(grant));
+    }
     return batch;
   }
 
-  void submit(kernels::Batch batch, std::uint32_t position, std::uint32_t rows, kernels::Path path,
-              bool last) {
+  kernels::Segment segment(kernels::SlotIndex slot, std::uint32_t position, std::uint32_t rows,
+                           kernels::Path path) const {
     kernels::Segment segment;
-    segment.slot = {0, generation};
+    segment.slot = {slot, generation};
     segment.position = position;
     segment.rows = rows;
     segment.path = path;
     segment.sample = true;
-    batch.segments.push_back(segment);
-    if (last) batch.closes.push_back(segment.slot);
+    return segment;
+  }
+
+  void submit(kernels::Batch batch) {
     backend->submit(decoder.program, ++ticket, std::move(batch));
   }
+
+  /// Until all that was submitted has completed.
+  Result<void> wait() { return progress.wait(ticket); }
 };
 
 Result<std::unique_ptr<Rig>> load(const LatencyOptions& options) {
@@ -109,10 +121,12 @@ Result<std::unique_ptr<Rig>> load(const LatencyOptions& options) {
   pool.layers = config->layers;
   pool.kv_heads = config->heads.kv_heads;
   pool.head_dim = config->heads.head_dim;
-  pool.slots = 1;
-  pool.context_tokens = std::max(options.prompt_tokens, options.generated_tokens + 1) + 1;
-  pool.blocks = (pool.context_tokens + pool.block_tokens - 1) / pool.block_tokens;
-  pool.rows_max = options.prompt_tokens;
+  pool.slots = options.streams;
+  pool.context_tokens =
+      std::max(options.prompt_tokens, options.depth + options.generated_tokens + 1) + 1;
+  pool.blocks = (pool.context_tokens + pool.block_tokens - 1) / pool.block_tokens * options.streams;
+  pool.rows_max =
+      std::max({options.prompt_tokens, options.streams, std::min(options.depth, depth_rows_max)});
   pool.vocabulary = config->vocabulary;
   if (auto done = rig->backend->allocate(pool); !done) return tl::unexpected(done.error());
   auto decoder = model::load_decoder(**file, *config, *rig->backend, {});
@@ -133,25 +147,49 @@ std::vector<Token> some_tokens(std::uint32_t count, std::uint32_t vocabulary) {
 }
 
 Result<double> prompt_rate(Rig& rig, std::uint32_t tokens) {
-  auto batch = rig.open(some_tokens(tokens, rig.config.vocabulary));
+  auto batch = rig.open(1, some_tokens(tokens, rig.config.vocabulary));
   const auto start = Clock::now();
-  rig.submit(std::move(batch), 0, tokens, kernels::Path::prompt, true);
-  if (auto done = rig.progress.wait(rig.ticket); !done) return tl::unexpected(done.error());
+  batch.segments.push_back(rig.segment(0, 0, tokens, kernels::Path::prompt));
+  batch.closes.push_back(batch.segments.back().slot);
+  rig.submit(std::move(batch));
+  if (auto done = rig.wait(); !done) return tl::unexpected(done.error());
   return tokens / std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-Result<double> generation_rate(Rig& rig, std::uint32_t tokens) {
-  auto batch = rig.open(some_tokens(1, rig.config.vocabulary));
+/// Opens every stream and reads the `depth` tokens that precede generation. The batch returned is
+/// what the first step has to carry besides its rows.
+Result<kernels::Batch> open_streams(Rig& rig, std::uint32_t depth) {
+  auto batch = rig.open(rig.pool.slots, some_tokens(depth + 1, rig.config.vocabulary));
+  for (kernels::SlotIndex slot = 0; slot < rig.pool.slots; ++slot)
+    for (std::uint32_t position = 0; position < depth; position += depth_rows_max) {
+      const auto rows = std::min(depth_rows_max, depth - position);
+      batch.segments.push_back(rig.segment(slot, position, rows, kernels::Path::prompt));
+      batch.segments.back().sample = false;
+      rig.submit(std::exchange(batch, {}));
+    }
+  if (auto done = rig.wait(); !done) return tl::unexpected(done.error());
+  return batch;
+}
+
+Result<double> generation_rate(Rig& rig, std::uint32_t depth, std::uint32_t tokens) {
+  auto opened = open_streams(rig, depth);
+  if (!opened) return tl::unexpected(opened.error());
   const auto start = Clock::now();
+  const auto before = rig.ticket;
   for (std::uint32_t i = 0; i < tokens; ++i) {
-    rig.submit(std::exchange(batch, {}), i, 1,
-               i == 0 ? kernels::Path::prompt : kernels::Path::decode, i + 1 == tokens);
-    if (rig.ticket <= steps_ahead) continue;
+    auto batch = std::exchange(*opened, {});
+    const auto path = i == 0 ? kernels::Path::prompt : kernels::Path::decode;
+    for (kernels::SlotIndex slot = 0; slot < rig.pool.slots; ++slot) {
+      batch.segments.push_back(rig.segment(slot, depth + i, 1, path));
+      if (i + 1 == tokens) batch.closes.push_back(batch.segments.back().slot);
+    }
+    rig.submit(std::move(batch));
+    if (rig.ticket <= before + steps_ahead) continue;
     if (auto done = rig.progress.wait(rig.ticket - steps_ahead); !done)
       return tl::unexpected(done.error());
   }
-  if (auto done = rig.progress.wait(rig.ticket); !done) return tl::unexpected(done.error());
-  return tokens / std::chrono::duration<double>(Clock::now() - start).count();
+  if (auto done = rig.wait(); !done) return tl::unexpected(done.error());
+  return rig.pool.slots * tokens / std::chrono::duration<double>(Clock::now() - start).count();
 }
 
 Rate summarise(const std::vector<double>& samples) {
@@ -162,73 +200,103 @@ Rate summarise(const std::vector<double>& samples) {
   return {mean, samples.size() > 1 ? std::sqrt(squares / (count - 1)) : 0.0};
 }
 
+/// What generation is held against: a step's bytes, and how fast the device reads so many.
+Result<void> set_limit(Rig& rig, LatencyResult& result) {
+  const auto kv_token_bytes = static_cast<double>(kv_block_bytes(rig.pool)) / rig.pool.block_tokens;
+  const double kv_bytes = kv_token_bytes * (result.depth + (result.generated_tokens + 1) / 2.0);
+  const double weight_bytes = static_cast<double>(rig.decoder.weight_bytes);
+  result.bytes_per_token = weight_bytes / result.streams + kv_bytes;
+  const auto bandwidth = rig.backend->read_bandwidth(
+      static_cast<std::size_t>(result.bytes_per_token * result.streams));
+  if (!bandwidth) return tl::unexpected(bandwidth.error());
+  result.read_bandwidth_gb_s = *bandwidth / 1e9;
+  result.limit_tok_s = *bandwidth / result.bytes_per_token;
+  result.ratio_to_limit = result.generated_tok_s.mean / result.limit_tok_s;
+  return {};
+}
+
 }  // namespace
 
 Result<LatencyResult> measure_latency(const LatencyOptions& options) {
-  if (options.prompt_tokens == 0 || options.generated_tokens == 0 || options.repetitions == 0)
-    return fail(ErrorCode::bad_request, "tokens and repetitions must be at least 1");
+  if (options.prompt_tokens == 0 && options.generated_tokens == 0)
+    return fail(ErrorCode::bad_request, "prompt or generated tokens must be at least 1");
+  if (options.repetitions == 0 || options.streams == 0)
+    return fail(ErrorCode::bad_request, "repetitions and streams must be at least 1");
   auto loaded = load(options);
   if (!loaded) return tl::unexpected(loaded.error());
   auto& rig = **loaded;
   std::vector<double> prompt, generated;
   for (std::uint32_t i = 0; i <= options.repetitions; ++i) {
-    const auto p = prompt_rate(rig, options.prompt_tokens);
-    if (!p) return tl::unexpected(p.error());
-    const auto g = generation_rate(rig, options.generated_tokens);
-    if (!g) return tl::unexpected(g.error());
-    if (i == 0) continue;  // pages in, caches and clocks up
-    prompt.push_back(*p);
-    generated.push_back(*g);
+    // The first is not counted: pages in, caches and clocks up.
+    if (options.prompt_tokens > 0) {
+      const auto rate = prompt_rate(rig, options.prompt_tokens);
+      if (!rate) return tl::unexpected(rate.error());
+      if (i > 0) prompt.push_back(*rate);
+    }
+    if (options.generated_tokens > 0) {
+      const auto rate = generation_rate(rig, options.depth, options.generated_tokens);
+      if (!rate) return tl::unexpected(rate.error());
+      if (i > 0) generated.push_back(*rate);
+    }
   }
   const auto& device = rig.backend->device();
   LatencyResult result;
   result.prompt_tokens = options.prompt_tokens;
   result.generated_tokens = options.generated_tokens;
-  result.prompt_tok_s = summarise(prompt);
-  result.generated_tok_s = summarise(generated);
-  const auto kv_token_bytes = static_cast<double>(kv_block_bytes(rig.pool)) / rig.pool.block_tokens;
-  result.bytes_per_token = static_cast<double>(rig.decoder.weight_bytes) +
-                           kv_token_bytes * (options.generated_tokens + 1) / 2;
+  result.streams = options.streams;
+  result.depth = options.depth;
   result.threads = device.threads;
   result.backend = device.backend;
   result.device = device.device;
-  const auto bandwidth =
-      rig.backend->read_bandwidth(static_cast<std::size_t>(result.bytes_per_token));
-  if (!bandwidth) return tl::unexpected(bandwidth.error());
-  result.read_bandwidth_gb_s = *bandwidth / 1e9;
-  result.limit_tok_s = result.read_bandwidth_gb_s * 1e9 / result.bytes_per_token;
-  result.ratio_to_limit = result.generated_tok_s.mean / result.limit_tok_s;
+  if (!prompt.empty()) result.prompt_tok_s = summarise(prompt);
+  if (!generated.empty()) {
+    result.generated_tok_s = summarise(generated);
+    if (auto done = set_limit(rig, result); !done) return tl::unexpected(done.error());
+  }
   return result;
 }
 
 std::string to_json(const LatencyResult& result) {
-  const auto prompt = fmt::format("pp{}_tok_s", result.prompt_tokens);
-  const auto generated = fmt::format("tg{}_tok_s", result.generated_tokens);
-  const nlohmann::ordered_json json{{prompt, result.prompt_tok_s.mean},
-                                    {prompt + "_sd", result.prompt_tok_s.sd},
-                                    {generated, result.generated_tok_s.mean},
-                                    {generated + "_sd", result.generated_tok_s.sd},
-                                    {"bytes_per_token", result.bytes_per_token},
-                                    {"read_bandwidth_gb_s", result.read_bandwidth_gb_s},
-                                    {"limit_tok_s", result.limit_tok_s},
-                                    {"ratio_to_limit", result.ratio_to_limit},
-                                    {"threads", result.threads},
-                                    {"backend", result.backend},
-                                    {"device", result.device}};
+  nlohmann::ordered_json json;
+  if (result.prompt_tokens > 0) {
+    const auto name = fmt::format("pp{}_tok_s", result.prompt_tokens);
+    json[name] = result.prompt_tok_s.mean;
+    json[name + "_sd"] = result.prompt_tok_s.sd;
+  }
+  if (result.generated_tokens > 0) {
+    const auto name = fmt::format("tg{}_tok_s", result.generated_tokens);
+    json[name] = result.generated_tok_s.mean;
+    json[name + "_sd"] = result.generated_tok_s.sd;
+    json["bytes_per_token"] = result.bytes_per_token;
+    json["read_bandwidth_gb_s"] = result.read_bandwidth_gb_s;
+    json["limit_tok_s"] = result.limit_tok_s;
+    json["ratio_to_limit"] = result.ratio_to_limit;
+    json["streams"] = result.streams;
+    json["depth"] = result.depth;
+  }
+  json["threads"] = result.threads;
+  json["backend"] = result.backend;
+  json["device"] = result.device;
   return json.dump();
 }
 
 std::string to_text(const LatencyResult& result) {
-  return fmt::format(
-      "pp{:<6} {:9.1f} tok/s ± {:.1f}\n"
-      "tg{:<6} {:9.1f} tok/s ± {:.1f}\n"
-      "limit    {:9.1f} tok/s, {:.1f} MB a token at {:.1f} GB/s read bandwidth\n"
-      "ratio    {:9.3f}\n"
-      "{}, {} threads: {}\n",
-      result.prompt_tokens, result.prompt_tok_s.mean, result.prompt_tok_s.sd,
-      result.generated_tokens, result.generated_tok_s.mean, result.generated_tok_s.sd,
-      result.limit_tok_s, result.bytes_per_token / 1e6, result.read_bandwidth_gb_s,
-      result.ratio_to_limit, result.backend, result.threads, result.device);
+  std::string text;
+  if (result.prompt_tokens > 0)
+    text += fmt::format("pp{:<6} {:9.1f} tok/s ± {:.1f}\n", result.prompt_tokens,
+                        result.prompt_tok_s.mean, result.prompt_tok_s.sd);
+  if (result.generated_tokens > 0) {
+    text += fmt::format("tg{:<6} {:9.1f} tok/s ± {:.1f}", result.generated_tokens,
+                        result.generated_tok_s.mean, result.generated_tok_s.sd);
+    if (result.streams > 1) text += fmt::format(", {} streams together", result.streams);
+    if (result.depth > 0) text += fmt::format(", after {} tokens", result.depth);
+    text += fmt::format(
+        "\nlimit    {:9.1f} tok/s, {:.1f} MB a token at {:.1f} GB/s read bandwidth\n"
+        "ratio    {:9.3f}\n",
+        result.limit_tok_s, result.bytes_per_token / 1e6, result.read_bandwidth_gb_s,
+        result.ratio_to_limit);
+  }
+  return text + fmt::format("{}, {} threads: {}\n", result.backend, result.threads, result.device);
 }
 
 }  // namespace sluice::bench

@@ -42,17 +42,22 @@ Command bench_command(CLI::App& root) {
   one->add_option("--repetitions", latency_options.repetitions, "Counted runs of each")
       ->type_name("N")
       ->capture_default_str();
-  one->add_option("--prompt-tokens", latency_options.prompt_tokens, "Length of the prompt")
+  one->add_option("--prompt-tokens", latency_options.prompt_tokens,
+                  "Length of the prompt; 0: not measured")
       ->type_name("N")
       ->capture_default_str();
-  one->add_option("--tokens", latency_options.generated_tokens, "Tokens generated")
+  one->add_option("--tokens", latency_options.generated_tokens, "Tokens generated; 0: not measured")
+      ->type_name("N")
+      ->capture_default_str();
+  one->add_option("--streams", latency_options.streams, "Sequences that generate together")
+      ->type_name("N")
+      ->capture_default_str();
+  one->add_option("--depth", latency_options.depth, "Tokens that each has before it generates")
       ->type_name("N")
       ->capture_default_str();
   one->add_flag("--json", options->json, "One JSON object");
   const Command serve = bench_serve_command(*app);
-  return {app, [options, serve] {
-            return serve.app->parsed() ? serve.run() : latency(*options);
-          }};
+  return {app, [options, serve] { return serve.app->parsed() ? serve.run() : latency(*options); }};
 }
 
 }  // namespace sluice::cli
