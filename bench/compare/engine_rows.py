@@ -1,0 +1,147 @@
+"""Rows a to d of bench/compare-llamacpp.sh: the engines alone, through their own APIs."""
+from measure import alternate, bandwidth, bench, say
+
+ONE_STREAM = ("plain", "flash attention")
+MANY_STREAMS = ("plain", "flash attention", "flash attention, unified KV")
+SMALL, BIG = "SmolLM2-135M-Instruct", "random-1.1B"
+
+DECODE = [("Q4_1", 1), ("Q4_1", None), ("Q4_0", 1), ("Q4_0", None), ("Q8_0", None),
+          ("Q4_K_M", None), ("F16", None), ("BF16", None)]
+PROMPT = [(SMALL, "Q4_1"), (SMALL, "Q4_0"), (SMALL, "Q8_0"), (SMALL, "Q4_K_M"), (SMALL, "F16"),
+          (SMALL, "BF16"), (BIG, "Q4_0")]
+
+
+def models(rows):
+    """The model files that these rows need."""
+    names = set()
+    if "a" in rows:
+        names |= {f"{SMALL}-{form}" for form, _threads in DECODE}
+    if "b" in rows:
+        names.add(f"{BIG}-Q4_0")
+    if "c" in rows:
+        names |= {f"{family}-{form}" for family, form in PROMPT}
+    if "d" in rows:
+        names |= {f"{SMALL}-Q4_1", f"{SMALL}-Q4_0"}
+    return names
+
+
+def result(row, what, rounds, ours, peers, unit="tok/s", **more):
+    """A line of the table: the median of `ours` beside the best of the peer's settings."""
+    peer = rounds.best(peers) if peers else None
+    line = {"row": row, "what": what, "unit": unit, "ours": rounds.median(ours),
+            "peer": rounds.median(peer) if peer else None, "peer_setting": peer}
+    line["ours_over_peer"] = line["ours"] / line["peer"] if peer else None
+    return {**line, **more, **rounds.summary()}
+
+
+def generated(model, threads, tokens, **options):
+    """A call that measures ours: tokens a second, all streams together."""
+    extra = [text for name, value in options.items() for text in (f"--{name}", value)]
+    return lambda: bench("--model", model, "--threads", threads, "--prompt", 0, "--generate",
+                         tokens, "--repetitions", 1, *extra)[f"tg{tokens}_tok_s"]
+
+
+def decode(run, row, family, form, threads):
+    """One stream beside the peer's, and beside one read of the weights a token."""
+    model = run.models[f"{family}-{form}"]["path"]
+    tokens = run.tokens
+    # Not counted; says how much is read for a token.
+    size = bench("--model", model, "--threads", threads, "--prompt", 0, "--generate", tokens,
+                 "--repetitions", 1)["bytes_per_token"]
+    calls = {"ours": generated(model, threads, tokens)}
+    for setting in ONE_STREAM:
+        calls[setting] = lambda setting=setting: run.peer.call(
+            "generate", model=model, threads=threads, setting=setting, tokens=tokens)
+    rounds = alternate(run, calls, size, threads)
+    limits = [rate * 1e9 / size for rate in rounds.bandwidths]
+    shares = [ours / limit for ours, limit in zip(rounds.samples["ours"], limits)]
+    plural = "s" if threads > 1 else ""
+    return result(row, f"tg{tokens}, {family} {form}, {threads} thread{plural}", rounds, "ours",
+                  ONE_STREAM, limit=sorted(limits)[len(limits) // 2], limit_of="read bandwidth",
+                  ours_over_limit=sorted(shares)[len(shares) // 2], bytes_per_token=size,
+                  threads=threads, model=f"{family}-{form}")
+
+
+def row_a(run):
+    wanted = DECODE if not run.quick else [("Q4_1", None), ("Q4_0", None)]
+    for form, threads in wanted:
+        if threads is None or threads < run.threads:
+            yield decode(run, "a", SMALL, form, threads or run.threads)
+
+
+def row_b(run):
+    yield decode(run, "b", BIG, "Q4_0", run.threads)
+
+
+def peaks(run):
+    """Gop/s by kind of values, of the threads that measure."""
+    found = bench("--peak", "--threads", run.threads)
+    return {kind: found[f"{kind}_gop_s"] for kind in ("f32", "bf16", "int8")
+            if f"{kind}_gop_s" in found}
+
+
+def row_c(run):
+    """Prompts, beside what the processor multiplies and adds out of registers: int8 for quantized
+    weights, else f32. Only the layers' products are counted, the attention's are not."""
+    wanted = PROMPT if not run.quick else [(SMALL, "Q4_1"), (SMALL, "F16")]
+    tokens = run.prompt
+    for family, form in wanted:
+        entry = run.models[f"{family}-{form}"]
+        model, ops_per_token = entry["path"], 2 * entry["layer_weights"]
+        calls = {"ours": lambda model=model: bench(
+            "--model", model, "--threads", run.threads, "--prompt", tokens, "--generate", 0,
+            "--repetitions", 1)[f"pp{tokens}_tok_s"]}
+        for setting in ONE_STREAM:
+            calls[setting] = lambda model=model, setting=setting: run.peer.call(
+                "prompt", model=model, threads=run.threads, setting=setting, tokens=tokens)
+        found = []
+
+        def probe(found=found):
+            found.append(peaks(run))
+            return 0.0
+        rounds = alternate(run, {**calls, "peaks": probe}, entry["bytes"], run.threads)
+        del rounds.samples["peaks"]
+        # A peak is what the processor can do: the most that was seen.
+        best = {kind: max(one[kind] for one in found) for kind in found[0]}
+        kind = "f32" if form in ("F16", "BF16") or "int8" not in best else "int8"
+        line = result("c", f"pp{tokens}, {family} {form}", rounds, "ours", ONE_STREAM,
+                      peaks_gop_s=best, ops_per_token=ops_per_token, threads=run.threads,
+                      model=f"{family}-{form}")
+        line["ours_gop_s"] = line["ours"] * ops_per_token / 1e9
+        line["peer_gop_s"] = line["peer"] * ops_per_token / 1e9
+        if kind in best:
+            line["limit"] = best[kind] * 1e9 / ops_per_token
+            line["limit_of"] = f"{kind} peak, {best[kind]:.0f} Gop/s"
+            line["ours_over_limit"] = line["ours"] / line["limit"]
+        yield line
+
+
+def row_d(run):
+    """Streams that decode together, against one of ours and against the peer's best setting."""
+    tokens = run.tokens if not run.quick else 32
+    forms = ("Q4_1", "Q4_0") if not run.quick else ("Q4_1",)
+    counts = (8, 32) if not run.quick else (8,)
+    for form in forms:
+        model = run.models[f"{SMALL}-{form}"]["path"]
+        size = bench("--model", model, "--threads", run.threads, "--prompt", 0, "--generate",
+                     tokens, "--repetitions", 1)["bytes_per_token"]
+        calls = {"ours, 1": generated(model, run.threads, tokens)}
+        for count in counts:
+            calls[f"ours, {count}"] = generated(model, run.threads, tokens, streams=count)
+            for setting in MANY_STREAMS:
+                calls[f"{setting}, {count}"] = lambda count=count, setting=setting: run.peer.call(
+                    "generate", model=model, threads=run.threads, setting=setting, tokens=tokens,
+                    streams=count)
+        rounds = alternate(run, calls, size, run.threads)
+        for count in counts:
+            line = result("d", f"{count} streams, tg{tokens}, {SMALL} {form}", rounds,
+                          f"ours, {count}", [f"{name}, {count}" for name in MANY_STREAMS],
+                          model=f"{SMALL}-{form}", streams=count, threads=run.threads)
+            line["ours_over_one_stream"] = line["ours"] / rounds.median("ours, 1")
+            yield line
+
+
+def warn_of_others(run):
+    start = run.machine.now()
+    rate = bandwidth(100_000_000, run.threads)
+    say(f"bandwidth {rate:.1f} GB/s; others took {run.machine.others(start):.0%} of the processors")
