@@ -153,17 +153,24 @@ class CpuBackend final : public Backend {
     };
     std::vector<Work> work;
     std::uint32_t tasks = 0;
+    std::size_t bytes = 0;
     for (const Op& op : steps.ops) {
       const auto* linear = std::get_if<Linear>(&op);
       if (linear == nullptr || linear->weight.index >= weights_.size()) continue;
       CpuWeight& weight = weights_[linear->weight.index];
       if (weight.packed != nullptr || !cpu::is_packed(weight.format)) continue;
-      auto packed = cpu::PackedWeight::make(weight);
-      if (!packed) return tl::unexpected(packed.error());
-      weight.packed = &packed_.emplace_back(std::move(*packed));
+      weight.packed = &packed_.emplace_back(cpu::PackedWeight::of(weight));
       work.push_back({&weight, &packed_.back(), tasks});
       tasks += weight.packed->strips();
+      bytes += weight.packed->bytes();
     }
+    // One behind the other in the order of their use.
+    auto pages = cpu::ZeroPages::make(bytes, "the weights' packed form");
+    if (!pages) return tl::unexpected(pages.error());
+    pages->want_huge_pages();
+    auto* at = pages->as<std::uint8_t>();
+    for (const Work& w : work) w.to->data = std::exchange(at, at + w.to->bytes());
+    packed_pages_.push_back(std::move(*pages));
     std::atomic<std::uint32_t> next{0};
     pool_.run([&](std::uint32_t) {
       for (std::uint32_t task = next++; task < tasks; task = next++) {
@@ -266,6 +273,7 @@ class CpuBackend final : public Backend {
   Ticket last_ticket_ = 0;
   std::vector<CpuWeight> weights_;
   std::deque<cpu::PackedWeight> packed_;
+  std::vector<cpu::ZeroPages> packed_pages_;  ///< one a program that brought new weights
   std::deque<Program> programs_;  ///< never moves one that a step may be running
   cpu::KvPool kv_;
   cpu::SlotTable slots_;

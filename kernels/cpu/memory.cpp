@@ -35,6 +35,10 @@ Result<ZeroPages> ZeroPages::make(std::size_t bytes, std::string_view what) {
   return pages;
 }
 
+void ZeroPages::want_huge_pages() {
+  if (data_ != nullptr) ::madvise(data_, bytes_, MADV_HUGEPAGE);
+}
+
 std::size_t available_memory_bytes() {
   std::ifstream meminfo("/proc/meminfo");
   std::string key;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <utility>
 
 namespace sluice::kernels::cpu {
 namespace {
@@ -132,7 +131,7 @@ void write_scales(Format format, Bytes row, std::uint32_t b, std::uint32_t r, st
 
 }  // namespace
 
-Result<PackedWeight> PackedWeight::make(const WeightShape& shape) {
+PackedWeight PackedWeight::of(const WeightShape& shape) {
   const PackedLayout layout = packed_layout(shape.format);
   SLUICE_ASSERT(layout.quant_bytes != 0, "a format that is not packed");
   PackedWeight weight;
@@ -142,14 +141,11 @@ Result<PackedWeight> PackedWeight::make(const WeightShape& shape) {
   const std::size_t blocks = weight.blocks();
   weight.quants_at = (layout.scale_at(blocks - 1) + layout.scale_bytes + 63) / 64 * 64;
   weight.strip_bytes = weight.quants_at + blocks * layout.quant_bytes;
-  auto pages = ZeroPages::make(weight.strips() * weight.strip_bytes, "a weight's packed form");
-  if (!pages) return tl::unexpected(pages.error());
-  weight.pages = std::move(*pages);
   return weight;
 }
 
 void PackedWeight::fill(std::uint32_t index, const std::byte* rows_in_file, std::size_t row_bytes) {
-  std::uint8_t* to = pages.as<std::uint8_t>() + index * strip_bytes;
+  std::uint8_t* to = data + index * strip_bytes;
   const std::uint32_t quant_bytes = packed_layout(format).quant_bytes;
   const std::uint32_t first = index * strip_rows;
   for (std::uint32_t r = 0; r < std::min(strip_rows, rows - first); ++r) {

@@ -16,7 +16,6 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/cpu/memory.hpp"
 #include "kernels/program.hpp"
 
 namespace sluice::kernels::cpu {
@@ -59,16 +58,18 @@ struct PackedWeight {
   std::uint32_t cols = 0;
   std::size_t quants_at = 0;    ///< bytes of a strip's scales, rounded up to 64
   std::size_t strip_bytes = 0;
-  ZeroPages pages;
+  std::uint8_t* data = nullptr; ///< strips() * strip_bytes, aligned to 64, zeros before fill()
 
   std::uint32_t strips() const { return (rows + strip_rows - 1) / strip_rows; }
   std::uint32_t blocks() const { return cols / block_cols; }
   const std::uint8_t* strip(std::uint32_t index) const {
-    return pages.as<std::uint8_t>() + index * strip_bytes;
+    return data + index * strip_bytes;
   }
 
-  /// Room for a weight of this shape, in a format that is packed. `out_of_memory`.
-  static Result<PackedWeight> make(const WeightShape& shape);
+  std::size_t bytes() const { return strips() * strip_bytes; }
+
+  /// Of this shape, in a format that is packed; `data` is for the caller to give.
+  static PackedWeight of(const WeightShape& shape);
 
   /// Fills a strip from the weight's rows as the file has them. Any thread, a strip each.
   void fill(std::uint32_t index, const std::byte* rows_in_file, std::size_t row_bytes);

@@ -9,6 +9,9 @@
 
 namespace sluice::kernels::cpu {
 
+/// Weights that stay in the first-level cache beside a tile of activations.
+constexpr std::size_t cached_bytes = std::size_t{24} << 10;
+
 /// Appends the stages of operations that fit.
 class Compiler {
  public:
@@ -137,7 +140,10 @@ class Compiler {
     auto& stage = std::get<LinearStage>(program_.stages_.back());
     if (weight.packed != nullptr) {
       stage.packed.push_back({weight.packed, bias, in, out, op.accumulate});
+      stage.units_cached = static_cast<std::uint32_t>(
+          std::max<std::size_t>(1, cached_bytes / weight.packed->strip_bytes));
     } else {
+      stage.units_cached = std::max(1U, tile_rows(weight.cols) / strip_rows);
       need_scratch(tile_floats(weight.cols));
       stage.products.push_back({weight, bias, view(op.in), out, op.accumulate});
     }

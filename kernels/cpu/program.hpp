@@ -38,6 +38,7 @@ struct LinearStage {
   RowSpace space = RowSpace::batch;
   std::vector<Product> products;
   std::vector<PackedProduct> packed;
+  std::uint32_t units_cached = 1;  ///< of sixteen weight rows that many activation rows share well
 };
 
 /// Rounds rows that no stage rounds as it writes them.

@@ -13,14 +13,13 @@ namespace {
 // task costs.
 constexpr std::uint32_t gate_columns = 1024;
 
-// Bounds of the weight rows that one task takes for a single activation row: enough to be worth
-// fetching a task, few enough that the threads end together.
-constexpr std::uint32_t product_rows_min = 8;
-constexpr std::uint32_t product_rows_max = 256;
+// Weight rows that a task does not divide.
+constexpr std::uint32_t unit_rows = strip_rows;
 
-// The same in strips of packed weights.
-constexpr std::uint32_t strips_max = 16;
-constexpr std::size_t strip_cache_bytes = std::size_t{24} << 10;
+// Few rows are bound by reading the weights, best in long stretches; as many tasks that a thread
+// that was kept from its core does not keep the others waiting for long.
+constexpr std::uint32_t stream_rows_max = 4;
+constexpr std::uint32_t tasks_per_thread = 2;
 
 std::uint32_t divide_up(std::uint32_t a, std::uint32_t b) { return (a + b - 1) / b; }
 
@@ -142,20 +141,13 @@ std::uint32_t StepRunner::row_chunk(std::uint32_t rows) const {
   return std::clamp(rows / (4 * threads_.threads()), 1U, 8U);
 }
 
-std::uint32_t StepRunner::product_chunk(const LinearStage& stage, const Product& product) const {
-  if (row_count(stage.space) > 1) return tile_rows(product.weight.cols);
-  const std::uint32_t share = product.weight.rows / (4 * threads_.threads()) / 4 * 4;
-  return std::clamp(share, product_rows_min, product_rows_max);
-}
-
-/// Strips that one task takes: a fair share for one row, what stays in the first-level cache beside
-/// a tile of activations for many.
-std::uint32_t StepRunner::strip_chunk(const LinearStage& stage,
-                                      const PackedProduct& product) const {
-  const std::uint32_t share = product.weight->strips() / (4 * threads_.threads());
-  const auto cached = static_cast<std::uint32_t>(strip_cache_bytes / product.weight->strip_bytes);
-  return row_count(stage.space) > 1 ? std::clamp(share, 1U, std::max(1U, cached))
-                                    : std::clamp(share, 1U, strips_max);
+/// Weight rows of a stage's products, one product behind the other, in units that a task does not
+/// divide: strips, or the rows of a register tile.
+std::uint32_t StepRunner::units(const LinearStage& stage) const {
+  std::uint32_t count = 0;
+  for (const Product& product : stage.products) count += divide_up(product.weight.rows, unit_rows);
+  for (const PackedProduct& product : stage.packed) count += product.weight->strips();
+  return count;
 }
 
 /// Heads that attend together: those of one key head for prompts; single ones when there are few
@@ -197,36 +189,35 @@ void StepRunner::task(const NormStage& stage, std::uint32_t index, std::uint32_t
 }
 
 std::uint32_t StepRunner::tasks(const LinearStage& stage) const {
-  if (row_count(stage.space) == 0) return 0;
-  std::uint32_t count = 0;
-  for (const Product& product : stage.products) {
-    count += divide_up(product.weight.rows, product_chunk(stage, product));
-  }
-  for (const PackedProduct& product : stage.packed) {
-    count += divide_up(product.weight->strips(), strip_chunk(stage, product));
-  }
-  return count;
+  const std::uint32_t rows = row_count(stage.space);
+  if (rows == 0) return 0;
+  const std::uint32_t all = units(stage);
+  const std::uint32_t even = tasks_per_thread * threads_.threads();
+  if (rows <= stream_rows_max) return std::min(all, even);
+  return std::max(std::min(all, even), divide_up(all, stage.units_cached));
 }
 
 void StepRunner::task(const LinearStage& stage, std::uint32_t index, std::uint32_t thread) {
+  const std::uint32_t rows = row_count(stage.space);
+  const std::uint64_t all = units(stage);
+  const std::uint32_t count = tasks(stage);
+  auto first = static_cast<std::uint32_t>(all * index / count);
+  auto last = static_cast<std::uint32_t>(all * (index + 1) / count);
+  // Calls run(first, last) for the part of a product of `size` units that the task has.
+  const auto take = [&](std::uint32_t size, auto run) {
+    if (first < size && first < last) run(first, std::min(last, size));
+    first -= std::min(first, size);
+    last -= std::min(last, size);
+  };
   for (const Product& product : stage.products) {
-    const std::uint32_t chunk = product_chunk(stage, product);
-    const std::uint32_t count = divide_up(product.weight.rows, chunk);
-    if (index < count) {
-      const std::uint32_t first = index * chunk;
-      const std::uint32_t last = std::min(product.weight.rows, first + chunk);
-      return multiply(product, row_count(stage.space), first, last, scratch_[thread].as<float>());
-    }
-    index -= count;
+    take(divide_up(product.weight.rows, unit_rows), [&](std::uint32_t from, std::uint32_t to) {
+      multiply(product, rows, from * unit_rows, std::min(product.weight.rows, to * unit_rows),
+               scratch_[thread].as<float>());
+    });
   }
   for (const PackedProduct& product : stage.packed) {
-    const std::uint32_t chunk = strip_chunk(stage, product);
-    const std::uint32_t count = divide_up(product.weight->strips(), chunk);
-    if (index < count) {
-      const std::uint32_t last = std::min(product.weight->strips(), (index + 1) * chunk);
-      return multiply(product, row_count(stage.space), index * chunk, last);
-    }
-    index -= count;
+    take(product.weight->strips(),
+         [&](std::uint32_t from, std::uint32_t to) { multiply(product, rows, from, to); });
   }
 }
 

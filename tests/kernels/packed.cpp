@@ -43,14 +43,20 @@ std::vector<float> random_values(std::mt19937& random, std::size_t count) {
   return values;
 }
 
-cpu::PackedWeight pack(const Tensor& tensor) {
-  const HostTensor& host = tensor.host;
-  auto weight = require(cpu::PackedWeight::make({host.format, host.rows, host.cols}));
-  for (std::uint32_t s = 0; s < weight.strips(); ++s) {
-    weight.fill(s, tensor.bytes.data(), row_bytes(host.format, host.cols));
+/// A weight and its memory.
+struct Packed {
+  cpu::PackedWeight weight;
+  std::vector<std::uint8_t> bytes;
+
+  explicit Packed(const Tensor& tensor)
+      : weight(cpu::PackedWeight::of({tensor.host.format, tensor.host.rows, tensor.host.cols})),
+        bytes(weight.bytes()) {
+    weight.data = bytes.data();
+    for (std::uint32_t s = 0; s < weight.strips(); ++s) {
+      weight.fill(s, tensor.bytes.data(), row_bytes(weight.format, weight.cols));
+    }
   }
-  return weight;
-}
+};
 
 }  // namespace
 
@@ -65,7 +71,8 @@ BOOST_AUTO_TEST_CASE(every_format_and_shape) {
     for (const std::uint32_t rows : {1U, 16U, 37U}) {
       const auto cols = static_cast<std::uint32_t>(unit * (1 + random() % 3));
       const Tensor tensor = random_tensor(random, format, rows, cols, 1.0F);
-      const cpu::PackedWeight weight = pack(tensor);
+      const Packed packed(tensor);
+      const cpu::PackedWeight& weight = packed.weight;
       constexpr std::uint32_t count = 13;
       const Activations in(random_values(random, count * cols), cols);
       std::vector<float> bias(48), out(count * rows, 7.0F);
@@ -124,9 +131,9 @@ BOOST_AUTO_TEST_CASE(what_is_not_finite_stays_so) {
     x[17] = bad;
     const Activations in(x, 32);
     std::mt19937 random(5);
-    const cpu::PackedWeight weight = pack(random_tensor(random, Format::q4_0, 16, 32, 1.0F));
+    const Packed packed(random_tensor(random, Format::q4_0, 16, 32, 1.0F));
     std::vector<float> out(16);
-    cpu::multiply({&weight, nullptr, in.view, {out.data(), 16}, false}, 1, 0, 1);
+    cpu::multiply({&packed.weight, nullptr, in.view, {out.data(), 16}, false}, 1, 0, 1);
     for (const float y : out) BOOST_TEST(std::isnan(y));
   }
 }
