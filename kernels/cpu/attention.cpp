@@ -35,57 +35,59 @@ HWY_INLINE Range seen(const AttentionWork& work, std::uint32_t position) {
   return {work.window != 0 && end > work.window ? end - work.window : 0, end};
 }
 
-/// Widens the keys of positions tile .. tile + 15 below `end` into [head_dim, 16].
-HWY_INLINE void load_keys(const KvPool& pool, const Slot& slot, std::uint32_t layer,
-                          std::uint32_t kv_head, std::uint32_t tile, std::uint32_t end, float* to) {
+// Queries whose scores one register tile holds, and sixteens of a head whose sums it holds for up to
+// four queries: as many chains of multiply-adds as leave room for the loads.
+#if HWY_CAP_GE512
+constexpr std::size_t query_tile = 12, value_tile = 4;  // 12 and 16 of 32 registers
+#else
+constexpr std::size_t query_tile = 4, value_tile = 1;   // 8 of 16
+#endif
+
+/// Halves of a tile of keys: element d of its sixteen positions at data[d * stride].
+struct KeyTile {
+  const std::uint16_t* data;
+  std::size_t stride;
+};
+
+/// The keys of positions tile .. tile + 15, in place where a block holds them all, else copied from
+/// the blocks below `end`.
+HWY_INLINE KeyTile key_tile(const KvPool& pool, const Slot& slot, std::uint32_t layer,
+                            std::uint32_t kv_head, std::uint32_t tile, std::uint32_t end,
+                            std::uint16_t* copy) {
   const std::uint32_t block_tokens = pool.shape().block_tokens;
   const std::size_t head_dim = pool.shape().head_dim;
   if (block_tokens >= tile_tokens) {
-    const std::uint16_t* from =
-        pool.keys(layer, slot.blocks[tile / block_tokens], kv_head) + tile % block_tokens;
-    for (std::size_t d = 0; d < head_dim; ++d)
-      store(load_half(from + d * block_tokens), to + d * 16);
-    return;
+    return {pool.keys(layer, slot.blocks[tile / block_tokens], kv_head) + tile % block_tokens,
+            block_tokens};
   }
   for (std::uint32_t p = tile; p < std::min(end, tile + tile_tokens); ++p) {
     const std::uint16_t* from =
         pool.keys(layer, slot.blocks[p / block_tokens], kv_head) + p % block_tokens;
-    for (std::size_t d = 0; d < head_dim; ++d) {
-      to[d * 16 + (p - tile)] = f16_to_f32(from[d * block_tokens]);
-    }
+    for (std::size_t d = 0; d < head_dim; ++d) copy[d * 16 + (p - tile)] = from[d * block_tokens];
   }
+  return {copy, 16};
 }
 
-HWY_INLINE void load_values(const KvPool& pool, const Slot& slot, std::uint32_t layer,
-                            std::uint32_t kv_head, std::uint32_t tile, std::uint32_t end,
-                            float* to) {
-  const std::uint32_t block_tokens = pool.shape().block_tokens;
-  const std::size_t head_dim = pool.shape().head_dim;
-  for (std::uint32_t p = tile; p < std::min(end, tile + tile_tokens); ++p) {
-    const std::uint16_t* from = pool.values(layer, slot.blocks[p / block_tokens], kv_head) +
-                                p % block_tokens * head_dim;
-    float* row = to + (p - tile) * round16(head_dim);
-    std::size_t d = 0;
-    for (; d + 16 <= head_dim; d += 16) store(load_half(from + d), row + d);
-    for (; d < head_dim; ++d) row[d] = f16_to_f32(from[d]);
-  }
-}
-
-/// Scores of N queries against one tile of keys.
+/// Scores of queries [0, count) against one tile of keys, N at once, then fewer.
 template <std::size_t N>
-HWY_INLINE void score_tile(const float* const* queries, const float* keys, std::size_t head_dim,
-                           float scale, float* to, std::size_t stride) {
-  Lanes acc[N];
-  const float* query[N];
-  unroll<N>([&](auto n) SLUICE_INLINE {
-    acc[n] = set(0.0F);
-    query[n] = queries[n];
-  });
-  for (std::size_t d = 0; d < head_dim; ++d) {
-    const Lanes key = load(keys + d * 16);
-    unroll<N>([&](auto n) SLUICE_INLINE { acc[n] = fma(set(query[n][d]), key, acc[n]); });
+HWY_INLINE void score_tile(const float* const* queries, std::size_t count, const KeyTile& keys,
+                           std::size_t head_dim, float scale, float* to, std::size_t stride) {
+  std::size_t q = 0;
+  for (; q + N <= count; q += N) {
+    Lanes acc[N];
+    unroll<N>([&](auto n) SLUICE_INLINE { acc[n] = set(0.0F); });
+    for (std::size_t d = 0; d < head_dim; ++d) {
+      const Lanes key = load_half(keys.data + d * keys.stride);
+      unroll<N>([&](auto n) SLUICE_INLINE { acc[n] = fma(set(queries[q + n][d]), key, acc[n]); });
+    }
+    unroll<N>([&](auto n) SLUICE_INLINE {
+      store(acc[n] * set(scale), to + (q + n) * stride);
+    });
   }
-  unroll<N>([&](auto n) SLUICE_INLINE { store(acc[n] * set(scale), to + n * stride); });
+  if constexpr (N > 1) {
+    constexpr std::size_t fewer = N > 4 ? 4 : N / 2;
+    score_tile<fewer>(queries + q, count - q, keys, head_dim, scale, to + q * stride, stride);
+  }
 }
 
 /// cap * tanh(score / cap) for scores [0, count), count a multiple of 16
@@ -117,80 +119,119 @@ HWY_INLINE float softmax(float* scores, std::uint32_t base, Range range) {
   return 1.0F / sum(total);
 }
 
-/// sums += weights . values for positions [begin, end) of one tile, N sixteens of the head at once.
-template <std::size_t N>
-HWY_INLINE void add_values(const float* weights, const float* values, std::size_t stride,
-                           std::uint32_t begin, std::uint32_t end, float* sums) {
-  Lanes acc[N];
-  unroll<N>([&](auto n) SLUICE_INLINE { acc[n] = load(sums + 16 * n); });
-  for (std::uint32_t t = begin; t < end; ++t) {
-    const Lanes weight = set(weights[t]);
-    unroll<N>([&](auto n) SLUICE_INLINE {
-      acc[n] = fma(weight, load(values + t * stride + 16 * n), acc[n]);
-    });
-  }
-  unroll<N>([&](auto n) SLUICE_INLINE { store(acc[n], sums + 16 * n); });
+/// The first `count` of sixteen halves, zeros behind them.
+HWY_INLINE Lanes load_some_halves(const std::uint16_t* from, std::size_t count) {
+  std::uint16_t copy[16] = {};
+  std::copy(from, from + count, copy);
+  return load_half(copy);
 }
 
-HWY_INLINE void add_tile(const float* weights, const float* values, std::size_t width,
-                         std::uint32_t begin, std::uint32_t end, float* sums) {
+/// One query's part in a sum of values.
+struct Weighted {
+  const float* weights;  ///< by position - base
+  float norm;
+  float* out;
+};
+
+/// out = norm * sum of weights . values over a range of positions, for N queries that see the same
+/// range and D sixteens of their heads from element d on.
+template <std::size_t N, std::size_t D>
+HWY_INLINE void sum_values(const KvPool& pool, const Slot& slot, std::uint32_t layer,
+                           std::uint32_t kv_head, Range range, std::uint32_t base, std::size_t d,
+                           const Weighted* queries) {
+  const std::uint32_t block_tokens = pool.shape().block_tokens;
+  const std::size_t head_dim = pool.shape().head_dim;
+  const std::size_t last = std::min<std::size_t>(16, head_dim - d - 16 * (D - 1));
+  Lanes acc[N * D];
+  unroll<N * D>([&](auto i) SLUICE_INLINE { acc[i] = set(0.0F); });
+  for (std::uint32_t p = range.begin; p < range.end;) {
+    const std::uint32_t at = p % block_tokens;
+    const std::uint32_t run = std::min(block_tokens - at, range.end - p);
+    const std::uint16_t* from =
+        pool.values(layer, slot.blocks[p / block_tokens], kv_head) + at * head_dim + d;
+    for (std::uint32_t t = 0; t < run; ++t, from += head_dim) {
+      Lanes value[D];
+      unroll<D>([&](auto i) SLUICE_INLINE {
+        const bool whole = i + 1 < D || last == 16;
+        value[i] = whole ? load_half(from + 16 * i) : load_some_halves(from + 16 * i, last);
+      });
+      unroll<N>([&](auto n) SLUICE_INLINE {
+        const Lanes weight = set(queries[n].weights[p + t - base]);
+        unroll<D>([&](auto i) SLUICE_INLINE {
+          acc[n * D + i] = fma(weight, value[i], acc[n * D + i]);
+        });
+      });
+    }
+    p += run;
+  }
+  unroll<N>([&](auto n) SLUICE_INLINE {
+    unroll<D>([&](auto i) SLUICE_INLINE {
+      const Lanes out = acc[n * D + i] * set(queries[n].norm);
+      float* to = queries[n].out + d + 16 * i;
+      if (i + 1 < D || last == 16) return store(out, to);
+      float some[16];
+      store(out, some);
+      std::copy(some, some + last, to);
+    });
+  });
+}
+
+/// All elements of N queries' heads.
+template <std::size_t N>
+HWY_INLINE void sum_heads(const KvPool& pool, const Slot& slot, std::uint32_t layer,
+                          std::uint32_t kv_head, Range range, std::uint32_t base,
+                          const Weighted* queries) {
+  const std::size_t head_dim = pool.shape().head_dim;
   std::size_t d = 0;
-  for (; d + 64 <= width; d += 64) add_values<4>(weights, values + d, width, begin, end, sums + d);
-  for (; d < width; d += 16) add_values<1>(weights, values + d, width, begin, end, sums + d);
+  for (; d + 16 * value_tile <= head_dim; d += 16 * value_tile) {
+    sum_values<N, value_tile>(pool, slot, layer, kv_head, range, base, d, queries);
+  }
+  for (; d < head_dim; d += 16) {
+    sum_values<N, 1>(pool, slot, layer, kv_head, range, base, d, queries);
+  }
 }
 
 void attend(const AttentionWork& work, const KvPool& pool, const QueryGroup& group,
             float* scratch) {
   const std::size_t head_dim = work.shape.head_dim;
-  const std::size_t width = round16(head_dim);
   const std::uint32_t kv_head = group.head / (work.shape.heads / work.shape.kv_heads);
   const std::uint32_t queries = group.rows * group.heads;
   const std::uint32_t base = seen(work, group.position).begin / 16 * 16;
   const std::uint32_t end = group.position + group.rows;
   const std::size_t stride = round16(end - base);
-  float* keys = scratch;
-  float* values = keys + 16 * head_dim;
-  float* sums = values + 16 * width;
-  float* scores = sums + queries * width;
+  auto* copied_keys = reinterpret_cast<std::uint16_t*>(scratch);
+  float* scores = scratch + 8 * head_dim;
 
   const float* query[cpu::group_rows * cpu::group_heads];
+  Weighted weighted[cpu::group_rows * cpu::group_heads];
   for (std::uint32_t q = 0; q < queries; ++q) {
-    query[q] =
-        work.qkv.row(group.row + q / group.heads) + (group.head + q % group.heads) * head_dim;
+    const std::size_t row = group.row + q / group.heads;
+    const std::size_t column = (group.head + q % group.heads) * head_dim;
+    query[q] = work.qkv.row(row) + column;
+    weighted[q] = {scores + q * stride, 0.0F, work.out.row(row) + column};
   }
   for (std::uint32_t tile = base; tile < end; tile += tile_tokens) {
-    load_keys(pool, *group.slot, work.layer, kv_head, tile, end, keys);
-    float* to = scores + (tile - base);
-    std::uint32_t q = 0;
-    for (; q + 4 <= queries; q += 4) {
-      score_tile<4>(query + q, keys, head_dim, work.scale, to + q * stride, stride);
-    }
-    for (; q < queries; ++q) {
-      score_tile<1>(query + q, keys, head_dim, work.scale, to + q * stride, stride);
-    }
+    const KeyTile keys = key_tile(pool, *group.slot, work.layer, kv_head, tile, end, copied_keys);
+    score_tile<query_tile>(query, queries, keys, head_dim, work.scale, scores + (tile - base),
+                           stride);
   }
-
-  float norms[cpu::group_rows * cpu::group_heads];
-  std::fill(sums, sums + queries * width, 0.0F);
   for (std::uint32_t q = 0; q < queries; ++q) {
     if (work.soft_cap > 0) cap_scores(work.soft_cap, stride, scores + q * stride);
-    norms[q] = softmax(scores + q * stride, base, seen(work, group.position + q / group.heads));
+    const Range range = seen(work, group.position + q / group.heads);
+    weighted[q].norm = softmax(scores + q * stride, base, range);
   }
-  for (std::uint32_t tile = base; tile < end; tile += tile_tokens) {
-    load_values(pool, *group.slot, work.layer, kv_head, tile, end, values);
-    for (std::uint32_t q = 0; q < queries; ++q) {
-      const Range range = seen(work, group.position + q / group.heads);
-      const std::uint32_t from = std::max(range.begin, tile) - tile;
-      const std::uint32_t to = std::min(range.end, tile + tile_tokens);
-      if (to <= tile + from) continue;
-      add_tile(scores + q * stride + (tile - base), values, width, from, to - tile,
-               sums + q * width);
+  for (std::uint32_t row = 0; row < group.rows; ++row) {
+    const Range range = seen(work, group.position + row);
+    const Weighted* heads = weighted + row * group.heads;
+    const auto sum = [&](auto n) SLUICE_INLINE {
+      sum_heads<n>(pool, *group.slot, work.layer, kv_head, range, base, heads);
+    };
+    switch (group.heads) {
+      case 1: sum(std::integral_constant<std::size_t, 1>()); break;
+      case 2: sum(std::integral_constant<std::size_t, 2>()); break;
+      case 3: sum(std::integral_constant<std::size_t, 3>()); break;
+      default: sum(std::integral_constant<std::size_t, cpu::group_heads>()); break;
     }
-  }
-  for (std::uint32_t q = 0; q < queries; ++q) {
-    float* out = work.out.row(group.row + q / group.heads) +
-                 (group.head + q % group.heads) * head_dim;
-    for (std::size_t d = 0; d < head_dim; ++d) out[d] = sums[q * width + d] * norms[q];
   }
 }
 
@@ -204,10 +245,9 @@ HWY_EXPORT(attend);
 namespace cpu {
 
 std::size_t attention_floats(const HeadShape& shape, std::uint32_t context_tokens) {
-  const std::size_t width = (std::size_t{shape.head_dim} + 15) / 16 * 16;
   // A window may begin up to 15 positions into its first tile, and the last tile may be part full.
   const std::size_t scores = std::size_t{context_tokens} + 32;
-  return 16 * shape.head_dim + 16 * width + group_rows * group_heads * (width + scores);
+  return 8 * std::size_t{shape.head_dim} + group_rows * group_heads * scores;
 }
 
 void attend(const AttentionWork& work, const KvPool& pool, const QueryGroup& group,

@@ -154,7 +154,7 @@ std::uint32_t StepRunner::units(const LinearStage& stage) const {
 /// tasks, so that every thread has some.
 std::uint32_t StepRunner::heads_per_task(const HeadShape& shape) const {
   const auto groups = static_cast<std::uint32_t>(groups_.size());
-  if (groups * shape.kv_heads < 4 * threads_.threads()) return 1;
+  if (groups * shape.kv_heads < 2 * threads_.threads()) return 1;
   return std::min(group_heads, shape.heads / shape.kv_heads);
 }
 
