@@ -35,8 +35,8 @@ HWY_INLINE Range seen(const AttentionWork& work, std::uint32_t position) {
   return {work.window != 0 && end > work.window ? end - work.window : 0, end};
 }
 
-// Queries whose scores one register tile holds, and sixteens of a head whose sums it holds for up to
-// four queries: as many chains of multiply-adds as leave room for the loads.
+// Queries whose scores one register tile holds, and sixteens of a head whose sums it holds for up
+// to four queries: as many chains of multiply-adds as leave room for the loads.
 #if HWY_CAP_GE512
 constexpr std::size_t query_tile = 12, value_tile = 4;  // 12 and 16 of 32 registers
 #else

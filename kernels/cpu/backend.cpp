@@ -59,7 +59,7 @@ class CpuBackend final : public Backend {
     info_.backend = "cpu";
     info_.device =
         fmt::format("{}, {} thread{}", cpu_device_name(), threads, threads == 1 ? "" : "s");
-    info_.arithmetic = "int8-blocks-16,f32-16-lanes-fma/2";
+    info_.arithmetic = "int8-blocks-16,f32-chains-fma/3";
     info_.paths_equal = true;
     info_.int8_block_columns = cpu::step_cols;
     info_.threads = threads;
@@ -158,7 +158,7 @@ class CpuBackend final : public Backend {
       const auto* linear = std::get_if<Linear>(&op);
       if (linear == nullptr || linear->weight.index >= weights_.size()) continue;
       CpuWeight& weight = weights_[linear->weight.index];
-      if (weight.packed != nullptr || !cpu::is_packed(weight.format)) continue;
+      if (weight.packed != nullptr) continue;
       weight.packed = &packed_.emplace_back(cpu::PackedWeight::of(weight));
       work.push_back({&weight, &packed_.back(), tasks});
       tasks += weight.packed->strips();

@@ -1,6 +1,6 @@
 #pragma once
-// The CPU backend: products with quantized weights in int8 (packed_matmul.hpp), everything else in
-// float32, each with one reduction order (matmul.hpp, attention.hpp), so that a row's bits depend
+// The CPU backend: products with quantized weights in int8 (matmul.hpp), everything else in
+// float32, each with one reduction order (attention.hpp), so that a row's bits depend
 // on nothing but its sequence. Steps run on a driver thread and a pool.
 
 #include <cstdint>

@@ -1,27 +1,29 @@
 #pragma once
-// Matrix products with float32, float16 and bfloat16 weights; packed_matmul.hpp has the quantized
-// ones. Each result is one dot product in sixteen lanes, lane l adding elements l, l + 16,
-// l + 32 ... with fused multiply-adds, folded by the tree of lanes-inl.hpp: the same whatever the
-// number of rows, threads or the instruction set.
+// Products of packed weights with activations; sixteen results at once, a lane each, and every
+// result in one order whatever the number of rows, threads or the instruction set:
+//   float32, float16, bfloat16   one chain of fused multiply-adds over the columns (matmul_float)
+//   quantized                    block by block of 32 columns, with fused multiply-adds,
+//     d * (step_a * (q . x_a) + step_b * (q . x_b)) + m * (sum of x)            (matmul_int8)
+// a and b being the block's halves, x rounded to int8, q . x exact integers; Q6_K, whose halves
+// have scales of their own, adds them apart.
 
 #include <cstddef>
 #include <cstdint>
-#include <span>
 
+#include "kernels/cpu/packed.hpp"
+#include "kernels/cpu/quantize.hpp"
 #include "kernels/program.hpp"
 
 namespace sluice::kernels::cpu {
 
-/// Activation rows are padded with zeros to a multiple of this, which every weight group divides.
-inline constexpr std::size_t row_quantum = 32;
+/// Activation rows are padded with zeros to a multiple of this: whole blocks of weights.
+inline constexpr std::size_t row_quantum = block_cols;
 
 constexpr std::size_t padded(std::size_t width) {
   return (width + row_quantum - 1) / row_quantum * row_quantum;
 }
 
-struct PackedWeight;
-
-/// A weight where it lies, and what products use instead where its format is packed.
+/// A weight where it lies, and as products read it.
 struct CpuWeight : WeightShape {
   std::size_t row_bytes = 0;
   const std::byte* data = nullptr;
@@ -37,22 +39,15 @@ struct RowView {
 };
 
 struct Product {
-  CpuWeight weight;
-  const float* bias = nullptr;  ///< [weight.rows] or none
+  const PackedWeight* weight = nullptr;
+  const float* bias = nullptr;  ///< [weight rows, rounded up to strips] or none
   RowView in;                   ///< padded to row_quantum with zeros
+  QuantizedView rounded;        ///< the same rounded, where the weight is quantized
   RowView out;                  ///< starts at the product's first column
   bool accumulate = false;
 };
 
-/// Weight rows that one task takes when many activation rows share them: together they stay in a
-/// core's second-level cache (256 KiB of float32), and are whole register tiles.
-std::uint32_t tile_rows(std::uint32_t cols);
-
-/// Scratch of multiply(), in floats.
-std::size_t tile_floats(std::uint32_t cols);
-
-/// out[r][o] for weight rows o in [first, last) and activation rows r in [0, rows).
-void multiply(const Product& product, std::uint32_t rows, std::uint32_t first, std::uint32_t last,
-              float* scratch);
+/// out[r][o] for the rows o of strips [first, last) and activation rows r in [0, rows).
+void multiply(const Product& product, std::uint32_t rows, std::uint32_t first, std::uint32_t last);
 
 }  // namespace sluice::kernels::cpu

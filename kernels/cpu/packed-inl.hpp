@@ -284,7 +284,7 @@ HWY_INLINE void with_packed(Format format, Call f) {
     case Format::q4_k: return f(PackedQ4_K());
     case Format::q5_k: return f(PackedQ5_K());
     case Format::q6_k: return f(PackedQ6_K());
-    default: SLUICE_ASSERT(false, "a format that is not packed");
+    default: SLUICE_ASSERT(false, "a format that is not quantized");
   }
 }
 

@@ -129,17 +129,27 @@ void write_scales(Format format, Bytes row, std::uint32_t b, std::uint32_t r, st
   }
 }
 
+/// A row of floats, sixteen elements apart.
+template <class Element>
+void write_column(Bytes row, std::uint32_t cols, std::uint32_t r, std::uint8_t* to) {
+  for (std::size_t c = 0; c < cols; ++c) {
+    std::memcpy(to + (c * strip_rows + r) * sizeof(Element), row + c * sizeof(Element),
+                sizeof(Element));
+  }
+}
+
 }  // namespace
 
 PackedWeight PackedWeight::of(const WeightShape& shape) {
   const PackedLayout layout = packed_layout(shape.format);
-  SLUICE_ASSERT(layout.quant_bytes != 0, "a format that is not packed");
   PackedWeight weight;
   weight.format = shape.format;
   weight.rows = shape.rows;
   weight.cols = shape.cols;
   const std::size_t blocks = weight.blocks();
-  weight.quants_at = (layout.scale_at(blocks - 1) + layout.scale_bytes + 63) / 64 * 64;
+  if (is_rounded(shape.format)) {
+    weight.quants_at = (layout.scale_at(blocks - 1) + layout.scale_bytes + 63) / 64 * 64;
+  }
   weight.strip_bytes = weight.quants_at + blocks * layout.quant_bytes;
   return weight;
 }
@@ -150,6 +160,14 @@ void PackedWeight::fill(std::uint32_t index, const std::byte* rows_in_file, std:
   const std::uint32_t first = index * strip_rows;
   for (std::uint32_t r = 0; r < std::min(strip_rows, rows - first); ++r) {
     Bytes row = reinterpret_cast<Bytes>(rows_in_file) + (first + r) * row_bytes;
+    if (format == Format::f32) {
+      write_column<std::uint32_t>(row, cols, r, to);
+      continue;
+    }
+    if (!is_rounded(format)) {
+      write_column<std::uint16_t>(row, cols, r, to);
+      continue;
+    }
     for (std::uint32_t b = 0; b < blocks(); ++b) {
       write_scales(format, row, b, r, to);
       write_quants(format, read_quants(format, row, b), r, to + quants_at + b * quant_bytes);

@@ -1,10 +1,11 @@
 #pragma once
-// Quantized weights as the CPU's products read them: the file's own bits, sixteen rows side by
-// side, so that one vector holds the same four columns of sixteen rows and a product needs no
-// folding of lanes. As many bytes as in the file (the K formats' scales take 3% more).
+// Weights as the CPU's products read them: the file's own bits, sixteen rows side by side, so that
+// one vector holds the same columns of sixteen rows and a product needs no folding of lanes. As
+// many bytes as in the file (the K formats' scales take 3% more).
 //
-// A strip is sixteen rows, zeros beyond the last: first the scales of all its blocks, then, at a
-// multiple of 64 bytes, the quants. A block is 32 columns. Of a block, vector j of 0..7 means
+// A strip is sixteen rows, zeros beyond the last row and the last column. A block is 32 columns.
+// Floats lie column by column, sixteen rows each. A quantized strip has first the scales of all its
+// blocks, then, at a multiple of 64 bytes, the quants. Of a block, vector j of 0..7 means
 // columns 4j .. 4j + 3, byte 4 r + i being column 4j + i of row r:
 //   nibbles   4 vectors; vector j in the low half of vector j % 4's bytes, 4 + j in the high half
 //   bytes     8 vectors, the signed value plus 128
@@ -24,7 +25,7 @@ inline constexpr std::uint32_t strip_rows = 16;
 inline constexpr std::uint32_t block_cols = 32;
 
 struct PackedLayout {
-  std::uint32_t quant_bytes = 0;  ///< of a block, for sixteen rows; 0: a format that is not packed
+  std::uint32_t quant_bytes = 0;  ///< of a block, for sixteen rows
   std::uint32_t scale_bytes = 0;  ///< of a block
   std::uint32_t head_bytes = 0;   ///< of eight blocks, before their scales
 
@@ -44,12 +45,17 @@ constexpr PackedLayout packed_layout(Format format) {
     case Format::q4_k: return {256, 32, 64};
     case Format::q5_k: return {256 + 64, 32, 64};
     case Format::q6_k: return {256 + 128, 32, 32};
-    default: return {};
+    case Format::f32: return {2048, 0, 0};
+    case Format::f16:
+    case Format::bf16: return {1024, 0, 0};
   }
+  return {};
 }
 
 /// Whether products with weights of this format round their activations (quantize.hpp).
-constexpr bool is_packed(Format format) { return packed_layout(format).quant_bytes != 0; }
+constexpr bool is_rounded(Format format) {
+  return format != Format::f32 && format != Format::f16 && format != Format::bf16;
+}
 
 /// A weight in strips.
 struct PackedWeight {
@@ -61,14 +67,14 @@ struct PackedWeight {
   std::uint8_t* data = nullptr; ///< strips() * strip_bytes, aligned to 64, zeros before fill()
 
   std::uint32_t strips() const { return (rows + strip_rows - 1) / strip_rows; }
-  std::uint32_t blocks() const { return cols / block_cols; }
+  std::uint32_t blocks() const { return (cols + block_cols - 1) / block_cols; }
   const std::uint8_t* strip(std::uint32_t index) const {
     return data + index * strip_bytes;
   }
 
   std::size_t bytes() const { return strips() * strip_bytes; }
 
-  /// Of this shape, in a format that is packed; `data` is for the caller to give.
+  /// Of this shape; `data` is for the caller to give.
   static PackedWeight of(const WeightShape& shape);
 
   /// Fills a strip from the weight's rows as the file has them. Any thread, a strip each.

@@ -45,7 +45,7 @@ class Compiler {
     std::vector<std::size_t> rounded_at(steps_.buffers.size());
     for (const Op& op : steps_.ops) {
       const auto* linear = std::get_if<Linear>(&op);
-      if (linear == nullptr || !is_packed(weights_[linear->weight.index].format)) continue;
+      if (linear == nullptr || !is_rounded(weights_[linear->weight.index].format)) continue;
       const BufferShape& in = steps_.buffers[linear->in.index];
       std::size_t& at = rounded_at[linear->in.index];
       if (at != 0) continue;
@@ -135,18 +135,12 @@ class Compiler {
     const CpuWeight& weight = weights_[op.weight.index];
     const float* bias = op.bias ? vector(*op.bias) : nullptr;
     const RowView out{view(op.out).data + op.out_column, view(op.out).stride};
-    const QuantizedView in = weight.packed != nullptr ? rounded(op.in) : QuantizedView{};
-    if (!beside_last(op)) program_.stages_.push_back(LinearStage{shape(op.in).rows, {}, {}});
+    const QuantizedView in = is_rounded(weight.format) ? rounded(op.in) : QuantizedView{};
+    if (!beside_last(op)) program_.stages_.push_back(LinearStage{shape(op.in).rows, {}});
     auto& stage = std::get<LinearStage>(program_.stages_.back());
-    if (weight.packed != nullptr) {
-      stage.packed.push_back({weight.packed, bias, in, out, op.accumulate});
-      stage.units_cached = static_cast<std::uint32_t>(
-          std::max<std::size_t>(1, cached_bytes / weight.packed->strip_bytes));
-    } else {
-      stage.units_cached = std::max(1U, tile_rows(weight.cols) / strip_rows);
-      need_scratch(tile_floats(weight.cols));
-      stage.products.push_back({weight, bias, view(op.in), out, op.accumulate});
-    }
+    stage.products.push_back({weight.packed, bias, view(op.in), in, out, op.accumulate});
+    stage.strips_cached = static_cast<std::uint32_t>(
+        std::max<std::size_t>(1, cached_bytes / weight.packed->strip_bytes));
     writers_[op.out.index].reset();
     beside_.push_back(index_);
   }

@@ -11,7 +11,6 @@
 #include "kernels/backend.hpp"
 #include "kernels/cpu/attention.hpp"
 #include "kernels/cpu/matmul.hpp"
-#include "kernels/cpu/packed_matmul.hpp"
 #include "kernels/cpu/state.hpp"
 
 namespace sluice::kernels::cpu {
@@ -37,8 +36,7 @@ struct NormStage {
 struct LinearStage {
   RowSpace space = RowSpace::batch;
   std::vector<Product> products;
-  std::vector<PackedProduct> packed;
-  std::uint32_t units_cached = 1;  ///< of sixteen weight rows that many activation rows share well
+  std::uint32_t strips_cached = 1;  ///< that many activation rows share well
 };
 
 /// Rounds rows that no stage rounds as it writes them.

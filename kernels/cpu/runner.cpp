@@ -13,9 +13,6 @@ namespace {
 // task costs.
 constexpr std::uint32_t gate_columns = 1024;
 
-// Weight rows that a task does not divide.
-constexpr std::uint32_t unit_rows = strip_rows;
-
 // Few rows are bound by reading the weights, best in long stretches; as many tasks that a thread
 // that was kept from its core does not keep the others waiting for long.
 constexpr std::uint32_t stream_rows_max = 4;
@@ -141,12 +138,10 @@ std::uint32_t StepRunner::row_chunk(std::uint32_t rows) const {
   return std::clamp(rows / (4 * threads_.threads()), 1U, 8U);
 }
 
-/// Weight rows of a stage's products, one product behind the other, in units that a task does not
-/// divide: strips, or the rows of a register tile.
-std::uint32_t StepRunner::units(const LinearStage& stage) const {
+/// Strips of a stage's products, one product behind the other.
+std::uint32_t StepRunner::strips(const LinearStage& stage) const {
   std::uint32_t count = 0;
-  for (const Product& product : stage.products) count += divide_up(product.weight.rows, unit_rows);
-  for (const PackedProduct& product : stage.packed) count += product.weight->strips();
+  for (const Product& product : stage.products) count += product.weight->strips();
   return count;
 }
 
@@ -191,33 +186,23 @@ void StepRunner::task(const NormStage& stage, std::uint32_t index, std::uint32_t
 std::uint32_t StepRunner::tasks(const LinearStage& stage) const {
   const std::uint32_t rows = row_count(stage.space);
   if (rows == 0) return 0;
-  const std::uint32_t all = units(stage);
+  const std::uint32_t all = strips(stage);
   const std::uint32_t even = tasks_per_thread * threads_.threads();
   if (rows <= stream_rows_max) return std::min(all, even);
-  return std::max(std::min(all, even), divide_up(all, stage.units_cached));
+  return std::max(std::min(all, even), divide_up(all, stage.strips_cached));
 }
 
-void StepRunner::task(const LinearStage& stage, std::uint32_t index, std::uint32_t thread) {
+void StepRunner::task(const LinearStage& stage, std::uint32_t index, std::uint32_t) {
   const std::uint32_t rows = row_count(stage.space);
-  const std::uint64_t all = units(stage);
+  const std::uint64_t all = strips(stage);
   const std::uint32_t count = tasks(stage);
   auto first = static_cast<std::uint32_t>(all * index / count);
   auto last = static_cast<std::uint32_t>(all * (index + 1) / count);
-  // Calls run(first, last) for the part of a product of `size` units that the task has.
-  const auto take = [&](std::uint32_t size, auto run) {
-    if (first < size && first < last) run(first, std::min(last, size));
+  for (const Product& product : stage.products) {
+    const std::uint32_t size = product.weight->strips();
+    if (first < size && first < last) multiply(product, rows, first, std::min(last, size));
     first -= std::min(first, size);
     last -= std::min(last, size);
-  };
-  for (const Product& product : stage.products) {
-    take(divide_up(product.weight.rows, unit_rows), [&](std::uint32_t from, std::uint32_t to) {
-      multiply(product, rows, from * unit_rows, std::min(product.weight.rows, to * unit_rows),
-               scratch_[thread].as<float>());
-    });
-  }
-  for (const PackedProduct& product : stage.packed) {
-    take(product.weight->strips(),
-         [&](std::uint32_t from, std::uint32_t to) { multiply(product, rows, from, to); });
   }
 }
 

@@ -1,9 +1,9 @@
-// Shows that products of packed weights are what they say: for every packed format, random weights
-// of ragged shapes times rows rounded to int8 against the sum in double of the same rounded values,
+// Shows that products of packed weights are what they say: for every format, random weights of
+// ragged shapes times rows (rounded to int8 or not) against the sum in double of the same values,
 // alone and in any number of rows to the bit; and that rounding is to the nearest step of each
 // sixteen, zero where all are zero, NaN where one is not finite.
 
-#include "kernels/cpu/packed_matmul.hpp"
+#include "kernels/cpu/matmul.hpp"
 
 #include <bit>
 #include <boost/test/unit_test.hpp>
@@ -19,11 +19,13 @@ namespace {
 
 /// Rows of activations, rounded.
 struct Activations {
-  std::vector<float> x;
+  mutable std::vector<float> x;  ///< [rows, cols]
+  std::uint32_t cols;
   std::vector<std::byte> bytes;
   cpu::QuantizedView view;
 
-  Activations(std::vector<float> values, std::uint32_t cols) : x(std::move(values)) {
+  Activations(std::vector<float> values, std::size_t width)
+      : x(std::move(values)), cols(static_cast<std::uint32_t>(width)) {
     const std::size_t rows = x.size() / cols;
     bytes.resize(rows * cpu::QuantizedView::row_bytes(cols));
     view = {bytes.data(), cols};
@@ -41,6 +43,17 @@ std::vector<float> random_values(std::mt19937& random, std::size_t count) {
   std::vector<float> values(count);
   for (float& x : values) x = value(random);
   return values;
+}
+
+/// Rows of `cols` values, padded with zeros.
+std::vector<float> random_rows(std::mt19937& random, std::size_t rows, std::uint32_t cols) {
+  std::vector<float> x;
+  for (std::size_t r = 0; r < rows; ++r) {
+    const std::vector<float> values = random_values(random, cols);
+    x.insert(x.end(), values.begin(), values.end());
+    x.resize((r + 1) * cpu::padded(cols));
+  }
+  return x;
 }
 
 /// A weight and its memory.
@@ -66,25 +79,27 @@ BOOST_AUTO_TEST_CASE(every_format_and_shape) {
   std::mt19937 random(3);
   for (std::size_t f = 0; f < format_count; ++f) {
     const auto format = static_cast<Format>(f);
-    if (!cpu::is_packed(format)) continue;
     const std::uint32_t unit = info(format).block_elements;
     for (const std::uint32_t rows : {1U, 16U, 37U}) {
-      const auto cols = static_cast<std::uint32_t>(unit * (1 + random() % 3));
+      const auto cols = static_cast<std::uint32_t>(unit * (1 + random() % (unit == 1 ? 99 : 3)));
       const Tensor tensor = random_tensor(random, format, rows, cols, 1.0F);
       const Packed packed(tensor);
       const cpu::PackedWeight& weight = packed.weight;
       constexpr std::uint32_t count = 13;
-      const Activations in(random_values(random, count * cols), cols);
+      const Activations in(random_rows(random, count, cols), cpu::padded(cols));
       std::vector<float> bias(48), out(count * rows, 7.0F);
       for (std::uint32_t i = 0; i < rows; ++i) bias[i] = static_cast<float>(i);
-      const cpu::PackedProduct product{&weight, bias.data(), in.view, {out.data(), rows}, true};
+      const bool rounds = cpu::is_rounded(format);
+      const cpu::RowView x{in.x.data(), in.cols};
+      const cpu::Product product{&weight, bias.data(), x, in.view, {out.data(), rows}, true};
       cpu::multiply(product, count, 0, weight.strips());
       double off = 0;
       for (std::uint32_t r = 0; r < count; ++r) {
         for (std::uint32_t o = 0; o < rows; ++o) {
           double sum = 7.0 + o;
           for (std::uint32_t c = 0; c < cols; ++c) {
-            sum += tensor.values[o * cols + c] * in.value(r, c);
+            const double value = rounds ? in.value(r, c) : in.x[r * in.cols + c];
+            sum += tensor.values[o * cols + c] * value;
           }
           off = std::max(off, std::abs(sum - static_cast<double>(out[r * rows + o])));
         }
@@ -92,8 +107,10 @@ BOOST_AUTO_TEST_CASE(every_format_and_shape) {
       BOOST_TEST(off < 1e-4, info(format).name << " " << rows << " x " << cols << ": " << off);
       for (std::uint32_t r = 0; r < count; ++r) {  // each row alone
         std::vector<float> alone(rows, 7.0F);
-        const cpu::QuantizedView view{in.view.data + r * cpu::QuantizedView::row_bytes(cols), cols};
-        const cpu::PackedProduct one{&weight, bias.data(), view, {alone.data(), rows}, true};
+        const std::size_t row_bytes = cpu::QuantizedView::row_bytes(in.cols);
+        const cpu::QuantizedView view{in.view.data + r * row_bytes, in.cols};
+        const cpu::RowView row{in.x.data() + r * in.cols, in.cols};
+        const cpu::Product one{&weight, bias.data(), row, view, {alone.data(), rows}, true};
         cpu::multiply(one, 1, 0, weight.strips());
         BOOST_CHECK(std::memcmp(alone.data(), &out[r * rows], rows * sizeof(float)) == 0);
       }
@@ -133,7 +150,8 @@ BOOST_AUTO_TEST_CASE(what_is_not_finite_stays_so) {
     std::mt19937 random(5);
     const Packed packed(random_tensor(random, Format::q4_0, 16, 32, 1.0F));
     std::vector<float> out(16);
-    cpu::multiply({&packed.weight, nullptr, in.view, {out.data(), 16}, false}, 1, 0, 1);
+    cpu::multiply({&packed.weight, nullptr, {in.x.data(), 32}, in.view, {out.data(), 16}, false}, 1,
+                  0, 1);
     for (const float y : out) BOOST_TEST(std::isnan(y));
   }
 }

@@ -3,15 +3,14 @@
 #include "kernels/cpu/targets.hpp"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "kernels/cpu/packed_matmul.cpp"
+#define HWY_TARGET_INCLUDE "kernels/cpu/matmul_int8.cpp"
 #include <hwy/foreach_target.h>  // IWYU pragma: keep
 // After foreach_target, as Highway asks.
 #include <hwy/highway.h>
 
-#include <algorithm>
-
+#include "kernels/cpu/matmul-inl.hpp"
+#include "kernels/cpu/matmul_formats.hpp"
 #include "kernels/cpu/packed-inl.hpp"
-#include "kernels/cpu/packed_matmul.hpp"
 
 // Arithmetic intensity: a block of 16 x 32 weights is 288 to 576 bytes; one activation row takes 8
 // dot products of 64 bytes and 4 float operations of it, about 30 instructions with the unpacking,
@@ -22,7 +21,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace sluice::kernels::HWY_NAMESPACE {
 
-using cpu::PackedProduct;
+using cpu::Product;
 using cpu::QuantizedRow;
 
 // Activation rows that share a block's unpacked weights: a power of two.
@@ -86,27 +85,12 @@ HWY_INLINE void multiply_strip(const cpu::PackedWeight& weight, Bytes strip,
   }
 }
 
-/// Adds bias and residual, and stores what rows of the strip there are.
-HWY_INLINE void finish(const PackedProduct& p, std::size_t r, std::size_t strip, Lanes value) {
-  const std::size_t first = strip * cpu::strip_rows;
-  float* out = p.out.row(r) + first;
-  if (p.bias != nullptr) value = value + load(p.bias + first);
-  const std::size_t count = std::min<std::size_t>(cpu::strip_rows, p.weight->rows - first);
-  if (count == cpu::strip_rows) {
-    store(p.accumulate ? load(out) + value : value, out);
-    return;
-  }
-  float values[cpu::strip_rows];
-  store(value, values);
-  for (std::size_t i = 0; i < count; ++i) out[i] = p.accumulate ? out[i] + values[i] : values[i];
-}
-
 /// Strips [first, last) with N activation rows.
 template <class Kind, std::size_t N>
-HWY_NOINLINE void multiply_tile(const PackedProduct& p, std::size_t r, std::size_t first,
+HWY_NOINLINE void multiply_tile(const Product& p, std::size_t r, std::size_t first,
                                 std::size_t last) {
   QuantizedRow x[N];
-  for (std::size_t n = 0; n < N; ++n) x[n] = p.in.row(r + n);
+  for (std::size_t n = 0; n < N; ++n) x[n] = p.rounded.row(r + n);
   for (std::size_t s = first; s < last; ++s) {
     Lanes sums[N];
     multiply_strip<Kind, N>(*p.weight, p.weight->strip(static_cast<std::uint32_t>(s)), x, sums);
@@ -116,13 +100,13 @@ HWY_NOINLINE void multiply_tile(const PackedProduct& p, std::size_t r, std::size
 
 /// Rows [r, rows) in tiles of N, then of fewer.
 template <class Kind, std::size_t N>
-HWY_INLINE void multiply_tiles(const PackedProduct& p, std::size_t r, std::size_t rows,
+HWY_INLINE void multiply_tiles(const Product& p, std::size_t r, std::size_t rows,
                                std::size_t first, std::size_t last) {
   for (; r + N <= rows; r += N) multiply_tile<Kind, N>(p, r, first, last);
   if constexpr (N > 1) multiply_tiles<Kind, N / 2>(p, r, rows, first, last);
 }
 
-void multiply_packed(const PackedProduct& p, std::uint32_t rows, std::uint32_t first,
+void multiply_int8(const Product& p, std::uint32_t rows, std::uint32_t first,
                      std::uint32_t last) {
   with_packed(p.weight->format, [&](auto kind) SLUICE_INLINE {
     multiply_tiles<decltype(kind), tile_rows>(p, 0, rows, first, last);
@@ -134,13 +118,13 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace sluice::kernels {
-HWY_EXPORT(multiply_packed);
+HWY_EXPORT(multiply_int8);
 
 namespace cpu {
 
-void multiply(const PackedProduct& product, std::uint32_t rows, std::uint32_t first,
+void multiply_int8(const Product& product, std::uint32_t rows, std::uint32_t first,
               std::uint32_t last) {
-  HWY_DYNAMIC_DISPATCH(kernels::multiply_packed)(product, rows, first, last);
+  HWY_DYNAMIC_DISPATCH(kernels::multiply_int8)(product, rows, first, last);
 }
 
 }  // namespace cpu

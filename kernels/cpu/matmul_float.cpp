@@ -1,0 +1,147 @@
+#include "kernels/cpu/targets.hpp"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/matmul_float.cpp"
+#include <hwy/foreach_target.h>  // IWYU pragma: keep
+// After foreach_target, as Highway asks.
+#include <hwy/highway.h>
+
+#include "kernels/cpu/matmul-inl.hpp"
+#include "kernels/cpu/matmul_formats.hpp"
+
+// Arithmetic intensity: a column of a strip is 32 bytes of halves for one multiply-add of sixteen
+// lanes a row, where a core gets some 8 bytes a cycle from memory and does two multiply-adds: up to
+// eight rows run at the speed of memory. For many rows the multiply-adds bound; a register tile of
+// two strips and twelve rows has 24 of them for 14 loads.
+
+HWY_BEFORE_NAMESPACE();
+namespace sluice::kernels::HWY_NAMESPACE {
+
+using cpu::Product;
+
+using Bytes = const std::uint8_t*;
+
+// Each format: bytes of a column of a strip, and how to widen one; equal to `dequantize`.
+
+struct ColumnF32 {
+  static constexpr std::size_t bytes = 64;
+  static HWY_INLINE Lanes widen(Bytes at) { return load(reinterpret_cast<const float*>(at)); }
+};
+
+struct ColumnF16 {
+  static constexpr std::size_t bytes = 32;
+  static HWY_INLINE Lanes widen(Bytes at) {
+    return load_half(reinterpret_cast<const std::uint16_t*>(at));
+  }
+};
+
+struct ColumnBF16 {
+  static constexpr std::size_t bytes = 32;
+  static HWY_INLINE Lanes widen(Bytes at) {
+    const hn::Rebind<std::uint16_t, F> u16;
+    Lanes v;
+    unroll<parts>([&](auto i) SLUICE_INLINE {
+      const auto narrow =
+          hn::LoadU(u16, reinterpret_cast<const std::uint16_t*>(at) + i * part_lanes);
+      v.part[i] = hn::BitCast(F(), hn::ShiftLeft<16>(hn::PromoteTo(I(), narrow)));
+    });
+    return v;
+  }
+};
+
+// Register tile: strips x activation rows, as many chains as leave room for the loads.
+#if HWY_CAP_GE512
+constexpr std::size_t tile_strips = 2, tile_rows = 12;  // 24 of 32 registers
+#elif SLUICE_PORTABLE
+constexpr std::size_t tile_strips = 1, tile_rows = 1;
+#else
+constexpr std::size_t tile_strips = 1, tile_rows = 6;   // 12 of 16 (AVX2), 24 of 32 (NEON)
+#endif
+constexpr std::size_t stream_strips = 4;  // of few rows, so that chains do not wait for each other
+
+// How far ahead of its use a weight is asked for: some 100 ns at 30 GB/s.
+constexpr std::size_t prefetch_bytes = 4096;
+
+template <class Column, std::size_t S, std::size_t N>
+HWY_NOINLINE void multiply_tile(const Product& p, std::size_t r, std::size_t strip) {
+  const std::size_t cols = cpu::padded(p.weight->cols);
+  Bytes weights[S];
+  const float* x[N];
+  Lanes sums[S * N];
+  for (std::size_t s = 0; s < S; ++s) {
+    weights[s] = p.weight->strip(static_cast<std::uint32_t>(strip + s));
+  }
+  for (std::size_t n = 0; n < N; ++n) x[n] = p.in.row(r + n);
+  unroll<S * N>([&](auto i) SLUICE_INLINE { sums[i] = set(0.0F); });
+  for (std::size_t k = 0; k < cols; ++k) {
+    Lanes w[S];
+    unroll<S>([&](auto s) SLUICE_INLINE {
+      Bytes at = weights[s] + k * Column::bytes;
+      if constexpr (N <= 2) __builtin_prefetch(at + prefetch_bytes);
+      w[s] = Column::widen(at);
+    });
+    unroll<N>([&](auto n) SLUICE_INLINE {
+      const Lanes activation = set(x[n][k]);
+      unroll<S>([&](auto s) SLUICE_INLINE {
+        sums[s * N + n] = fma(w[s], activation, sums[s * N + n]);
+      });
+    });
+  }
+  unroll<S * N>([&](auto i) SLUICE_INLINE { finish(p, r + i % N, strip + i / N, sums[i]); });
+}
+
+/// Strips [first, last) for N rows from r on, S strips at once, then fewer.
+template <class Column, std::size_t S, std::size_t N>
+HWY_INLINE void multiply_strips(const Product& p, std::size_t r, std::size_t first,
+                                std::size_t last) {
+  for (; first + S <= last; first += S) multiply_tile<Column, S, N>(p, r, first);
+  if constexpr (S > 1) multiply_strips<Column, S / 2, N>(p, r, first, last);
+}
+
+/// Rows [r, rows), N at once, then fewer.
+template <class Column, std::size_t N>
+HWY_INLINE void multiply_rows(const Product& p, std::size_t r, std::size_t rows, std::size_t first,
+                              std::size_t last) {
+  constexpr std::size_t strips = N <= 2 && !SLUICE_PORTABLE ? stream_strips : tile_strips;
+  for (; r + N <= rows; r += N) multiply_strips<Column, strips, N>(p, r, first, last);
+  if constexpr (N > 1) {
+    multiply_rows<Column, (N > 4 ? 4 : N / 2)>(p, r, rows, first, last);
+  }
+}
+
+void multiply_float(const Product& p, std::uint32_t rows, std::uint32_t first,
+                    std::uint32_t last) {
+  const auto run = [&](auto column) SLUICE_INLINE {
+    multiply_rows<decltype(column), tile_rows>(p, 0, rows, first, last);
+  };
+  switch (p.weight->format) {
+    case Format::f32: return run(ColumnF32());
+    case Format::f16: return run(ColumnF16());
+    case Format::bf16: return run(ColumnBF16());
+    default: SLUICE_ASSERT(false, "a quantized format");
+  }
+}
+
+}  // namespace sluice::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace sluice::kernels {
+HWY_EXPORT(multiply_float);
+
+namespace cpu {
+
+void multiply_float(const Product& product, std::uint32_t rows, std::uint32_t first,
+                    std::uint32_t last) {
+  HWY_DYNAMIC_DISPATCH(kernels::multiply_float)(product, rows, first, last);
+}
+
+void multiply(const Product& product, std::uint32_t rows, std::uint32_t first,
+              std::uint32_t last) {
+  if (is_rounded(product.weight->format)) return multiply_int8(product, rows, first, last);
+  multiply_float(product, rows, first, last);
+}
+
+}  // namespace cpu
+}  // namespace sluice::kernels
+#endif
