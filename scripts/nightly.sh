@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What is longer than the gate: every preset's build, every suite but two under every sanitizer, ten
-# minutes of each fuzzer, the long simulations, ten minutes of soak, plain and sanitized. Goes on
-# after a failure; its result and date go to docs/nightly.md.
+# What is longer than the gate: every preset's build, every suite but a few under every sanitizer,
+# the suite of Gemma 3 270M, ten minutes of each fuzzer, the long simulations, ten minutes of soak,
+# plain and sanitized. Goes on after a failure; its result and date go to docs/nightly.md.
 #   scripts/nightly.sh [--fuzz-seconds N]
 set -uo pipefail
 # shellcheck source=scripts/steps.sh
@@ -29,14 +29,15 @@ part() {
 
 part setup scripts/setup.sh --tests
 part model scripts/fetch-model.sh
+part "model gemma3" scripts/fetch-model.sh gemma3-270m  # without it its suite is skipped
 part "build debug" build_preset debug
 for preset in release asan-ubsan; do
   part "build $preset" build_preset "$preset"
   part "test $preset" test_preset "$preset"
 done
-# Not the two that run SmolLM2 for minutes: a token takes a quarter of a second there.
+# Not those that run real models for minutes: a token takes a quarter of a second there.
 part "build tsan" build_preset tsan
-part "test tsan" test_preset tsan -E '^(model/golden|cli/.*)$'
+part "test tsan" test_preset tsan -E '^(model/(golden|gemma3)|cli/.*)$'
 mapfile -t names < <(fuzzers)
 if ((${#names[@]})); then
   part "build fuzz" build_preset fuzz "${names[@]/#/fuzz_}"

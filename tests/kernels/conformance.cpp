@@ -142,7 +142,7 @@ BOOST_AUTO_TEST_CASE(biases_and_gelu) {
 
 BOOST_AUTO_TEST_CASE(norms_of_heads) {
   check({.head_norms = true});
-  check({.heads = {4, 1, 256}, .pairs = 128, .order = RopePairs::halves, .head_norms = true});
+  check({.heads = {4, 1, 256}, .pairs = 128, .order = RopePairs::halves, .head_norms = true}, 6);
   check({.format = Format::f16,
          .heads = {6, 2, 10},
          .pairs = 3,
@@ -156,13 +156,13 @@ BOOST_AUTO_TEST_CASE(norms_before_the_residual_connection) {
 }
 
 BOOST_AUTO_TEST_CASE(layers_of_different_windows_and_frequencies) {
-  check({.layers = 3, .window = 11, .mixed_layers = true});
+  check({.layers = 3, .window = 11, .mixed_layers = true}, 8);
 }
 
 // Caps that bend most of what they cap: scores and logits here are about 1 and 3.
 BOOST_AUTO_TEST_CASE(soft_caps_of_scores_and_logits) {
-  check({.score_cap = 0.7F, .logit_cap = 1.5F});
-  check({.vocabulary = 61, .window = 20, .score_cap = 50.0F, .logit_cap = 30.0F});
+  check({.score_cap = 0.7F, .logit_cap = 1.5F}, 6);
+  check({.vocabulary = 61, .window = 20, .score_cap = 50.0F, .logit_cap = 30.0F}, 6);
 }
 
 BOOST_AUTO_TEST_CASE(widths_that_fill_no_vector) {

@@ -1,0 +1,109 @@
+#pragma once
+// Compares a real model's logits at every position of the prompts of a fixture that
+// scripts/fixtures/golden_logits.py made.
+
+#include <algorithm>
+#include <boost/test/unit_test.hpp>
+#include <cmath>
+#include <span>
+#include <string>
+
+#include "tests/model/loaded_model.hpp"
+
+namespace sluice::model::testing {
+
+struct Golden {
+  std::string fixture;
+  std::string model;  ///< in the folder of models
+  std::uint32_t prompts = 0;
+  std::size_t positions_min = 0;
+  std::size_t sure_min = 0;  ///< positions whose best token no deviation turns
+  std::uint32_t context_tokens = 0;
+  /// Of fewer positions, whose worst difference is the larger is chance.
+  std::uint32_t worst_positions_min = 0;
+  std::size_t top = 0;   ///< best tokens that the fixture has of each position
+  double tolerance = 0;  ///< of any logit
+  double deviation = 0;  ///< root mean square over all
+
+  /// Four deviations of a difference of two logits.
+  double margin() const { return 4 * 1.42 * deviation; }
+};
+
+/// Of fewer positions, which of two roundings is nearer is chance.
+inline constexpr std::uint32_t positions_compared = 5;
+
+struct Deviation {
+  double worst = 0;
+  double square_sum = 0;
+  std::size_t count = 0;
+
+  void add(double difference) {
+    worst = std::max(worst, std::abs(difference));
+    square_sum += difference * difference;
+    ++count;
+  }
+  double rms() const { return std::sqrt(square_sum / static_cast<double>(count)); }
+};
+
+inline double log_sum_exp(std::span<const float> logits) {
+  const double most = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(logit - most);
+  return most + std::log(sum);
+}
+
+/// No logit off by more than the tolerance, nor a prompt further off than llama.cpp is; the same
+/// best token wherever the reference is sure of it.
+inline void check_golden(const Golden& golden) {
+  WordReader fixture(fmt::format("{}/golden/{}.bin", SLUICE_FIXTURES, golden.fixture));
+  LoadedModel model(fmt::format("{}/{}", SLUICE_MODELS, golden.model), golden.context_tokens);
+  const std::uint32_t prompts = fixture.u32();
+  const auto fixed = fixture.u32s(fixture.u32());
+  BOOST_TEST(prompts == golden.prompts);
+  std::size_t positions = 0;
+  std::size_t sure = 0;
+  Deviation all, sums;
+  double llama_square_sum = 0;
+  for (std::uint32_t prompt = 0; prompt < prompts; ++prompt) {
+    const std::uint32_t count = fixture.u32();
+    const double llama_worst = fixture.f32();
+    const double llama_rms = fixture.f32();
+    const auto tokens = fixture.u32s(count);
+    Deviation apart;
+    model.every_row(tokens, LoadedModel::rows_max, [&](std::size_t at, auto logits) {
+      const double sum = fixture.f32();
+      auto ids = fixture.u32s(golden.top);
+      ids.insert(ids.end(), fixed.begin(), fixed.end());
+      const auto expected = fixture.f32s(ids.size());
+      for (std::size_t i = 0; i < ids.size(); ++i) {
+        apart.add(logits[ids[i]] - expected[i]);
+        all.add(logits[ids[i]] - expected[i]);
+      }
+      sums.add(log_sum_exp(logits) - sum);
+      const auto best = std::max_element(logits.begin(), logits.end()) - logits.begin();
+      if (expected[0] - expected[1] > golden.margin()) {
+        BOOST_TEST(best == ids[0], "prompt " << prompt << ", position " << at << ": token "
+                                             << best << " instead of " << ids[0]);
+        ++sure;
+      }
+      ++positions;
+    });
+    BOOST_TEST_MESSAGE("prompt " << prompt << ": worst " << apart.worst << " (llama.cpp "
+                                 << llama_worst << "), rms " << apart.rms() << " (llama.cpp "
+                                 << llama_rms << ")");
+    BOOST_TEST(apart.worst <= golden.tolerance);
+    if (count >= golden.worst_positions_min) BOOST_TEST(apart.worst <= llama_worst);
+    if (count >= positions_compared) BOOST_TEST(apart.rms() <= llama_rms);
+    llama_square_sum += llama_rms * llama_rms * static_cast<double>(apart.count);
+  }
+  BOOST_TEST(fixture.at_end());
+  BOOST_TEST_MESSAGE(positions << " positions, " << sure << " sure; worst " << all.worst
+                               << ", rms " << all.rms());
+  BOOST_TEST(all.rms() <= golden.deviation);
+  BOOST_TEST(all.rms() <= std::sqrt(llama_square_sum / static_cast<double>(all.count)));
+  BOOST_TEST(sums.rms() <= golden.deviation);
+  BOOST_TEST(positions > golden.positions_min);
+  BOOST_TEST(sure > golden.sure_min);
+}
+
+}  // namespace sluice::model::testing
