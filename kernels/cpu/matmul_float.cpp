@@ -77,7 +77,7 @@ HWY_NOINLINE void multiply_tile(const Product& p, std::size_t r, std::size_t str
     Lanes w[S];
     unroll<S>([&](auto s) SLUICE_INLINE {
       Bytes at = weights[s] + k * Column::bytes;
-      if constexpr (N <= 2) __builtin_prefetch(at + prefetch_bytes);
+      __builtin_prefetch(at + prefetch_bytes);
       w[s] = Column::widen(at);
     });
     unroll<N>([&](auto n) SLUICE_INLINE {

@@ -51,10 +51,8 @@ HWY_INLINE void multiply_strip(const cpu::PackedWeight& weight, Bytes strip,
       head = scales;
       scales += layout.head_bytes;
     }
-    if constexpr (N == 1) {
-      for (std::size_t line = 0; line < layout.quant_bytes; line += 64) {
-        __builtin_prefetch(quants + prefetch_bytes + line);
-      }
+    for (std::size_t line = 0; line < layout.quant_bytes; line += 64) {
+      __builtin_prefetch(quants + prefetch_bytes + line);
     }
     Quants q[8];
     Kind::quants(quants, q);
