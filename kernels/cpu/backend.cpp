@@ -212,6 +212,7 @@ class CpuBackend final : public Backend {
   }
 
   void drive() {
+    cpu::let_others_in();
     std::unique_lock lock(mutex_);
     for (;;) {
       wake_.wait(lock, [this] { return !queue_.empty() || stop_; });

@@ -1,5 +1,11 @@
 #include "kernels/cpu/thread_pool.hpp"
 
+#if defined(__linux__)
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "kernels/core.hpp"
 
 namespace sluice::kernels::cpu {
@@ -22,6 +28,23 @@ void pause() {
 }
 
 }  // namespace
+
+void let_others_in() {
+#if defined(__linux__) && defined(SYS_sched_setattr)
+  // As sched_setattr(2) has it; the C library has neither the structure nor the call.
+  struct {
+    std::uint32_t size;
+    std::uint32_t policy;  // 0: SCHED_OTHER
+    std::uint64_t flags;
+    std::int32_t nice;
+    std::uint32_t priority;
+    std::uint64_t slice_ns;  // from a tenth of a millisecond to this
+    std::uint64_t deadline_ns;
+    std::uint64_t period_ns;
+  } const attributes{sizeof attributes, 0, 0, ::getpriority(PRIO_PROCESS, 0), 0, 100'000'000, 0, 0};
+  ::syscall(SYS_sched_setattr, 0, &attributes, 0U);
+#endif
+}
 
 ThreadPool::ThreadPool(std::uint32_t threads) {
   SLUICE_ASSERT(threads >= 1, "a pool has at least the calling thread");
@@ -64,6 +87,7 @@ void ThreadPool::barrier() {
 }
 
 void ThreadPool::work(std::uint32_t thread) {
+  let_others_in();
   for (std::uint32_t seen = 0;; ++seen) {
     for (int spins = 0; started_.load(std::memory_order_acquire) == seen; ++spins) {
       if (spins < spins_before_sleep) {

@@ -9,6 +9,11 @@
 
 namespace sluice::kernels::cpu {
 
+/// Asks that the calling thread, which computes without pause, is interrupted at once by any thread
+/// that wakes up: it gets as much time as before, in longer slices. Linux 6.12 or newer; elsewhere
+/// nothing happens, and a woken thread may wait for a timer tick (4 ms) where all cores compute.
+void let_others_in();
+
 class ThreadPool {
  public:
   /// `threads` in all; the thread that calls run() is one of them. At least 1.
