@@ -3,7 +3,6 @@
 #include <sodium.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <utility>
 
 #include "model/chat_template.hpp"
@@ -15,7 +14,7 @@ namespace sluice::actors {
 namespace {
 
 /// Design section 6.10: what "the same replica" means, as 32 hex digits.
-std::string numerics_id(const model::GgufFile& file, const model::Tokenizer& tokenizer,
+std::string numerics_id(const model::Checkpoint& file, const model::Tokenizer& tokenizer,
                         const kernels::DeviceInfo& device) {
   const std::string text = fmt::format("{}\n{}\n{}\n{}\ntp=1\n", model::weights_fingerprint(file),
                                        tokenizer.fingerprint(), device.backend, device.arithmetic);
@@ -30,7 +29,7 @@ engine::BlockHash prefix_root(const std::string& numerics) {
   return engine::block_hash({}, bytes, 0);
 }
 
-void recognise_chat(const EngineConfig& config, const model::GgufFile& file, EngineFacts& facts) {
+void recognise_chat(const EngineConfig& config, const model::Checkpoint& file, EngineFacts& facts) {
   if (!config.chat_format.empty()) {
     auto named = model::named_chat_template(config.chat_format);
     if (named)
@@ -39,15 +38,19 @@ void recognise_chat(const EngineConfig& config, const model::GgufFile& file, Eng
       facts.chat_refusal = named.error();
     return;
   }
-  const auto jinja = file.string_value("tokenizer.chat_template");
+  const auto jinja = file.chat_template();
   if (!jinja) {
+    facts.chat_refusal = jinja.error();
+    return;
+  }
+  if (!*jinja) {
     facts.chat_refusal = {ErrorCode::unsupported,
                           fmt::format("'{}' carries no chat template: set chat_format in the "
                                       "configuration, or send a plain prompt",
                                       facts.name)};
     return;
   }
-  auto recognised = model::recognise_chat_template(*jinja);
+  auto recognised = model::recognise_chat_template(**jinja);
   if (recognised)
     facts.chat = std::move(*recognised);
   else
@@ -93,16 +96,14 @@ Result<LoadedEngine> load_engine(const EngineConfig& config, const SiteConfig& s
                                  const LoadProgress& progress) {
   LoadedEngine loaded;
   auto facts = std::make_shared<EngineFacts>();
-  facts->name =
-      !config.name.empty() ? config.name : std::filesystem::path(config.model).stem().string();
-  facts->site = site;
-
-  auto file = model::GgufFile::open(config.model);
+  auto file = model::open_checkpoint(config.model);
   if (!file) return tl::unexpected(file.error());
   loaded.file = *file;
-  auto model_config = model::read_config(**file);
+  facts->name = !config.name.empty() ? config.name : (*file)->title();
+  facts->site = site;
+  auto model_config = (*file)->config();
   if (!model_config) return tl::unexpected(model_config.error());
-  auto tokenizer = model::load_tokenizer(**file);
+  auto tokenizer = (*file)->tokenizer();
   if (!tokenizer) return tl::unexpected(tokenizer.error());
   if ((*tokenizer)->size() > model_config->vocabulary)
     return fail(ErrorCode::bad_file, "{}: the tokenizer has {} tokens, the weights only {}",

@@ -1,5 +1,5 @@
 #pragma once
-// A model file becomes a loaded engine: weights on a backend, a recorded program, and its facts.
+// A model's files become a loaded engine: weights on a backend, a recorded program, and its facts.
 
 #include <functional>
 #include <memory>
@@ -8,15 +8,16 @@
 #include "actors/admission.hpp"
 #include "actors/node.hpp"
 #include "kernels/backend.hpp"
+#include "model/checkpoint.hpp"
 #include "model/config.hpp"
 #include "model/decoder.hpp"
-#include "model/gguf.hpp"
 
 namespace sluice::actors {
 
 struct LoadedEngine {
-  std::shared_ptr<const model::GgufFile> file;  ///< the backend reads weights in place: outlives it
-  model::Decoder decoder;                       ///< likewise: its rope table
+  /// The backend reads weights in place: outlives it.
+  std::shared_ptr<const model::Checkpoint> file;
+  model::Decoder decoder;  ///< likewise: its rope table
   std::unique_ptr<kernels::Backend> backend;
   kernels::ProgramId program;
   EngineFactsPtr facts;

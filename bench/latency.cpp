@@ -12,8 +12,8 @@
 
 #include "kernels/backends.hpp"
 #include "model/config.hpp"
+#include "model/checkpoint.hpp"
 #include "model/decoder.hpp"
-#include "model/gguf.hpp"
 
 namespace sluice::bench {
 namespace {
@@ -53,7 +53,7 @@ constexpr std::uint32_t depth_rows_max = 512;
 
 /// A model on a backend, and a slot of it for each stream.
 struct Rig {
-  std::shared_ptr<const model::GgufFile> file;
+  std::shared_ptr<const model::Checkpoint> file;
   model::ModelConfig config;
   Progress progress;
   std::unique_ptr<kernels::Backend> backend;
@@ -104,10 +104,10 @@ struct Rig {
 
 Result<std::unique_ptr<Rig>> load(const LatencyOptions& options) {
   auto rig = std::make_unique<Rig>();
-  auto file = model::GgufFile::open(options.model);
+  auto file = model::open_checkpoint(options.model);
   if (!file) return tl::unexpected(file.error());
   rig->file = *file;
-  auto config = model::read_config(**file);
+  auto config = (*file)->config();
   if (!config) return tl::unexpected(config.error());
   rig->config = *config;
   const auto choice = kernels::choose_backend(options.backend);

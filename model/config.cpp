@@ -7,7 +7,7 @@
 #include <numbers>
 #include <optional>
 
-#include "model/decoder.hpp"
+#include "model/gguf.hpp"
 
 // Keys and their meanings: the GGUF specification, and llama.cpp's reading of it where that is
 // silent (rope scaling).
@@ -218,7 +218,7 @@ Yarn read_yarn(ConfigReader& in, const RopeConfig& rope, std::uint32_t context) 
 
 /// Llama 3's scaling by wavelength comes as a tensor of divisors, one a pair.
 std::vector<float> read_divisors(ConfigReader& in, std::uint32_t pairs) {
-  const GgufTensor* tensor = in.file().find_tensor("rope_freqs.weight");
+  const Tensor* tensor = in.file().find_tensor("rope_freqs.weight");
   if (tensor == nullptr) return {};
   if (tensor->shape != std::vector<std::uint64_t>{pairs}) {
     in.refuse(ErrorCode::bad_file, "tensor 'rope_freqs.weight' has shape [{}], [{}] belongs "
@@ -380,7 +380,7 @@ void read_heads(ConfigReader& in, ModelConfig& config) {
 
 /// The vocabulary's size is the embedding's; whatever else names it must agree.
 void read_vocabulary(ConfigReader& in, ModelConfig& config) {
-  const GgufTensor* embedding = in.file().find_tensor("token_embd.weight");
+  const Tensor* embedding = in.file().find_tensor("token_embd.weight");
   if (embedding == nullptr) {
     in.refuse(ErrorCode::bad_file, "tensor 'token_embd.weight' is missing: convert the model "
               "again");

@@ -6,8 +6,11 @@
 #include <vector>
 
 #include "kernels/backend.hpp"
+#include "kernels/core.hpp"
 
 namespace sluice::model {
+
+class GgufFile;
 
 /// Rotary position embedding of a model.
 struct RopeConfig {
@@ -43,5 +46,9 @@ struct ModelConfig {
   float logit_soft_cap = 0.0F;      ///< 0: none
   bool tied_embeddings = false;
 };
+
+/// What a GGUF file says of its model. `unsupported` names an architecture or a feature that the
+/// decoder lacks; `bad_file` a key or tensor that is missing or of the wrong shape.
+Result<ModelConfig> read_config(const GgufFile& file);
 
 }  // namespace sluice::model

@@ -28,17 +28,18 @@ struct LayerWeights {
 /// Loads tensors one by one, counting. The first error stays, and nothing is loaded after it.
 class WeightLoader {
  public:
-  WeightLoader(const GgufFile& file, kernels::Backend& backend, const Progress& progress)
+  WeightLoader(const Checkpoint& file, kernels::Backend& backend, const Progress& progress)
       : file_(file), backend_(backend), progress_(progress) {
-    for (const GgufTensor& tensor : file.tensors()) total_bytes_ += tensor.data.size();
+    for (const Tensor& tensor : file.tensors()) total_bytes_ += tensor.data.size();
   }
 
-  Weight load(const GgufTensor& tensor) {
+  Weight load(const Tensor& tensor) {
     if (error_) return {};
     const auto weight = backend_.load(tensor.matrix());
     if (!weight) {
       error_ = weight.error();
-      error_->message = fmt::format("{}: tensor '{}': {}", file_.name(), tensor.name,
+      error_->message = fmt::format("{}: tensor '{}': {}", file_.name(),
+                                    file_.spelled(tensor.name),
                                     weight.error().message);
       return {};
     }
@@ -54,7 +55,7 @@ class WeightLoader {
     return weights;
   }
 
-  std::optional<Weight> load_if(const GgufTensor* tensor) {
+  std::optional<Weight> load_if(const Tensor* tensor) {
     return tensor == nullptr ? std::nullopt : std::optional(load(*tensor));
   }
 
@@ -74,7 +75,7 @@ class WeightLoader {
   const std::optional<Error>& error() const { return error_; }
 
  private:
-  const GgufFile& file_;
+  const Checkpoint& file_;
   kernels::Backend& backend_;
   const Progress& progress_;
   std::size_t loaded_bytes_ = 0;
@@ -180,7 +181,7 @@ Result<Weight> load_vector(kernels::Backend& backend, std::span<const float> val
 
 }  // namespace
 
-Result<Decoder> load_decoder(const GgufFile& file, const ModelConfig& config,
+Result<Decoder> load_decoder(const Checkpoint& file, const ModelConfig& config,
                              kernels::Backend& backend, const Progress& progress) {
   const auto tensors = find_tensors(file, config);
   if (!tensors) return tl::unexpected<Error>(tensors.error());

@@ -7,15 +7,11 @@
 
 #include "kernels/backend.hpp"
 #include "kernels/core.hpp"
+#include "model/checkpoint.hpp"
 #include "model/config.hpp"
-#include "model/gguf.hpp"
 #include "model/weights.hpp"
 
 namespace sluice::model {
-
-/// What a file says of its model. `unsupported` names an architecture or a feature that the decoder
-/// lacks; `bad_file` a key or tensor that is missing or of the wrong shape.
-Result<ModelConfig> read_config(const GgufFile& file);
 
 /// Called while weights load, with bytes done and in all; may be empty.
 using Progress = std::function<void(std::size_t done_bytes, std::size_t total_bytes)>;
@@ -33,7 +29,7 @@ struct Decoder {
 
 /// Loads every weight and records the forward pass. Call after `backend.allocate`. The errors of
 /// `find_tensors`, and of the backend with the tensor's name before them.
-Result<Decoder> load_decoder(const GgufFile& file, const ModelConfig& config,
+Result<Decoder> load_decoder(const Checkpoint& file, const ModelConfig& config,
                              kernels::Backend& backend, const Progress& progress);
 
 }  // namespace sluice::model

@@ -1,18 +1,14 @@
 #include "model/gguf.hpp"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cerrno>
 #include <cstring>
 #include <limits>
 #include <unordered_map>
 #include <utility>
+
+#include "model/mapped_file.hpp"
 
 static_assert(std::endian::native == std::endian::little, "GGUF is read in place");
 
@@ -20,17 +16,13 @@ namespace sluice::model {
 
 struct GgufFile::State {
   std::string name;
+  MappedFile file;
   std::span<const std::byte> bytes;
-  bool mapped = false;
   std::uint32_t version = 0;
   std::vector<Entry> metadata;
-  std::vector<GgufTensor> tensors;
+  std::vector<Tensor> tensors;
   std::unordered_map<std::string_view, std::size_t> keys;
   std::unordered_map<std::string_view, std::size_t> tensor_names;
-
-  ~State() {
-    if (mapped) ::munmap(const_cast<std::byte*>(bytes.data()), bytes.size());
-  }
 };
 
 namespace {
@@ -68,21 +60,6 @@ constexpr std::array other_types = std::to_array<TypeName>({
     {27, "I64"},     {28, "F64"},     {29, "IQ1_M"},   {34, "TQ1_0"},  {35, "TQ2_0"},
     {39, "MXFP4"},
 });
-
-/// A name from the file, fit for a message: short, and printable whatever it holds.
-std::string shown(std::string_view text) {
-  constexpr std::size_t shown_max = 80;
-  std::string out = "'";
-  for (const char c : text.substr(0, shown_max)) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte < 0x20 || byte >= 0x7F) {
-      out += fmt::format("\\x{:02x}", byte);
-    } else {
-      out += c;
-    }
-  }
-  return out + (text.size() > shown_max ? "…'" : "'");
-}
 
 std::string supported_formats() {
   std::string names;
@@ -337,7 +314,7 @@ void Parser::alignment() {
 }
 
 void Parser::tensor() {
-  GgufTensor tensor;
+  Tensor tensor;
   tensor.name = string(tensor_name_bytes_max);
   if (!failed() && tensor.name.empty()) {
     refuse(ErrorCode::bad_file, "its name is empty; {}", damaged);
@@ -381,7 +358,7 @@ void Parser::place() {
   const std::uint64_t start = align_up(at_, alignment_);
   const std::uint64_t size = file_.bytes.size() > start ? file_.bytes.size() - start : 0;
   for (std::size_t i = 0; i < file_.tensors.size() && !failed(); ++i) {
-    GgufTensor& tensor = file_.tensors[i];
+    Tensor& tensor = file_.tensors[i];
     what_ = fmt::format("tensor {}", shown(tensor.name));
     const kernels::FormatInfo& format = info(tensor.format);
     const std::uint64_t columns = tensor.shape.front();
@@ -417,48 +394,19 @@ void Parser::place() {
 
 void Parser::check_overlap() {
   if (failed()) return;
-  std::vector<const GgufTensor*> ordered;
+  std::vector<const Tensor*> ordered;
   ordered.reserve(file_.tensors.size());
-  for (const GgufTensor& tensor : file_.tensors) ordered.push_back(&tensor);
-  std::sort(ordered.begin(), ordered.end(), [](const GgufTensor* a, const GgufTensor* b) {
+  for (const Tensor& tensor : file_.tensors) ordered.push_back(&tensor);
+  std::sort(ordered.begin(), ordered.end(), [](const Tensor* a, const Tensor* b) {
     return a->data.data() < b->data.data();
   });
   for (std::size_t i = 1; i < ordered.size() && !failed(); ++i) {
-    const GgufTensor& before = *ordered[i - 1];
+    const Tensor& before = *ordered[i - 1];
     if (before.data.data() + before.data.size() > ordered[i]->data.data()) {
       what_ = fmt::format("tensor {}", shown(ordered[i]->name));
       refuse(ErrorCode::bad_file, "it overlaps tensor {}; {}", shown(before.name), damaged);
     }
   }
-}
-
-/// The regular file at `path`, mapped.
-Result<std::span<const std::byte>> map(const std::string& path) {
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) {
-    return fail(ErrorCode::io, "cannot open model file {}: {}", path, std::strerror(errno));
-  }
-  struct stat status {};
-  const int stat_errno = ::fstat(descriptor, &status) == 0 ? 0 : errno;
-  void* address = MAP_FAILED;
-  int map_errno = 0;
-  const bool regular = stat_errno == 0 && S_ISREG(status.st_mode);
-  if (regular && status.st_size > 0) {
-    const auto size = static_cast<std::size_t>(status.st_size);
-    address = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, descriptor, 0);
-    if (address == MAP_FAILED) map_errno = errno;
-  }
-  ::close(descriptor);
-  if (stat_errno != 0) {
-    return fail(ErrorCode::io, "cannot read model file {}: {}", path, std::strerror(stat_errno));
-  }
-  if (!regular) return fail(ErrorCode::io, "{} is not a file: give the path of a GGUF file", path);
-  if (status.st_size == 0) return fail(ErrorCode::bad_file, "{} is empty: fetch it again", path);
-  if (address == MAP_FAILED) {
-    return fail(ErrorCode::io, "cannot map model file {}: {}", path, std::strerror(map_errno));
-  }
-  return std::span(static_cast<const std::byte*>(address),
-                   static_cast<std::size_t>(status.st_size));
 }
 
 std::string_view type_name(const GgufValue& value) {
@@ -469,13 +417,6 @@ std::string_view type_name(const GgufValue& value) {
 
 }  // namespace
 
-kernels::HostTensor GgufTensor::matrix() const {
-  std::uint64_t rows = 1;
-  for (std::size_t d = 1; d < shape.size(); ++d) rows *= shape[d];
-  return {format, static_cast<std::uint32_t>(rows), static_cast<std::uint32_t>(shape.front()),
-          data};
-}
-
 GgufFile::GgufFile(std::unique_ptr<State> state) : state_(std::move(state)) {}
 GgufFile::~GgufFile() = default;
 
@@ -485,12 +426,12 @@ Result<std::shared_ptr<const GgufFile>> GgufFile::parse(std::unique_ptr<State> s
 }
 
 Result<std::shared_ptr<const GgufFile>> GgufFile::open(const std::string& path) {
-  auto mapping = map(path);
-  if (!mapping) return tl::unexpected<Error>(mapping.error());
+  auto file = MappedFile::open(path);
+  if (!file) return tl::unexpected<Error>(file.error());
   auto state = std::make_unique<State>();
   state->name = path;
-  state->bytes = *mapping;
-  state->mapped = true;
+  state->file = std::move(*file);
+  state->bytes = state->file.bytes();
   return parse(std::move(state));
 }
 
@@ -506,14 +447,14 @@ const std::string& GgufFile::name() const { return state_->name; }
 std::uint32_t GgufFile::version() const { return state_->version; }
 std::size_t GgufFile::file_bytes() const { return state_->bytes.size(); }
 std::span<const GgufFile::Entry> GgufFile::metadata() const { return state_->metadata; }
-std::span<const GgufTensor> GgufFile::tensors() const { return state_->tensors; }
+std::span<const Tensor> GgufFile::tensors() const { return state_->tensors; }
 
 const GgufValue* GgufFile::find(std::string_view key) const {
   const auto found = state_->keys.find(key);
   return found == state_->keys.end() ? nullptr : &state_->metadata[found->second].value;
 }
 
-const GgufTensor* GgufFile::find_tensor(std::string_view name) const {
+const Tensor* GgufFile::find_tensor(std::string_view name) const {
   const auto found = state_->tensor_names.find(name);
   return found == state_->tensor_names.end() ? nullptr : &state_->tensors[found->second];
 }

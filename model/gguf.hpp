@@ -10,8 +10,8 @@
 #include <variant>
 #include <vector>
 
-#include "kernels/backend.hpp"
 #include "kernels/core.hpp"
+#include "model/checkpoint.hpp"
 
 namespace sluice::model {
 
@@ -23,23 +23,9 @@ using GgufArray =
 using GgufValue =
     std::variant<std::uint64_t, std::int64_t, double, bool, std::string_view, GgufArray>;
 
-struct GgufTensor {
-  std::string_view name;
-  kernels::Format format = kernels::Format::f32;
-  std::vector<std::uint64_t> shape;  ///< innermost (row) first, as the file has it
-  std::span<const std::byte> data;
-
-  /// As a matrix of `shape[0]` columns.
-  kernels::HostTensor matrix() const;
-};
-
-/// Read-only, mapped; views into it live as long as it does. Any thread. Everything in it was
-/// checked against the file's size: a tensor's `data` is exactly its shape's bytes, aligned to at
-/// least 8 within the file, apart from every other's; `shape` has 1 to 4 dimensions, none zero,
-/// whole blocks in a row, rows and columns below 2^32. Keys and names are unique and not empty.
-/// A mapped file that somebody truncates later raises SIGBUS where it is read: replace a model
-/// file by renaming, never by writing into it.
-class GgufFile {
+/// Read-only, mapped. Everything in it was checked against the file's size; tensors are aligned to
+/// at least 8 within the file, each apart from every other. Keys are unique and not empty.
+class GgufFile final : public Checkpoint {
  public:
   /// `io` when the file cannot be opened or mapped; `bad_file` names what is truncated, oversized,
   /// overlapping, misaligned or inconsistent; `unsupported` names a version, byte order or format.
@@ -49,7 +35,17 @@ class GgufFile {
   static Result<std::shared_ptr<const GgufFile>> parse(std::span<const std::byte> bytes,
                                                        std::string name);
 
-  const std::string& name() const;
+  const std::string& name() const override;
+  std::string title() const override;
+  std::span<const Tensor> tensors() const override;
+  const Tensor* find_tensor(std::string_view name) const override;
+  std::string spelled(std::string_view name) const override { return std::string(name); }
+  Result<ModelConfig> config() const override;
+  Result<std::shared_ptr<const Tokenizer>> tokenizer() const override;
+  Result<std::optional<std::string>> chat_template() const override;
+  std::string settings() const override;
+  FileContents contents() const override;
+
   std::uint32_t version() const;
   std::size_t file_bytes() const;
 
@@ -58,10 +54,8 @@ class GgufFile {
     GgufValue value;
   };
   std::span<const Entry> metadata() const;
-  std::span<const GgufTensor> tensors() const;
 
   const GgufValue* find(std::string_view key) const;
-  const GgufTensor* find_tensor(std::string_view name) const;
 
   /// Typed look-ups: absent is `bad_file` naming the key; the wrong type too. A signed integer that
   /// is not negative passes as unsigned.
@@ -69,9 +63,7 @@ class GgufFile {
   Result<double> float_value(std::string_view key) const;
   Result<std::string_view> string_value(std::string_view key) const;
 
-  ~GgufFile();
-  GgufFile(const GgufFile&) = delete;
-  GgufFile& operator=(const GgufFile&) = delete;
+  ~GgufFile() override;
 
   struct State;
 

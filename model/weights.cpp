@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <optional>
 #include <string_view>
 #include <unordered_set>
@@ -17,18 +16,18 @@ using Shape = std::vector<std::uint64_t>;
 /// Looks tensors up one after the other; the first error stays.
 class TensorFinder {
  public:
-  explicit TensorFinder(const GgufFile& file) : file_(file) {}
+  explicit TensorFinder(const Checkpoint& file) : file_(file) {}
 
-  const GgufTensor* matrix(const std::string& name, std::uint64_t columns, std::uint64_t rows) {
+  const Tensor* matrix(const std::string& name, std::uint64_t columns, std::uint64_t rows) {
     return need(name, {columns, rows});
   }
 
   /// A vector must be float32: it is added or multiplied in, never worth quantizing.
-  const GgufTensor* vector(const std::string& name, std::uint64_t size) {
-    const GgufTensor* tensor = need(name, {size});
+  const Tensor* vector(const std::string& name, std::uint64_t size) {
+    const Tensor* tensor = need(name, {size});
     if (tensor != nullptr && tensor->format != kernels::Format::f32) {
       refuse(ErrorCode::unsupported, "tensor '{}' is {}, vectors must be F32: convert the model "
-             "again", name, info(tensor->format).name);
+             "again", file_.spelled(name), info(tensor->format).name);
     }
     return tensor;
   }
@@ -41,26 +40,26 @@ class TensorFinder {
   }
 
   bool has(const std::string& name) const { return file_.find_tensor(name) != nullptr; }
-  void known(const GgufTensor* tensor) { used_.insert(tensor); }
+  void known(const Tensor* tensor) { used_.insert(tensor); }
 
   /// Whether anything in the file was left over: a model with more parts than this decoder has.
   void refuse_unused(const std::string& architecture) {
-    for (const GgufTensor& tensor : file_.tensors()) {
+    for (const Tensor& tensor : file_.tensors()) {
       if (used_.contains(&tensor)) continue;
       refuse(ErrorCode::unsupported, "tensor '{}' has no part in a decoder of architecture '{}' as "
              "it is known here, so the model would compute something else; use a model without",
-             tensor.name, architecture);
+             file_.spelled(tensor.name), architecture);
     }
   }
 
   const std::optional<Error>& error() const { return error_; }
 
  private:
-  const GgufTensor* need(const std::string& name, const Shape& shape) {
-    const GgufTensor* tensor = file_.find_tensor(name);
+  const Tensor* need(const std::string& name, const Shape& shape) {
+    const Tensor* tensor = file_.find_tensor(name);
     if (tensor == nullptr) {
       refuse(ErrorCode::bad_file, "tensor '{}' of shape [{}] is missing: the file is incomplete, "
-             "convert the model again", name, fmt::join(shape, ", "));
+             "convert the model again", file_.spelled(name), fmt::join(shape, ", "));
       return nullptr;
     }
     used_.insert(tensor);
@@ -69,8 +68,8 @@ class TensorFinder {
     while (found.size() > shape.size() && found.back() == 1) found.pop_back();
     if (found != shape) {
       refuse(ErrorCode::bad_file, "tensor '{}' has shape [{}], [{}] belongs there by the file's "
-             "own metadata: convert the model again", name, fmt::join(tensor->shape, ", "),
-             fmt::join(shape, ", "));
+             "own metadata: convert the model again", file_.spelled(name),
+             fmt::join(tensor->shape, ", "), fmt::join(shape, ", "));
     }
     return tensor;
   }
@@ -81,8 +80,8 @@ class TensorFinder {
     error_ = Error{code, file_.name() + ": " + fmt::format(text, std::forward<Args>(args)...), 0};
   }
 
-  const GgufFile& file_;
-  std::unordered_set<const GgufTensor*> used_;
+  const Checkpoint& file_;
+  std::unordered_set<const Tensor*> used_;
   std::optional<Error> error_;
 };
 
@@ -131,11 +130,6 @@ class Digest {
     add(std::as_bytes(std::span(text)));
   }
 
-  void add_value(const GgufValue& value) {
-    add(std::uint64_t{value.index()});
-    std::visit([this](const auto& held) { add_held(held); }, value);
-  }
-
   std::string hexadecimal() {
     std::array<unsigned char, crypto_hash_sha256_BYTES> bytes{};
     crypto_hash_sha256_final(&state_, bytes.data());
@@ -143,42 +137,12 @@ class Digest {
   }
 
  private:
-  void add_held(std::uint64_t number) { add(number); }
-  void add_held(std::int64_t number) { add(static_cast<std::uint64_t>(number)); }
-  void add_held(double number) { add(std::bit_cast<std::uint64_t>(number)); }
-  void add_held(bool flag) { add(std::uint64_t{flag}); }
-  void add_held(std::string_view text) { add(text); }
-  void add_held(const GgufArray& array) {
-    std::visit([this](const auto& values) {
-      add(std::uint64_t{values.size()});
-      for (const auto& value : values) add_held(value);
-    }, array);
-  }
-
   crypto_hash_sha256_state state_;
 };
 
-/// The architecture's own keys (rope, epsilon, window): the same weights under others are another
-/// model. Names, licences and the tokenizer are not part of it.
-void add_settings(Digest& digest, const GgufFile& file) {
-  const std::string prefix =
-      std::string(file.string_value("general.architecture").value_or("")) + ".";
-  std::vector<const GgufFile::Entry*> entries;
-  for (const GgufFile::Entry& entry : file.metadata()) {
-    if (entry.key.starts_with(prefix)) entries.push_back(&entry);
-  }
-  std::sort(entries.begin(), entries.end(),
-            [](const auto* a, const auto* b) { return a->key < b->key; });
-  digest.add(prefix);
-  for (const GgufFile::Entry* entry : entries) {
-    digest.add(entry->key);
-    digest.add_value(entry->value);
-  }
-}
-
 }  // namespace
 
-Result<ModelTensors> find_tensors(const GgufFile& file, const ModelConfig& config) {
+Result<ModelTensors> find_tensors(const Checkpoint& file, const ModelConfig& config) {
   TensorFinder in(file);
   ModelTensors found;
   found.embedding = in.matrix("token_embd.weight", config.hidden, config.vocabulary);
@@ -195,14 +159,15 @@ Result<ModelTensors> find_tensors(const GgufFile& file, const ModelConfig& confi
   return found;
 }
 
-std::string weights_fingerprint(const GgufFile& file) {
-  std::vector<const GgufTensor*> tensors;
-  for (const GgufTensor& tensor : file.tensors()) tensors.push_back(&tensor);
+std::string weights_fingerprint(const Checkpoint& file) {
+  std::vector<const Tensor*> tensors;
+  for (const Tensor& tensor : file.tensors()) tensors.push_back(&tensor);
   std::sort(tensors.begin(), tensors.end(),
-            [](const GgufTensor* a, const GgufTensor* b) { return a->name < b->name; });
+            [](const Tensor* a, const Tensor* b) { return a->name < b->name; });
+  const std::string settings = file.settings();
   Digest digest;
-  add_settings(digest, file);
-  for (const GgufTensor* tensor : tensors) {
+  digest.add(std::as_bytes(std::span(settings)));
+  for (const Tensor* tensor : tensors) {
     digest.add(tensor->name);
     digest.add(info(tensor->format).name);
     digest.add(tensor->shape.size());

@@ -6,44 +6,44 @@
 #include <vector>
 
 #include "kernels/core.hpp"
+#include "model/checkpoint.hpp"
 #include "model/config.hpp"
-#include "model/gguf.hpp"
 
 namespace sluice::model {
 
 /// A matrix product's weight [outputs, inputs], and its bias [outputs] or nullptr.
 struct LinearTensors {
-  const GgufTensor* weight = nullptr;
-  const GgufTensor* bias = nullptr;
+  const Tensor* weight = nullptr;
+  const Tensor* bias = nullptr;
 };
 
 struct LayerTensors {
-  const GgufTensor* attention_norm = nullptr;
+  const Tensor* attention_norm = nullptr;
   LinearTensors q, k, v, attention_output;
-  const GgufTensor* q_norm = nullptr;  ///< [head_dim]; nullptr where heads are not normed
-  const GgufTensor* k_norm = nullptr;
-  const GgufTensor* attention_branch_norm = nullptr;  ///< nullptr where branches are not normed
-  const GgufTensor* feed_forward_norm = nullptr;
+  const Tensor* q_norm = nullptr;  ///< [head_dim]; nullptr where heads are not normed
+  const Tensor* k_norm = nullptr;
+  const Tensor* attention_branch_norm = nullptr;  ///< nullptr where branches are not normed
+  const Tensor* feed_forward_norm = nullptr;
   LinearTensors gate, up, down;
-  const GgufTensor* feed_forward_branch_norm = nullptr;
+  const Tensor* feed_forward_branch_norm = nullptr;
 };
 
 /// Views into the file; valid as long as it.
 struct ModelTensors {
-  const GgufTensor* embedding = nullptr;
+  const Tensor* embedding = nullptr;
   std::vector<LayerTensors> layers;
-  const GgufTensor* output_norm = nullptr;
-  const GgufTensor* output = nullptr;  ///< `embedding` itself when tied
+  const Tensor* output_norm = nullptr;
+  const Tensor* output = nullptr;  ///< `embedding` itself when tied
 };
 
 /// `bad_file` names a tensor that is missing or misshaped, with the shape due and the one found;
 /// `unsupported` one that the decoder would not use, for then its result would be wrong.
-Result<ModelTensors> find_tensors(const GgufFile& file, const ModelConfig& config);
+Result<ModelTensors> find_tensors(const Checkpoint& file, const ModelConfig& config);
 
-/// SHA-256 (64 hexadecimal digits) of the architecture's own metadata and of every tensor's name,
+/// SHA-256 (64 hexadecimal digits) of the files' settings and of every tensor's name,
 /// format, shape and bytes, in the order of names: the weights' part of the numerics id. Of a
 /// tensor above 1 MiB, 16 stretches of 64 KiB at even distances stand for the whole, its first and
 /// last bytes among them, so that start stays fast.
-std::string weights_fingerprint(const GgufFile& file);
+std::string weights_fingerprint(const Checkpoint& file);
 
 }  // namespace sluice::model

@@ -79,7 +79,7 @@ BOOST_AUTO_TEST_CASE(loads_each_tensor_once_with_progress) {
   BOOST_REQUIRE_MESSAGE(decoder, decoder.error().message);
   BOOST_TEST(backend.loaded.size() == tiny.file->tensors().size() + 1);  // and the frequencies
   std::size_t bytes = 0;
-  for (const GgufTensor& tensor : tiny.file->tensors()) bytes += tensor.data.size();
+  for (const Tensor& tensor : tiny.file->tensors()) bytes += tensor.data.size();
   BOOST_TEST(total == bytes);
   BOOST_TEST(done.size() == tiny.file->tensors().size());
   BOOST_TEST(std::is_sorted(done.begin(), done.end()));
@@ -179,7 +179,7 @@ BOOST_AUTO_TEST_CASE(shares_tied_embeddings) {
   const auto& output = std::get<kernels::Linear>(ops[ops.size() - 2]);
   BOOST_TEST(std::get<kernels::Embed>(ops.front()).table.index == output.weight.index);
   std::size_t bytes = 0;
-  for (const GgufTensor& tensor : tiny.file->tensors()) bytes += tensor.data.size();
+  for (const Tensor& tensor : tiny.file->tensors()) bytes += tensor.data.size();
   BOOST_TEST(decoder->weight_bytes == bytes + 32 * 4);
 }
 
@@ -237,7 +237,7 @@ BOOST_AUTO_TEST_CASE(fingerprint_samples_large_tensors) {
   large.tensor("token_embd.weight", {{1024, 1024}});
   ParsedTiny tiny(large);
   const std::string plain = weights_fingerprint(*tiny.file);
-  const GgufTensor* tensor = tiny.file->find_tensor("token_embd.weight");
+  const Tensor* tensor = tiny.file->find_tensor("token_embd.weight");
   auto* data = tiny.bytes.data() + (tensor->data.data() - tiny.bytes.data());
   for (const std::size_t seen : {std::size_t{0}, tensor->data.size() - 1}) {
     data[seen] = std::byte{1};

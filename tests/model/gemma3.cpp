@@ -7,6 +7,7 @@
 #include <filesystem>
 
 #include "model/chat_template.hpp"
+#include "model/gguf.hpp"
 #include "tests/model/golden.hpp"
 #include "tests/model/tokenizer_cases.hpp"
 

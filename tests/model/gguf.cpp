@@ -81,7 +81,7 @@ std::size_t touch(const GgufFile& file, bool all_data) {
       }
     }
   }
-  for (const GgufTensor& tensor : file.tensors()) {
+  for (const Tensor& tensor : file.tensors()) {
     read(tensor.name);
     BOOST_REQUIRE(file.find_tensor(tensor.name) == &tensor);
     const auto matrix = tensor.matrix();
@@ -131,7 +131,7 @@ BOOST_AUTO_TEST_CASE(reads_every_kind_of_value_and_tensor) {
   BOOST_TEST((array("a.scores") == GgufArray(std::vector<double>{0.25, -1.0})));
   BOOST_TEST((array("a.shorts") == GgufArray(std::vector<std::uint64_t>{9, 8})));
   BOOST_TEST((array("a.flags") == GgufArray(std::vector<bool>{true, false, true})));
-  const GgufTensor* tensor = it.find_tensor("m.weight");
+  const Tensor* tensor = it.find_tensor("m.weight");
   BOOST_REQUIRE(tensor != nullptr);
   BOOST_TEST((tensor->format == kernels::Format::q4_1));
   BOOST_TEST((tensor->shape == std::vector<std::uint64_t>{64, 2}));
@@ -350,7 +350,7 @@ BOOST_AUTO_TEST_CASE(survives_random_changes_of_a_real_header) {
   const std::string path = SLUICE_MODELS "/SmolLM2-135M-Instruct-Q4_1.gguf";
   const auto real = GgufFile::open(path);
   BOOST_REQUIRE_MESSAGE(real, real.error().message << "; run scripts/fetch-model.sh");
-  const GgufTensor& first = *std::min_element(
+  const Tensor& first = *std::min_element(
       (*real)->tensors().begin(), (*real)->tensors().end(),
       [](const auto& a, const auto& b) { return a.data.data() < b.data.data(); });
   const auto* begin = reinterpret_cast<const std::byte*>((*real)->metadata()[0].key.data()) - 32;
@@ -402,7 +402,7 @@ BOOST_AUTO_TEST_CASE(opens_a_real_file) {
   const auto& ids = std::get<std::vector<std::string_view>>(std::get<GgufArray>(*tokens));
   BOOST_TEST(ids.size() == 49152U);
   BOOST_TEST(ids[2] == "<|im_end|>");
-  const GgufTensor* down = (*file)->find_tensor("blk.29.ffn_down.weight");
+  const Tensor* down = (*file)->find_tensor("blk.29.ffn_down.weight");
   BOOST_REQUIRE(down != nullptr);
   BOOST_TEST(down->matrix().rows == 576U);
   BOOST_TEST(down->matrix().cols == 1536U);

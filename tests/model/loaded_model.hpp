@@ -42,7 +42,7 @@ class LoadedModel {
 
   explicit LoadedModel(const std::string& path, std::uint32_t context_tokens = 128,
                        std::uint32_t threads = 2)
-      : file(require(GgufFile::open(path))), config(require(read_config(*file))) {
+      : file(require(open_checkpoint(path))), config(require(file->config())) {
     backend = require(kernels::make_cpu_backend({threads}, [this](kernels::StepResult&& result) {
       const std::lock_guard lock(mutex_);
       results_.push_back(std::move(result));
@@ -108,7 +108,7 @@ class LoadedModel {
     }
   }
 
-  std::shared_ptr<const GgufFile> file;
+  std::shared_ptr<const Checkpoint> file;
   ModelConfig config;
   Decoder decoder;
   std::unique_ptr<kernels::Backend> backend;  ///< declared after what it reads in place
