@@ -2,7 +2,6 @@
 // The text-shaping components of a tokenizer.json: normalizer, pre-tokenizer, decoder,
 // post-processor.
 
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -10,12 +9,11 @@
 #include <vector>
 
 #include "kernels/core.hpp"
+#include "model/json_text.hpp"
 #include "model/normalizer.hpp"
 #include "model/pretokenizer.hpp"
 
 namespace sluice::model {
-
-using Json = nlohmann::json;
 
 /// The member `key`; nothing when it is absent or null. `bad_file` when it is of another type.
 template <class T>
