@@ -4,10 +4,11 @@
 #include <array>
 #include <cmath>
 #include <limits>
-#include <numbers>
 #include <optional>
 
+#include "model/config_limits.hpp"
 #include "model/gguf.hpp"
+#include "model/rope.hpp"
 
 // Keys and their meanings: the GGUF specification, and llama.cpp's reading of it where that is
 // silent (rope scaling).
@@ -86,13 +87,6 @@ constexpr std::array foreign_keys = std::to_array<Foreign>({
     {"rope.scaling.alpha", 0, "rope scaling by alpha"},
     {"rope.scaling.yarn_log_multiplier", 0, "YaRN with a log multiplier"},
 });
-
-// No model comes near these; a value beyond is damage that would only fail later and worse.
-constexpr std::uint64_t layers_max = 4096;
-constexpr std::uint64_t width_max = 1 << 24;
-constexpr std::uint64_t heads_max = 1 << 14;
-constexpr std::uint64_t head_dim_max = 1 << 12;
-constexpr std::uint64_t context_max = 1 << 28;
 
 std::optional<double> as_number(const GgufValue& value) {
   if (const auto* number = std::get_if<std::uint64_t>(&value)) return static_cast<double>(*number);
@@ -186,32 +180,12 @@ void refuse_foreign(ConfigReader& in) {
   }
 }
 
-/// YaRN (Peng et al. 2023, arXiv:2309.00071): short wavelengths keep their frequency, long ones are
-/// interpolated, and those between go over linearly by the pair's index.
-struct Yarn {
-  double low = 0;   ///< pairs up to here keep their frequency
-  double high = 0;  ///< pairs from here on are interpolated
-  double extrapolation = 1;
-
-  double kept(std::uint32_t pair) const {
-    const double ramp = (pair - low) / std::max(0.001, high - low);
-    return (1 - std::clamp(ramp, 0.0, 1.0)) * extrapolation;
-  }
-};
-
-Yarn read_yarn(ConfigReader& in, const RopeConfig& rope, std::uint32_t context) {
-  const double original = in.count_or("rope.scaling.original_context_length", context,
-                                      context_max);
-  const double fast = in.number_or("rope.scaling.yarn_beta_fast", 32, 1e-3, 1e6);
-  const double slow = in.number_or("rope.scaling.yarn_beta_slow", 1, 1e-3, 1e6);
-  // The pair that turns `turns` times over the original context.
-  const auto pair = [&](double turns) {
-    return rope.dimensions * std::log(original / (turns * 2 * std::numbers::pi)) /
-           (2 * std::log(static_cast<double>(rope.theta)));
-  };
+Yarn read_yarn(ConfigReader& in, std::uint32_t context) {
   Yarn yarn;
-  yarn.low = std::max(0.0, std::floor(pair(fast)));
-  yarn.high = std::min(rope.dimensions - 1.0, std::ceil(pair(slow)));
+  yarn.original_context = in.count_or("rope.scaling.original_context_length", context,
+                                      limits::context);
+  yarn.beta_fast = in.number_or("rope.scaling.yarn_beta_fast", 32, 1e-3, 1e6);
+  yarn.beta_slow = in.number_or("rope.scaling.yarn_beta_slow", 1, 1e-3, 1e6);
   yarn.extrapolation = in.number_or("rope.scaling.yarn_ext_factor", 1, 0, 1);
   return yarn;
 }
@@ -236,13 +210,8 @@ std::vector<float> read_divisors(ConfigReader& in, std::uint32_t pairs) {
   return divisors;
 }
 
-/// The frequency of a pair before any scaling.
-double plain_frequency(const RopeConfig& rope, std::uint32_t pair) {
-  return std::pow(static_cast<double>(rope.theta), -2.0 * pair / rope.dimensions);
-}
-
 void read_rope(ConfigReader& in, RopeConfig& rope, std::uint32_t head_dim, std::uint32_t context) {
-  rope.dimensions = in.count_or("rope.dimension_count", head_dim, head_dim_max, 2);
+  rope.dimensions = in.count_or("rope.dimension_count", head_dim, limits::head_dim, 2);
   if (!in.failed() && (rope.dimensions > head_dim || rope.dimensions % 2 != 0)) {
     in.refuse(ErrorCode::bad_file, "metadata key '{}' is {}: it must be even and at most the head "
               "size {}", in.full("rope.dimension_count"), rope.dimensions, head_dim);
@@ -260,34 +229,23 @@ void read_rope(ConfigReader& in, RopeConfig& rope, std::uint32_t head_dim, std::
     in.refuse(ErrorCode::unsupported, "rope scaling '{}' is not supported; none, linear, yarn and "
               "Llama 3's (tensor 'rope_freqs.weight') are", scaling.substr(0, 40));
   }
-  double factor = 1;
+  RopeScaling how;
   if (scaling != "none") {
-    factor = in.number_or("rope.scaling.factor", in.number_or("rope.scale_linear", 1, 0, 1e6), 0,
-                          1e6);
-    if (factor == 0) factor = 1;  // how some writers say "off"
+    how.factor = in.number_or("rope.scaling.factor",
+                              in.number_or("rope.scale_linear", 1, 0, 1e6), 0, 1e6);
+    if (how.factor == 0) how.factor = 1;  // how some writers say "off"
   }
   const double attention = in.number_or("rope.scaling.attn_factor", 1, 1e-3, 1e3) *
                            in.number_or("rope.scaling.yarn_attn_factor", 1, 1e-3, 1e3);
-  Yarn yarn{0, 0, 0};
   if (scaling == "yarn") {
-    yarn = read_yarn(in, rope, context);
-    // The paper's temperature, as an attention factor: sqrt(1/t) = 0.1 ln(s) + 1.
-    if (yarn.extrapolation != 0 && factor > 1) {
-      rope.magnitude = static_cast<float>(1 + 0.1 * std::log(factor));
+    how.yarn = read_yarn(in, context);
+    if (how.yarn->extrapolation != 0) {
+      rope.magnitude = static_cast<float>(yarn_magnitude(how.factor));
     }
   }
   rope.magnitude *= static_cast<float>(attention);
-  const std::uint32_t pairs = rope.dimensions / 2;
-  const std::vector<float> divisors = read_divisors(in, pairs);
-  if (in.failed()) return;
-  rope.inverse_frequencies.resize(pairs);
-  for (std::uint32_t i = 0; i < pairs; ++i) {
-    double frequency = plain_frequency(rope, i);
-    if (!divisors.empty()) frequency /= divisors[i];
-    const double kept = yarn.kept(i);
-    rope.inverse_frequencies[i] =
-        static_cast<float>(frequency / factor * (1 - kept) + frequency * kept);
-  }
+  how.divisors = read_divisors(in, rope.dimensions / 2);
+  if (!in.failed()) set_frequencies(rope, how);
 }
 
 /// Local layers turn as the others do, unless they have a base of their own, which nothing scales.
@@ -298,16 +256,14 @@ void read_local_rope(ConfigReader& in, const Family& family, ModelConfig& config
   rope.theta =
       static_cast<float>(in.number_or("rope.freq_base_swa", family.local_theta, 1.001, 1e30));
   rope.magnitude = 1.0F;
-  for (std::uint32_t i = 0; i < rope.inverse_frequencies.size(); ++i) {
-    rope.inverse_frequencies[i] = static_cast<float>(plain_frequency(rope, i));
-  }
+  if (!in.failed()) set_frequencies(rope, {});
 }
 
 /// Which layers see only the window. A file may say it: in a number as `Family::window_period`, or
 /// with a flag a layer.
 void read_windows(ConfigReader& in, const Family& family, ModelConfig& config) {
   constexpr std::string_view key = "attention.sliding_window_pattern";
-  config.window = in.count_or("attention.sliding_window", family.window, context_max, 0);
+  config.window = in.count_or("attention.sliding_window", family.window, limits::context, 0);
   if (in.failed()) return;
   config.local.assign(config.layers, false);
   if (config.window == 0) return;
@@ -329,7 +285,7 @@ void read_windows(ConfigReader& in, const Family& family, ModelConfig& config) {
     return;
   }
   const std::uint32_t period =
-      in.count_or(key, family.window_period.value_or(0), layers_max, 0);
+      in.count_or(key, family.window_period.value_or(0), limits::layers, 0);
   for (std::uint32_t layer = 0; layer < config.layers; ++layer) {
     config.local[layer] = period == 0 || layer % period != period - 1;
   }
@@ -355,9 +311,9 @@ void read_scales(ConfigReader& in, const Family& family, ModelConfig& config) {
 }
 
 void read_heads(ConfigReader& in, ModelConfig& config) {
-  config.heads.heads = in.count("attention.head_count", heads_max);
+  config.heads.heads = in.count("attention.head_count", limits::heads);
   config.heads.kv_heads =
-      in.count_or("attention.head_count_kv", config.heads.heads, heads_max);
+      in.count_or("attention.head_count_kv", config.heads.heads, limits::heads);
   if (in.failed()) return;
   const auto [heads, kv_heads, unused] = config.heads;
   if (heads % kv_heads != 0) {
@@ -369,9 +325,10 @@ void read_heads(ConfigReader& in, ModelConfig& config) {
               "of {} heads: convert the model again", in.full("attention.key_length"),
               config.hidden, heads);
   }
-  config.heads.head_dim = in.count_or("attention.key_length", config.hidden / heads, head_dim_max);
+  config.heads.head_dim =
+      in.count_or("attention.key_length", config.hidden / heads, limits::head_dim);
   const std::uint32_t value_dim =
-      in.count_or("attention.value_length", config.heads.head_dim, head_dim_max);
+      in.count_or("attention.value_length", config.heads.head_dim, limits::head_dim);
   if (!in.failed() && value_dim != config.heads.head_dim) {
     in.refuse(ErrorCode::unsupported, "keys of {} and values of {} elements; only equal sizes are "
               "supported", config.heads.head_dim, value_dim);
@@ -387,7 +344,7 @@ void read_vocabulary(ConfigReader& in, ModelConfig& config) {
     return;
   }
   config.vocabulary = embedding->matrix().rows;
-  const std::uint32_t named = in.count_or("vocab_size", config.vocabulary, width_max);
+  const std::uint32_t named = in.count_or("vocab_size", config.vocabulary, limits::width);
   std::uint64_t tokens = config.vocabulary;
   if (const GgufValue* value = in.file().find("tokenizer.ggml.tokens")) {
     const auto* array = std::get_if<GgufArray>(value);
@@ -428,10 +385,10 @@ Result<ModelConfig> read_config(const GgufFile& file) {
   config.head_norms = family->head_norms;
   config.branch_norms = family->branch_norms;
   refuse_foreign(in);
-  config.layers = in.count("block_count", layers_max);
-  config.hidden = in.count("embedding_length", width_max);
-  config.feed_forward = in.count("feed_forward_length", width_max);
-  config.context_tokens = in.count("context_length", context_max);
+  config.layers = in.count("block_count", limits::layers);
+  config.hidden = in.count("embedding_length", limits::width);
+  config.feed_forward = in.count("feed_forward_length", limits::width);
+  config.context_tokens = in.count("context_length", limits::context);
   config.norm_epsilon =
       static_cast<float>(in.number("attention.layer_norm_rms_epsilon", 0, 1));
   config.tied_embeddings = file.find_tensor("output.weight") == nullptr;
