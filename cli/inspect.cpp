@@ -69,7 +69,8 @@ void print_json(const model::FileDescription& file) {
                        {"bytes", tensor.bytes}});
   }
   const Json json{{"path", file.path},
-                  {"gguf_version", file.version},
+                  {"format", file.format},
+                  {"version", file.version == 0 ? Json() : Json(file.version)},
                   {"file_bytes", file.file_bytes},
                   {"parameters", file.parameters},
                   {"tensor_bytes", file.tensor_bytes},
@@ -82,8 +83,9 @@ void print_json(const model::FileDescription& file) {
 }
 
 void print_text(const model::FileDescription& file, bool tensors) {
-  fmt::print("{}: GGUF {}, {:.1f} MB, {:.1f} M parameters in {} tensors\n", file.path, file.version,
-             static_cast<double>(file.file_bytes) / 1e6,
+  const std::string version = file.version == 0 ? "" : fmt::format(" {}", file.version);
+  fmt::print("{}: {}{}, {:.1f} MB, {:.1f} M parameters in {} tensors\n", file.path, file.format,
+             version, static_cast<double>(file.file_bytes) / 1e6,
              static_cast<double>(file.parameters) / 1e6, file.tensors.size());
   for (const auto& format : file.formats) {
     fmt::print("  {:<6} {:>5} tensors {:>10.1f} MB\n", format.format, format.tensors,
@@ -116,10 +118,11 @@ Result<void> inspect(const Options& options) {
 Command inspect_command(CLI::App& root) {
   CLI::App* app = add_command(root, "inspect", "Say what a model file holds and if it can run",
                               "  sluice inspect models/SmolLM2-135M-Instruct-Q4_1.gguf\n"
-                              "  sluice inspect --tensors FILE\n"
+                              "  sluice inspect --tensors FOLDER\n"
                               "  sluice inspect --json FILE");
   auto options = std::make_shared<Options>();
-  app->add_option("FILE", options->file, "A GGUF file")->required();
+  app->add_option("FILE", options->file, "A GGUF file, or the folder of a safetensors model")
+      ->required();
   app->add_flag("--tensors", options->tensors, "Every tensor too");
   app->add_flag("--json", options->json, "All of it as one JSON object");
   return {app, [options] { return inspect(*options); }};

@@ -1,6 +1,9 @@
 #include "model/checkpoint.hpp"
 
+#include <filesystem>
+
 #include "model/gguf.hpp"
+#include "model/hf_checkpoint.hpp"
 
 namespace sluice::model {
 
@@ -12,6 +15,10 @@ kernels::HostTensor Tensor::matrix() const {
 }
 
 Result<std::shared_ptr<const Checkpoint>> open_checkpoint(const std::string& path) {
+  std::error_code none;
+  const bool hf = std::filesystem::is_directory(path, none) || path.ends_with(".safetensors") ||
+                  path.ends_with(".safetensors.index.json");
+  if (hf) return open_hf_checkpoint(path);
   return GgufFile::open(path);
 }
 

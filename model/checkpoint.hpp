@@ -70,7 +70,8 @@ class Checkpoint {
   Checkpoint() = default;
 };
 
-/// Opens the model at `path`: a GGUF file. The errors of its reader.
+/// Opens the model at `path`: a folder as transformers saves one, its .safetensors file or the
+/// .safetensors.index.json over several; anything else is a GGUF file. The errors of its reader.
 Result<std::shared_ptr<const Checkpoint>> open_checkpoint(const std::string& path);
 
 }  // namespace sluice::model

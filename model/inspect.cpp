@@ -38,12 +38,12 @@ Result<FileDescription> describe_file(const std::string& path) {
     out.tensor_bytes += tensor.bytes;
   }
   out.formats = sum_formats(out.tensors);
-  out.fingerprint = weights_fingerprint(checkpoint);
   auto config = checkpoint.config();
   if (!config) {
     out.refusal = config.error();
     return out;
   }
+  out.fingerprint = weights_fingerprint(checkpoint);
   if (const auto tensors = find_tensors(checkpoint, *config); !tensors) {
     out.refusal = tensors.error();
   }

@@ -24,7 +24,7 @@ struct FileDescription : FileContents {
   std::uint64_t parameters = 0;         ///< elements of all tensors
   std::uint64_t tensor_bytes = 0;
   std::optional<ModelConfig> config;    ///< as recognised
-  std::string fingerprint;              ///< weights_fingerprint
+  std::string fingerprint;              ///< weights_fingerprint; empty without `config`
   /// Why the decoder would refuse the model; none: it would load.
   std::optional<Error> refusal;
 };

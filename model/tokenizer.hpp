@@ -65,7 +65,17 @@ class Tokenizer {
 /// with the name of a kind or pre-tokenizer that is not known.
 Result<std::shared_ptr<const Tokenizer>> load_tokenizer(const GgufFile& file);
 
-/// From the text of a Hugging Face tokenizer.json.
-Result<std::shared_ptr<const Tokenizer>> load_tokenizer_json(std::string_view json);
+/// What the files beside a tokenizer.json say and it does not.
+struct JsonTokenizerHints {
+  std::optional<std::string> begin;  ///< spelling of begin-of-text, for templates
+  std::optional<std::string> end;    ///< spelling of end-of-text: the first of `end_tokens`
+  std::vector<std::uint64_t> end_ids;
+  std::uint32_t size_min = 0;  ///< ids up to here exist, of tokens that add no text if need be
+};
+
+/// From the text of a Hugging Face tokenizer.json. Without hints, what ends a text is guessed by
+/// well-known spellings.
+Result<std::shared_ptr<const Tokenizer>> load_tokenizer_json(std::string_view json,
+                                                             const JsonTokenizerHints& hints = {});
 
 }  // namespace sluice::model

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "model/json_parts.hpp"
+#include "model/mapped_file.hpp"
 #include "model/pipeline.hpp"
 #include "model/tokenizer.hpp"
 
@@ -265,8 +266,37 @@ Result<std::unique_ptr<Segmenter>> build_segmenter(const Json& model, Kind kind,
   return make_bpe(std::move(vocabulary), *merges, *options);
 }
 
-/// Neither tokenizer.json nor its model says what ends a text: the spellings have to.
-Result<void> build_special(const Json& root, const JsonVocabulary& read, PipelineParts& parts) {
+/// Ends a text for certain: shown to a user it never is, and text never spells it.
+void add_end(Token id, PipelineParts& parts) {
+  if (std::count(parts.end_tokens.begin(), parts.end_tokens.end(), id) > 0) return;
+  parts.end_tokens.push_back(id);
+  parts.vocabulary->set_kind(id, TokenKind::control);
+  auto added = std::find_if(parts.added.begin(), parts.added.end(),
+                            [id](const AddedToken& one) { return one.id == id; });
+  if (added == parts.added.end()) added = parts.added.insert(added, AddedToken{.id = id});
+  added->special = true;
+}
+
+Result<void> add_named_ends(const JsonTokenizerHints& hints, PipelineParts& parts) {
+  if (hints.end) {
+    const auto id = parts.vocabulary->find(*hints.end);
+    if (!id) return bad(fmt::format("eos_token {} is not in the vocabulary", shown(*hints.end)));
+    add_end(*id, parts);
+  }
+  for (const std::uint64_t id : hints.end_ids) {
+    if (id >= parts.vocabulary->size()) {
+      return bad(fmt::format("eos_token_id {} in a vocabulary of {}", id,
+                             parts.vocabulary->size()));
+    }
+    add_end(static_cast<Token>(id), parts);
+  }
+  return {};
+}
+
+/// Neither tokenizer.json nor its model says what ends a text: files beside it do, or spellings
+/// have to.
+Result<void> build_special(const Json& root, const JsonVocabulary& read,
+                           const JsonTokenizerHints& hints, PipelineParts& parts) {
   for (const JsonToken& token : read.tokens) {
     if (token.is_added) parts.added.push_back(token.added);
   }
@@ -282,18 +312,33 @@ Result<void> build_special(const Json& root, const JsonVocabulary& read, Pipelin
     const auto id = parts.vocabulary->find(spelling);
     return id && parts.vocabulary->kind(*id) == TokenKind::control ? id : std::nullopt;
   };
+  if (!parts.begin_of_text && hints.begin) {
+    parts.begin_of_text = parts.vocabulary->find(*hints.begin);
+  }
   for (const std::string_view spelling :
        {"<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>", "<｜begin▁of▁sentence｜>"}) {
     if (!parts.begin_of_text) parts.begin_of_text = control(spelling);
   }
+  if (auto done = add_named_ends(hints, parts); !done) return done;
+  const bool named = !parts.end_tokens.empty();
   for (const std::string_view spelling : {"</s>", "<eos>"}) {
+    if (named) break;
     if (const auto id = control(spelling)) parts.end_tokens.push_back(*id);
   }
   add_known_end_tokens(*parts.vocabulary, parts.end_tokens);
   return {};
 }
 
-Result<std::shared_ptr<const Tokenizer>> build(const Json& root, std::string_view text) {
+std::string fingerprint(std::string_view text, const PipelineParts& parts) {
+  std::string rest = fmt::format("{} {}", parts.vocabulary->size(),
+                                 parts.begin_of_text.value_or(kNoToken));
+  for (const Token end : parts.end_tokens) rest += fmt::format(" {}", end);
+  const std::string_view hashed[] = {"tokenizer.json", text, rest};
+  return fingerprint_of(hashed);
+}
+
+Result<std::shared_ptr<const Tokenizer>> build(const Json& root, std::string_view text,
+                                               const JsonTokenizerHints& hints) {
   const Json& model = member_or_null(root, "model");
   if (!model.is_object()) return bad("it has no model");
   auto kind = read_kind(model);
@@ -308,6 +353,10 @@ Result<std::shared_ptr<const Tokenizer>> build(const Json& root, std::string_vie
   }
   auto read = read_vocabulary(root, model, *kind);
   if (!read) return tl::unexpected(read.error());
+  if (read->tokens.size() < hints.size_min) {
+    read->tokens.resize(hints.size_min);
+    if (*kind == Kind::unigram) read->scores.resize(hints.size_min, 0.0);
+  }
   auto unknown = read_unknown(model, *kind, *read);
   if (!unknown) return tl::unexpected(unknown.error());
   auto fallback = json_member_or<bool>(model, "byte_fallback", false);
@@ -323,24 +372,26 @@ Result<std::shared_ptr<const Tokenizer>> build(const Json& root, std::string_vie
   auto vocabulary = build_vocabulary(*read, *decoder, *fallback, *unknown);
   if (!vocabulary) return tl::unexpected(vocabulary.error());
   parts.vocabulary = std::move(*vocabulary);
-  if (auto done = build_special(root, *read, parts); !done) return tl::unexpected(done.error());
+  if (auto done = build_special(root, *read, hints, parts); !done) {
+    return tl::unexpected(done.error());
+  }
   auto segmenter =
       build_segmenter(model, *kind, *read, pretokenizer->byte_level, *unknown, parts.vocabulary);
   if (!segmenter) return tl::unexpected(segmenter.error());
   parts.segmenter = std::move(*segmenter);
   parts.pretokenizer = std::move(pretokenizer->steps);
   parts.drops_leading_space = decoder->drops_leading_space;
-  const std::string_view hashed[] = {"tokenizer.json", text};
-  parts.fingerprint = fingerprint_of(hashed);
+  parts.fingerprint = fingerprint(text, parts);
   return make_pipeline(std::move(parts));
 }
 
 }  // namespace
 
-Result<std::shared_ptr<const Tokenizer>> load_tokenizer_json(std::string_view json) {
+Result<std::shared_ptr<const Tokenizer>> load_tokenizer_json(std::string_view json,
+                                                             const JsonTokenizerHints& hints) {
   const Json root = Json::parse(json, nullptr, /*allow_exceptions=*/false);
   if (root.is_discarded() || !root.is_object()) return bad("it is no JSON object, or cut short");
-  return build(root, json);
+  return build(root, json, hints);
 }
 
 }  // namespace sluice::model

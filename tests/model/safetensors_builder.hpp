@@ -3,24 +3,23 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <nlohmann/json.hpp>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "tests/model/gguf_builder.hpp"
+
 namespace sluice::model::testing {
 
 /// A header as it stands, its length before it, and data.
 inline std::vector<std::byte> safetensors_bytes(std::string_view header,
                                                 std::span<const std::byte> data) {
-  const std::uint64_t length = header.size();
-  std::vector<std::byte> bytes(sizeof length + header.size());
-  std::memcpy(bytes.data(), &length, sizeof length);
-  std::memcpy(bytes.data() + sizeof length, header.data(), header.size());
-  bytes.insert(bytes.end(), data.begin(), data.end());
-  return bytes;
+  ByteWriter out;
+  out.put(std::uint64_t{header.size()}).raw(header);
+  out.bytes.insert(out.bytes.end(), data.begin(), data.end());
+  return out.bytes;
 }
 
 /// Tensors one after the other.
