@@ -30,7 +30,7 @@ struct SiteConfig {
 
 struct EngineConfig {
   std::string name;                  ///< what `submit.model` picks; empty: the file's own name
-  std::string model;                 ///< path of a GGUF file
+  std::string model;                 ///< path that open_checkpoint takes
   std::string backend = "auto";      ///< auto, cpu, cuda
   std::uint32_t device = 0;          ///< cuda: which of its devices
   std::uint32_t threads = 0;         ///< 0: one a core

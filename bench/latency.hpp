@@ -13,7 +13,7 @@
 namespace sluice::bench {
 
 struct LatencyOptions {
-  std::string model;                     ///< path of a GGUF file
+  std::string model;                     ///< path that open_checkpoint takes
   std::string backend = "auto";          ///< auto, cpu, cuda
   std::uint32_t device = 0;              ///< which of the backend's devices
   std::uint32_t threads = 0;             ///< the cpu's; 0: one a core

@@ -29,7 +29,9 @@ Command bench_command(CLI::App& root) {
                               "  sluice bench latency --model FILE --threads 2 --json");
   auto options = std::make_shared<Options>();
   auto& latency_options = options->latency;
-  one->add_option("--model", latency_options.model, "GGUF file")->required()->type_name("FILE");
+  one->add_option("--model", latency_options.model, "GGUF file, or folder of a safetensors model")
+      ->required()
+      ->type_name("FILE");
   one->add_option("--backend", latency_options.backend, "What computes: auto, cpu, cuda")
       ->type_name("NAME")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))

@@ -85,8 +85,9 @@ const std::vector<EngineKey>& engine_keys() {
   using actors::EngineConfig;
   static const std::vector<EngineKey> keys = {
       {"engine", "name", SLUICE_FIELD(EngineConfig, name),
-       "what requests pick it by; empty: the file's name without its ending"},
-      {"engine", "model", SLUICE_FIELD(EngineConfig, model), "path of a GGUF file"},
+       "what requests pick it by; empty: the file's name without its ending, or the folder's"},
+      {"engine", "model", SLUICE_FIELD(EngineConfig, model),
+       "a GGUF file, or the folder of a safetensors model"},
       {"engine", "backend", SLUICE_FIELD(EngineConfig, backend), "what computes", 0, 0, 1,
        "auto|cpu|cuda"},
       {"engine", "device", SLUICE_FIELD(EngineConfig, device), "cuda: which of its devices", 0,

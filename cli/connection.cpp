@@ -10,7 +10,8 @@ void add_connection_options(CLI::App& app, ConnectionOptions& options) {
   app.add_option("--connect", options.connect, "Endpoint of a running node, as its ready line says")
       ->type_name("EP");
   app.add_option("--model", options.model,
-                 "GGUF file to run in this process; with --connect, one of the node's models")
+                 "GGUF file or folder of a safetensors model, to run in this process; with "
+                 "--connect, one of the node's models")
       ->type_name("FILE");
   app.add_option("--backend", options.engine.backend, "What computes: auto, cpu, cuda")
       ->type_name("NAME")

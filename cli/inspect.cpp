@@ -116,7 +116,7 @@ Result<void> inspect(const Options& options) {
 }  // namespace
 
 Command inspect_command(CLI::App& root) {
-  CLI::App* app = add_command(root, "inspect", "Say what a model file holds and if it can run",
+  CLI::App* app = add_command(root, "inspect", "Say what a model's files hold and if it can run",
                               "  sluice inspect models/SmolLM2-135M-Instruct-Q4_1.gguf\n"
                               "  sluice inspect --tensors FOLDER\n"
                               "  sluice inspect --json FILE");

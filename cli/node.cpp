@@ -166,7 +166,7 @@ Command node_command(CLI::App& root) {
     return app->add_option(name, value, does)->type_name(type);
   };
   add("--config", options->config, "Configuration; options below override it", "FILE");
-  add("--model", options->model, "GGUF file to serve", "FILE");
+  add("--model", options->model, "GGUF file, or folder of a safetensors model, to serve", "FILE");
   add("--listen", options->listen, "Where clients connect; port 0: any free one", "EP");
   add("--publish", options->publish, "Where subscribers connect", "EP");
   add("--metrics", options->metrics, "Where Prometheus finds /metrics: tcp://HOST:PORT", "EP");

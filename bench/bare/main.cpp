@@ -22,7 +22,7 @@ constexpr const char* usage =
     "The speed of one sequence or several, and the machine's limit beside it.\n"
     "Usage: sluice-bench --model FILE [options]\n"
     "       sluice-bench --bandwidth BYTES | --peak [options]\n"
-    "  --model FILE        GGUF file\n"
+    "  --model FILE        GGUF file, or folder of a safetensors model\n"
     "  --backend NAME      auto, cpu or cuda\n"
     "  --device N          which of the backend's devices\n"
     "  --threads N         the cpu's threads; 0: one a core\n"

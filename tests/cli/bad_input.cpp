@@ -85,6 +85,19 @@ BOOST_AUTO_TEST_CASE(a_file_that_is_no_model) {
   check_failed(complete({"--prompt", "x", "--model", path}), "bad_file", "note.txt");
 }
 
+BOOST_AUTO_TEST_CASE(a_folder_that_lacks_weights_or_holds_too_few) {
+  const ScratchFolder folder;
+  const std::string from = SLUICE_FIXTURES "/safetensors/with_tokenizer/";
+  std::ofstream(folder.file("config.json")) << std::ifstream(from + "config.json").rdbuf();
+  check_failed(complete({"--prompt", "x", "--model", folder.file("")}), "io",
+               "neither model.safetensors nor");
+  std::ifstream whole(from + "model.safetensors", std::ios::binary);
+  std::string bytes(50'000, '\0');
+  BOOST_REQUIRE(whole.read(bytes.data(), static_cast<std::streamsize>(bytes.size())));
+  std::ofstream(folder.file("model.safetensors"), std::ios::binary) << bytes;
+  check_failed(complete({"--prompt", "x", "--model", folder.file("")}), "bad_file", "truncated");
+}
+
 BOOST_AUTO_TEST_CASE(a_port_in_use) {
   const TakenPort taken;
   const std::string endpoint = taken.endpoint();

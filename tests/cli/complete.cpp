@@ -50,6 +50,29 @@ BOOST_AUTO_TEST_CASE(json_names_paris_and_has_every_key) {
   BOOST_TEST(out.at("site") == "local");
 }
 
+BOOST_AUTO_TEST_CASE(a_folder_of_transformers_gives_its_tokens) {
+  const std::string folder = SLUICE_FIXTURES "/safetensors/with_tokenizer";
+  std::ifstream file(folder + "/texts.json");
+  const auto due = nlohmann::json::parse(file).at("greedy");
+  const std::string start = due.at("prompt");
+  const auto of = [&](const std::string& path) {
+    return json_of(run(greedy({"--model", path, "--prompt", start, "--seed", "5", "--json"})));
+  };
+  const auto out = of(folder);
+  BOOST_TEST(out.at("tokens") == due.at("ids"));
+  BOOST_TEST(out.at("usage").at("prompt_tokens") == due.at("prompt_ids").size());
+  BOOST_TEST(out.at("model") == "with_tokenizer");
+  BOOST_TEST(of(folder + "/model.safetensors").at("chain") == out.at("chain"));
+
+  const Exit shown = run({"inspect", folder});
+  BOOST_TEST(shown.code == 0, shown.err);
+  BOOST_TEST(contains(shown.out, ": safetensors, "), shown.out);
+  BOOST_TEST(contains(shown.out, "can be run"), shown.out);
+  const auto described = json_of(run({"inspect", "--json", folder}));
+  BOOST_TEST(described.at("config").at("architecture") == "LlamaForCausalLM");
+  BOOST_TEST(described.at("version").is_null());
+}
+
 BOOST_AUTO_TEST_CASE(a_node_gives_the_same_tokens_as_an_embedded_one) {
   NodeProcess node;
   const std::vector<std::string> sampled = {"complete", "--max-tokens", "12",     "--seed", "41",
