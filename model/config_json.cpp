@@ -115,6 +115,8 @@ constexpr std::array foreign_keys = std::to_array<Foreign>({
     {"num_local_experts", 0, "a mixture of experts"},
     {"partial_rotary_factor", 1, "heads that turn in part"},
     {"use_bidirectional_attention", 0, "attention that is not causal"},
+    {"rope_interleaved", 0, "rope over neighbours"},
+    {"use_mrope", 0, "multi-axis rope"},
     {"no_rope_layers", std::nullopt, "layers without rope"},
     {"use_qk_norm", 0, "norms of queries and keys"},
     {"clip_qkv", std::nullopt, "clamped attention inputs"},

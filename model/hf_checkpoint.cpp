@@ -27,6 +27,7 @@ constexpr std::size_t tokenizer_bytes_max = std::size_t{512} << 20;
 
 constexpr std::string_view index_ending = ".safetensors.index.json";
 constexpr std::size_t dimensions_max = 4;
+constexpr std::size_t end_ids_max = 64;
 
 bool is_there(const fs::path& path) {
   std::error_code none;
@@ -212,10 +213,11 @@ Result<void> add_token_ids(const Json& object, const char* key, std::string_view
   const auto found = object.find(key);
   if (found == object.end() || found->is_null()) return {};
   const Json one = Json::array({*found});
-  for (const Json& id : found->is_array() ? *found : one) {
-    if (!id.is_number_unsigned()) {
-      return fail(ErrorCode::bad_file, "{}: \"{}\" is no token id, nor a list of such: get the "
-                  "file again", file, key);
+  const Json& all = found->is_array() ? *found : one;
+  for (const Json& id : all) {
+    if (!id.is_number_unsigned() || all.size() > end_ids_max) {
+      return fail(ErrorCode::bad_file, "{}: \"{}\" is no token id, nor a list of at most {}: get "
+                  "the file again", file, key, end_ids_max);
     }
     into.push_back(id.get<std::uint64_t>());
   }
@@ -232,7 +234,10 @@ Result<std::shared_ptr<const Tokenizer>> HfCheckpoint::tokenizer() const {
   const auto file = MappedFile::open(path, tokenizer_bytes_max);
   if (!file) return tl::unexpected<Error>(file.error());
   JsonTokenizerHints hints;
-  hints.size_min = config_->config.vocabulary;
+  // No more than there are rows, whatever config.json claims.
+  const Tensor* embedding = find_tensor("token_embd.weight");
+  const std::uint32_t rows = embedding == nullptr ? 0 : embedding->matrix().rows;
+  hints.size_min = std::min(config_->config.vocabulary, rows);
   const auto about = optional_json("tokenizer_config.json", tokenizer_bytes_max);
   if (!about) return tl::unexpected<Error>(about.error());
   if (*about) {
@@ -381,7 +386,8 @@ Result<Files> open_weights(const fs::path& path) {
 Result<std::shared_ptr<const Checkpoint>> open_hf_checkpoint(const std::string& path) {
   std::error_code none;
   const bool is_folder = fs::is_directory(path, none);
-  const fs::path folder = is_folder ? fs::path(path) : fs::path(path).parent_path();
+  fs::path folder = is_folder ? fs::path(path) : fs::path(path).parent_path();
+  if (folder.empty()) folder = ".";
   auto config = MappedFile::open((folder / "config.json").string(), config_bytes_max);
   if (!config) {
     Error error = config.error();

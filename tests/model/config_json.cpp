@@ -209,6 +209,7 @@ BOOST_AUTO_TEST_CASE(refuses_what_it_does_not_know_by_name) {
   unsupported({{"num_local_experts", 8}}, "a mixture of experts");
   unsupported({{"partial_rotary_factor", 0.5}}, "\"partial_rotary_factor\"");
   unsupported({{"use_bidirectional_attention", true}}, "not causal");
+  unsupported({{"rope_interleaved", true}}, "\"rope_interleaved\"");
   unsupported({{"residual_multiplier", 0.22}}, "scaled residuals");
   unsupported({{"final_logit_softcapping", 30.0}}, "soft-capped logits");
   unsupported({{"sliding_window", 128}}, "\"sliding_window\"");

@@ -45,8 +45,7 @@ std::string text_of(const fs::path& path) {
 class Copy {
  public:
   explicit Copy(const std::string& name = "llama_yarn")
-      : path_(fs::temp_directory_path() / fmt::format("sluice-hf-{}", ::getpid())) {
-    fs::remove_all(path_);
+      : path_(fs::temp_directory_path() / fmt::format("sluice-hf-{}-{}", ::getpid(), ++made_)) {
     fs::copy(folder_of(name), path_);
     fs::permissions(path_, fs::perms::owner_all, fs::perm_options::add);
   }
@@ -86,6 +85,7 @@ class Copy {
   }
 
  private:
+  static inline int made_ = 0;
   fs::path path_;
 };
 
@@ -395,11 +395,15 @@ BOOST_AUTO_TEST_CASE(a_tokenizer_is_told_by_the_files_beside_it) {
   check_error(load(copy).error(), ErrorCode::bad_file, "eos_token_id 999 in a vocabulary of 360");
   copy.edit("config.json", [](json& config) { config["eos_token_id"] = "x"; });
   check_error(load(copy).error(), ErrorCode::bad_file, "\"eos_token_id\" is no token id");
+  copy.edit("config.json", [](json& config) { config["eos_token_id"] = std::vector<int>(65, 1); });
+  check_error(load(copy).error(), ErrorCode::bad_file, "nor a list of at most 64");
   copy.edit("tokenizer_config.json", [](json& about) { about["eos_token"] = "<gone>"; });
   copy.edit("config.json", [](json& config) { config["eos_token_id"] = nullptr; });
   check_error(load(copy).error(), ErrorCode::bad_file, "eos_token '<gone>' is not in the");
   copy.remove("tokenizer_config.json");
   BOOST_TEST(load(copy).has_value());
+  copy.edit("config.json", [](json& config) { config["vocab_size"] = 1 << 24; });
+  BOOST_TEST(require(load(copy))->size() == 360U);  // no more than there are weights
   copy.remove("tokenizer.json");
   check_error(load(copy).error(), ErrorCode::unsupported, "it has no tokenizer.json");
 }
