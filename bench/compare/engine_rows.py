@@ -25,11 +25,13 @@ def models(rows):
     return names
 
 
-def result(row, what, rounds, ours, peers, unit="tok/s", **more):
-    """A line of the table: the median of `ours` beside the best of the peer's settings."""
-    peer = rounds.best(peers) if peers else None
+def result(row, what, rounds, ours, peers, unit="tok/s", lower=False, **more):
+    """A line of the table: the median of `ours` beside the best of the peer's settings, the highest
+    or, if `lower` is better, the lowest."""
+    peer = rounds.best(peers, lower) if peers else None
     line = {"row": row, "what": what, "unit": unit, "ours": rounds.median(ours),
-            "peer": rounds.median(peer) if peer else None, "peer_setting": peer}
+            "peer": rounds.median(peer) if peer else None, "peer_setting": peer,
+            "better": "lower" if lower else "higher"}
     line["ours_over_peer"] = line["ours"] / line["peer"] if peer else None
     return {**line, **more, **rounds.summary()}
 

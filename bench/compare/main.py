@@ -9,10 +9,12 @@ import sys
 import time
 
 import engine_rows
+import service_rows
 from measure import Machine, Peer, say
 
-ROWS = {"a": engine_rows.row_a, "b": engine_rows.row_b, "c": engine_rows.row_c,
-        "d": engine_rows.row_d}
+ROWS = {"a": [engine_rows.row_a], "b": [engine_rows.row_b], "c": [engine_rows.row_c],
+        "d": [engine_rows.row_d, service_rows.row_d], "e": [service_rows.row_e],
+        "f": [service_rows.row_f], "g": [service_rows.row_g]}
 
 
 class Run:
@@ -125,7 +127,7 @@ def main():
     options = read_options()
     run = Run(options)
     began = time.time()
-    run.make_models(engine_rows.models(options.rows))
+    run.make_models(engine_rows.models(options.rows) | service_rows.models(options.rows))
     engine_rows.warn_of_others(run)
     report = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
               "commit": git("describe", "--always", "--dirty"), "processor": processor(),
@@ -138,9 +140,9 @@ def main():
         if options.json:
             options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
-    for name in options.rows:
+    for name, part in ((name, part) for name in options.rows for part in ROWS[name]):
         try:
-            for line in ROWS[name](run):
+            for line in part(run):
                 report["rows"].append(line)
                 say("  ".join(cell for cell in cells(line) if cell))
                 keep()

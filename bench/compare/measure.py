@@ -101,9 +101,9 @@ class Rounds:
     def median(self, name):
         return statistics.median(self.samples[name])
 
-    def best(self, names):
-        """The name with the highest median."""
-        return max(names, key=self.median)
+    def best(self, names, lower=False):
+        """The name with the highest median, or the lowest."""
+        return (min if lower else max)(names, key=self.median)
 
     def summary(self):
         return {"rounds": len(self.bandwidths), "rounds_thrown_away": self.thrown,
@@ -122,7 +122,11 @@ class Round:
             if give_up and machine.others(start) > OTHERS_MAX:
                 self.complete = False
                 return
-            self.values[name] = calls[name]()
+            value = calls[name]()
+            if isinstance(value, dict):
+                self.values |= {f"{name}, {figure}": one for figure, one in value.items()}
+            else:
+                self.values[name] = value
         after = bandwidth(size, threads)
         self.bandwidth = (before + after) / 2
         self.others = machine.others(start)
@@ -131,10 +135,10 @@ class Round:
 
 
 def alternate(run, calls, size, threads):
-    """Runs every call (name to function) once a round, in turn and every other round backwards,
-    until enough rounds count. One in which the bandwidth at `size` bytes drifted or others ran is
-    thrown away. When patience is at its end before enough are left, those that were disturbed least
-    are taken (at least one), and `steady` is false."""
+    """Runs every call (name to function that gives a number, or numbers by name) once a round, in
+    turn and every other round backwards, until enough rounds count. One in which the bandwidth at
+    `size` bytes drifted or others ran is thrown away. When patience is at its end before enough are
+    left, those that were disturbed least are taken (at least one), and `steady` is false."""
     deadline = time.monotonic() + run.patience_s
     tried, number, rounds = [], 0, Rounds()
     while sum(one.disturbed <= 1 for one in tried) < run.rounds:
