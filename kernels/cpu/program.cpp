@@ -9,13 +9,6 @@
 
 namespace sluice::kernels::cpu {
 
-/// Strips of floats that a task takes for many rows: twice a register tile's. They come from the
-/// second-level cache, often enough for the multiply-adds.
-constexpr std::uint32_t float_strips = 4;
-
-/// Quantized weights that stay in the first-level cache beside a tile of activations.
-constexpr std::size_t cached_bytes = std::size_t{24} << 10;
-
 /// Appends the stages of operations that fit.
 class Compiler {
  public:
@@ -143,11 +136,6 @@ class Compiler {
     if (!beside_last(op)) program_.stages_.push_back(LinearStage{shape(op.in).rows, {}});
     auto& stage = std::get<LinearStage>(program_.stages_.back());
     stage.products.push_back({weight.packed, bias, view(op.in), in, out, op.accumulate});
-    stage.strips_cached =
-        is_rounded(weight.format)
-            ? static_cast<std::uint32_t>(
-                  std::max<std::size_t>(1, cached_bytes / weight.packed->strip_bytes))
-            : float_strips;
     writers_[op.out.index].reset();
     beside_.push_back(index_);
   }

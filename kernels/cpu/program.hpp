@@ -36,7 +36,6 @@ struct NormStage {
 struct LinearStage {
   RowSpace space = RowSpace::batch;
   std::vector<Product> products;
-  std::uint32_t strips_cached = 1;  ///< that many activation rows share well
 };
 
 /// Rounds rows that no stage rounds as it writes them.

@@ -13,10 +13,11 @@ namespace {
 // task costs.
 constexpr std::uint32_t gate_columns = 1024;
 
-// Few rows are bound by reading the weights, best in long stretches; as many tasks that a thread
-// that was kept from its core does not keep the others waiting for long.
-constexpr std::uint32_t stream_rows_max = 4;
-constexpr std::uint32_t tasks_per_thread = 2;
+// Tasks of a product for each thread. Weights are best read in long stretches, where that bounds;
+// with many rows a task takes long, and more of them end together.
+constexpr std::uint32_t stream_rows_max = 64;
+constexpr std::uint32_t stream_tasks = 2;
+constexpr std::uint32_t many_rows_tasks = 16;
 
 std::uint32_t divide_up(std::uint32_t a, std::uint32_t b) { return (a + b - 1) / b; }
 
@@ -106,12 +107,18 @@ void StepRunner::sample(std::span<const Mask> masks, std::vector<SlotTokens>& re
   }
 }
 
+/// Takes tasks a quarter of a fair share of what is left at a time: few visits to the counter, and
+/// threads that end together.
 template <class Run>
 void StepRunner::share(Counter& counter, std::uint32_t task_count, Run run) {
-  for (;;) {
-    const std::uint32_t index = counter.next.fetch_add(1, std::memory_order_relaxed);
-    if (index >= task_count) return;
-    run(index);
+  std::uint32_t first = counter.next.load(std::memory_order_relaxed);
+  while (first < task_count) {
+    const std::uint32_t take = std::max(1U, (task_count - first) / (4 * threads_.threads()));
+    if (!counter.next.compare_exchange_weak(first, first + take, std::memory_order_relaxed)) {
+      continue;
+    }
+    for (std::uint32_t index = first; index < first + take; ++index) run(index);
+    first = counter.next.load(std::memory_order_relaxed);
   }
 }
 
@@ -186,10 +193,8 @@ void StepRunner::task(const NormStage& stage, std::uint32_t index, std::uint32_t
 std::uint32_t StepRunner::tasks(const LinearStage& stage) const {
   const std::uint32_t rows = row_count(stage.space);
   if (rows == 0) return 0;
-  const std::uint32_t all = strips(stage);
-  const std::uint32_t even = tasks_per_thread * threads_.threads();
-  if (rows <= stream_rows_max) return std::min(all, even);
-  return std::max(std::min(all, even), divide_up(all, stage.strips_cached));
+  const std::uint32_t each = rows <= stream_rows_max ? stream_tasks : many_rows_tasks;
+  return std::min(strips(stage), each * threads_.threads());
 }
 
 void StepRunner::task(const LinearStage& stage, std::uint32_t index, std::uint32_t) {
