@@ -119,6 +119,8 @@ Result<LoadedEngine> load_engine(const EngineConfig& config, const SiteConfig& s
   if (!pool) return tl::unexpected(pool.error());
   if (auto allocated = loaded.backend->allocate(*pool); !allocated)
     return tl::unexpected(allocated.error());
+  // Before the weights load: a backend that copies them gives the file's pages back.
+  facts->numerics = numerics_id(**file, **tokenizer, device);
   auto decoder = model::load_decoder(**file, *model_config, *loaded.backend,
                                      [&](std::size_t done, std::size_t total) {
                                        if (progress) progress(facts->name, done, total);
@@ -128,7 +130,6 @@ Result<LoadedEngine> load_engine(const EngineConfig& config, const SiteConfig& s
   loaded.decoder = std::move(*decoder);
 
   facts->backend = device.backend;
-  facts->numerics = numerics_id(**file, **tokenizer, device);
   facts->scheduler = {.slots = pool->slots,
                       .blocks = pool->blocks,
                       .block_tokens = pool->block_tokens,

@@ -26,6 +26,8 @@ struct HostTensor {
   std::uint32_t rows = 0;
   std::uint32_t cols = 0;
   std::span<const std::byte> data;
+  /// A mapped file's: a backend with a copy may give the pages back to the system, to be read anew.
+  bool paged = false;
 };
 
 /// A weight on the device.

@@ -422,6 +422,8 @@ GgufFile::~GgufFile() = default;
 
 Result<std::shared_ptr<const GgufFile>> GgufFile::parse(std::unique_ptr<State> state) {
   if (auto parsed = Parser(*state).run(); !parsed) return tl::unexpected<Error>(parsed.error());
+  const bool paged = !state->file.bytes().empty();
+  for (Tensor& tensor : state->tensors) tensor.paged = paged;
   return std::shared_ptr<const GgufFile>(new GgufFile(std::move(state)));
 }
 

@@ -145,6 +145,7 @@ Result<Tensor> HfCheckpoint::adopt(const SafetensorsTensor& tensor) {
     std::copy(out.data.begin(), out.data.end(), held.begin());
     out.data = held;
   }
+  out.paged = out.data.data() == tensor.data.data();
   return out;
 }
 

@@ -82,7 +82,7 @@ class CpuBackend final : public Backend {
     auto shape = check_weight(tensor);
     if (!shape) return tl::unexpected(shape.error());
     weights_.push_back(
-        {*shape, row_bytes(tensor.format, tensor.cols), tensor.data.data(), nullptr});
+        {*shape, row_bytes(tensor.format, tensor.cols), tensor.data.data(), tensor.paged, nullptr});
     return Weight{static_cast<std::uint32_t>(weights_.size() - 1)};
   }
 
@@ -144,15 +144,10 @@ class CpuBackend final : public Backend {
   }
 
  private:
-  /// Packs the weights of products, with all threads, the driver being idle.
+  /// Packs the weights of products, with all threads, the driver being idle. One after the other,
+  /// in the order of their use; what a file's pages held is then read from there no more.
   Result<void> pack(const StepProgram& steps) {
-    struct Work {
-      const CpuWeight* from;
-      cpu::PackedWeight* to;
-      std::uint32_t first_task;
-    };
-    std::vector<Work> work;
-    std::uint32_t tasks = 0;
+    std::vector<CpuWeight*> fresh;
     std::size_t bytes = 0;
     for (const Op& op : steps.ops) {
       const auto* linear = std::get_if<Linear>(&op);
@@ -160,27 +155,26 @@ class CpuBackend final : public Backend {
       CpuWeight& weight = weights_[linear->weight.index];
       if (weight.packed != nullptr) continue;
       weight.packed = &packed_.emplace_back(cpu::PackedWeight::of(weight));
-      work.push_back({&weight, &packed_.back(), tasks});
-      tasks += weight.packed->strips();
       bytes += weight.packed->bytes();
+      fresh.push_back(&weight);
     }
-    // One behind the other in the order of their use.
     auto pages = cpu::ZeroPages::make(bytes, "the weights' packed form");
     if (!pages) return tl::unexpected(pages.error());
     pages->want_huge_pages();
+    auto packed = packed_.end() - static_cast<std::ptrdiff_t>(fresh.size());
     auto* at = pages->as<std::uint8_t>();
-    for (const Work& w : work) w.to->data = std::exchange(at, at + w.to->bytes());
+    for (CpuWeight* weight : fresh) {
+      packed->data = std::exchange(at, at + packed->bytes());
+      std::atomic<std::uint32_t> next{0};
+      pool_.run([&](std::uint32_t) {
+        for (std::uint32_t strip = next++; strip < packed->strips(); strip = next++) {
+          packed->fill(strip, weight->data, weight->row_bytes);
+        }
+      });
+      if (weight->paged) cpu::give_pages_back(weight->data, weight->row_bytes * weight->rows);
+      ++packed;
+    }
     packed_pages_.push_back(std::move(*pages));
-    std::atomic<std::uint32_t> next{0};
-    pool_.run([&](std::uint32_t) {
-      for (std::uint32_t task = next++; task < tasks; task = next++) {
-        const auto after = std::upper_bound(
-            work.begin(), work.end(), task,
-            [](std::uint32_t t, const Work& w) { return t < w.first_task; });
-        const Work& w = *(after - 1);
-        w.to->fill(task - w.first_task, w.from->data, w.from->row_bytes);
-      }
-    });
     return {};
   }
 

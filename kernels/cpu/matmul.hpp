@@ -27,6 +27,7 @@ constexpr std::size_t padded(std::size_t width) {
 struct CpuWeight : WeightShape {
   std::size_t row_bytes = 0;
   const std::byte* data = nullptr;
+  bool paged = false;  ///< `data` lies in a mapped file
   const PackedWeight* packed = nullptr;
 };
 

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cstdint>
 #include <fstream>
 #include <string>
 #include <utility>
@@ -37,6 +38,13 @@ Result<ZeroPages> ZeroPages::make(std::size_t bytes, std::string_view what) {
 
 void ZeroPages::want_huge_pages() {
   if (data_ != nullptr) ::madvise(data_, bytes_, MADV_HUGEPAGE);
+}
+
+void give_pages_back(const std::byte* from, std::size_t bytes) {
+  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto first = (reinterpret_cast<std::uintptr_t>(from) + page - 1) / page * page;
+  const auto last = (reinterpret_cast<std::uintptr_t>(from) + bytes) / page * page;
+  if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 }
 
 std::size_t available_memory_bytes() {
