@@ -1,4 +1,6 @@
 """Rows a to d of bench/compare-llamacpp.sh: the engines alone, through their own APIs."""
+import statistics
+
 from measure import alternate, bandwidth, bench, say
 
 ONE_STREAM = ("plain", "flash attention")
@@ -58,21 +60,27 @@ def decode(run, row, family, form, threads):
     limits = [rate * 1e9 / size for rate in rounds.bandwidths]
     shares = [ours / limit for ours, limit in zip(rounds.samples["ours"], limits)]
     plural = "s" if threads > 1 else ""
-    return result(row, f"tg{tokens}, {family} {form}, {threads} thread{plural}", rounds, "ours",
-                  ONE_STREAM, limit=sorted(limits)[len(limits) // 2], limit_of="read bandwidth",
-                  ours_over_limit=sorted(shares)[len(shares) // 2], bytes_per_token=size,
-                  threads=threads, model=f"{family}-{form}")
+    return [result(row, f"tg{tokens}, {family} {form}, {threads} thread{plural}", rounds, "ours",
+                   ONE_STREAM, limit=statistics.median(limits), limit_of="read bandwidth",
+                   ours_over_limit=statistics.median(shares), bytes_per_token=size,
+                   threads=threads, model=f"{family}-{form}")]
+
+
+# A row gives the lines of the table one measurement at a time: what is measured, and a function
+# that does it and gives the lines.
 
 
 def row_a(run):
     wanted = DECODE if not run.quick else [("Q4_1", None), ("Q4_0", None)]
     for form, threads in wanted:
         if threads is None or threads < run.threads:
-            yield decode(run, "a", SMALL, form, threads or run.threads)
+            count = threads or run.threads
+            yield f"decode of {form}, {count} threads", lambda: decode(
+                run, "a", SMALL, form, count)
 
 
 def row_b(run):
-    yield decode(run, "b", BIG, "Q4_0", run.threads)
+    yield "decode of 1.1B", lambda: decode(run, "b", BIG, "Q4_0", run.threads)
 
 
 def peaks(run):
@@ -82,65 +90,69 @@ def peaks(run):
             if f"{kind}_gop_s" in found}
 
 
-def row_c(run):
-    """Prompts, beside what the processor multiplies and adds out of registers: int8 for quantized
+def read_prompt(run, family, form):
+    """A prompt, beside what the processor multiplies and adds out of registers: int8 for quantized
     weights, else f32. Only the layers' products are counted, the attention's are not."""
-    wanted = PROMPT if not run.quick else [(SMALL, "Q4_1"), (SMALL, "F16")]
-    tokens = run.prompt
-    for family, form in wanted:
-        entry = run.models[f"{family}-{form}"]
-        model, ops_per_token = entry["path"], 2 * entry["layer_weights"]
-        calls = {"ours": lambda model=model: bench(
-            "--model", model, "--threads", run.threads, "--prompt", tokens, "--generate", 0,
-            "--repetitions", 1)[f"pp{tokens}_tok_s"]}
-        for setting in ONE_STREAM:
-            calls[setting] = lambda model=model, setting=setting: run.peer.call(
-                "prompt", model=model, threads=run.threads, setting=setting, tokens=tokens)
-        found = []
+    entry, tokens = run.models[f"{family}-{form}"], run.prompt
+    model, ops_per_token = entry["path"], 2 * entry["layer_weights"]
+    calls = {"ours": lambda: bench("--model", model, "--threads", run.threads, "--prompt", tokens,
+                                   "--generate", 0, "--repetitions", 1)[f"pp{tokens}_tok_s"]}
+    for setting in ONE_STREAM:
+        calls[setting] = lambda setting=setting: run.peer.call(
+            "prompt", model=model, threads=run.threads, setting=setting, tokens=tokens)
+    calls["peak"] = lambda: peaks(run)
+    rounds = alternate(run, calls, entry["bytes"], run.threads)
+    # A peak is what the processor can do: the most that was seen.
+    best = {kind: max(rounds.samples[f"peak, {kind}"]) for kind in ("f32", "bf16", "int8")
+            if f"peak, {kind}" in rounds.samples}
+    kind = "f32" if form in ("F16", "BF16") or "int8" not in best else "int8"
+    line = result("c", f"pp{tokens}, {family} {form}", rounds, "ours", ONE_STREAM,
+                  peaks_gop_s=best, ops_per_token=ops_per_token, threads=run.threads,
+                  model=f"{family}-{form}")
+    line["ours_gop_s"] = line["ours"] * ops_per_token / 1e9
+    line["peer_gop_s"] = line["peer"] * ops_per_token / 1e9
+    if kind in best:
+        line["limit"] = best[kind] * 1e9 / ops_per_token
+        line["limit_of"] = f"{kind} peak, {best[kind]:.0f} Gop/s"
+        line["ours_over_limit"] = line["ours"] / line["limit"]
+    return [line]
 
-        def probe(found=found):
-            found.append(peaks(run))
-            return 0.0
-        rounds = alternate(run, {**calls, "peaks": probe}, entry["bytes"], run.threads)
-        del rounds.samples["peaks"]
-        # A peak is what the processor can do: the most that was seen.
-        best = {kind: max(one[kind] for one in found) for kind in found[0]}
-        kind = "f32" if form in ("F16", "BF16") or "int8" not in best else "int8"
-        line = result("c", f"pp{tokens}, {family} {form}", rounds, "ours", ONE_STREAM,
-                      peaks_gop_s=best, ops_per_token=ops_per_token, threads=run.threads,
-                      model=f"{family}-{form}")
-        line["ours_gop_s"] = line["ours"] * ops_per_token / 1e9
-        line["peer_gop_s"] = line["peer"] * ops_per_token / 1e9
-        if kind in best:
-            line["limit"] = best[kind] * 1e9 / ops_per_token
-            line["limit_of"] = f"{kind} peak, {best[kind]:.0f} Gop/s"
-            line["ours_over_limit"] = line["ours"] / line["limit"]
-        yield line
+
+def row_c(run):
+    for family, form in PROMPT if not run.quick else [(SMALL, "Q4_1"), (SMALL, "F16")]:
+        yield f"prompt, {family} {form}", lambda: read_prompt(run, family, form)
+
+
+def streams_together(run, form, counts, tokens):
+    """Streams that decode together, against one of ours and against the peer's best setting."""
+    model = run.models[f"{SMALL}-{form}"]["path"]
+    size = bench("--model", model, "--threads", run.threads, "--prompt", 0, "--generate", tokens,
+                 "--repetitions", 1)["bytes_per_token"]
+    calls = {"ours, 1": generated(model, run.threads, tokens)}
+    for count in counts:
+        calls[f"ours, {count}"] = generated(model, run.threads, tokens, streams=count)
+        for setting in MANY_STREAMS:
+            calls[f"{setting}, {count}"] = lambda count=count, setting=setting: run.peer.call(
+                "generate", model=model, threads=run.threads, setting=setting, tokens=tokens,
+                streams=count)
+    rounds = alternate(run, calls, size, run.threads)
+    return [streams_line(rounds, f"{count} streams, tg{tokens}, {SMALL} {form}", count,
+                         model=f"{SMALL}-{form}", threads=run.threads) for count in counts]
+
+
+def streams_line(rounds, what, count, **more):
+    line = result("d", what, rounds, f"ours, {count}",
+                  [f"{name}, {count}" for name in MANY_STREAMS], streams=count, **more)
+    line["ours_over_one_stream"] = line["ours"] / rounds.median("ours, 1")
+    return line
 
 
 def row_d(run):
-    """Streams that decode together, against one of ours and against the peer's best setting."""
-    tokens = run.tokens if not run.quick else 32
-    forms = ("Q4_1", "Q4_0") if not run.quick else ("Q4_1",)
-    counts = (8, 32) if not run.quick else (8,)
-    for form in forms:
-        model = run.models[f"{SMALL}-{form}"]["path"]
-        size = bench("--model", model, "--threads", run.threads, "--prompt", 0, "--generate",
-                     tokens, "--repetitions", 1)["bytes_per_token"]
-        calls = {"ours, 1": generated(model, run.threads, tokens)}
-        for count in counts:
-            calls[f"ours, {count}"] = generated(model, run.threads, tokens, streams=count)
-            for setting in MANY_STREAMS:
-                calls[f"{setting}, {count}"] = lambda count=count, setting=setting: run.peer.call(
-                    "generate", model=model, threads=run.threads, setting=setting, tokens=tokens,
-                    streams=count)
-        rounds = alternate(run, calls, size, run.threads)
-        for count in counts:
-            line = result("d", f"{count} streams, tg{tokens}, {SMALL} {form}", rounds,
-                          f"ours, {count}", [f"{name}, {count}" for name in MANY_STREAMS],
-                          model=f"{SMALL}-{form}", streams=count, threads=run.threads)
-            line["ours_over_one_stream"] = line["ours"] / rounds.median("ours, 1")
-            yield line
+    for form in ("Q4_1", "Q4_0") if not run.quick else ("Q4_1",):
+        # Apart, so that a round is short.
+        for count in (8, 32) if not run.quick else (8,):
+            yield f"{count} streams, {form}", lambda: streams_together(
+                run, form, [count], 64 if not run.quick else 32)
 
 
 def warn_of_others(run):

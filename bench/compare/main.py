@@ -57,8 +57,8 @@ def note(line):
         parts.append(f"peer: {line['peer_setting']}")
     if line.get("limit_of"):
         parts.append(f"limit: {line['limit_of']}")
-    if not line.get("steady", True):
-        parts.append("UNSTEADY")
+    if line["rounds"] < line["rounds_wanted"]:
+        parts.append("TOO FEW ROUNDS")
     return "; ".join(parts)
 
 
@@ -141,14 +141,15 @@ def main():
             options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
     for name, part in ((name, part) for name in options.rows for part in ROWS[name]):
-        try:
-            for line in part(run):
-                report["rows"].append(line)
+        for what, measure in part(run):
+            try:
+                lines = measure()
+            except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+                lines = [{"row": name, "what": what, "failed": f"not measured: {error}"}]
+            for line in lines:
+                line["rounds_wanted"] = options.rounds
                 say("  ".join(cell for cell in cells(line) if cell))
-                keep()
-        except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
-            report["rows"].append({"row": name, "what": "not measured", "failed": str(error)})
-            say(f"row {name}: {error}")
+            report["rows"] += lines
             keep()
     run.peer.close()
     report["seconds"] = round(time.time() - began)

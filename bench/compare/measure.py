@@ -83,12 +83,13 @@ class Machine:
         return max(0.0, busy / (elapsed * os.cpu_count()))
 
     def wait_for_quiet(self, deadline):
-        """Until others leave the processors alone for a moment, or the deadline."""
+        """Until others leave the processors alone for a moment; false: not before the deadline."""
         while time.monotonic() < deadline:
             start = self.now()
             time.sleep(0.3)
             if self.others(start) <= OTHERS_MAX:
-                return
+                return True
+        return False
 
 
 class Rounds:
@@ -96,7 +97,17 @@ class Rounds:
 
     def __init__(self):
         self.samples, self.bandwidths, self.others = {}, [], []
-        self.thrown, self.steady = 0, True
+        self.thrown = 0
+
+    def add(self, one):
+        """Takes a round in, or throws it away."""
+        if not one.counts:
+            self.thrown += 1
+            return
+        self.bandwidths.append(one.bandwidth)
+        self.others.append(one.others)
+        for name, value in one.values.items():
+            self.samples.setdefault(name, []).append(value)
 
     def median(self, name):
         return statistics.median(self.samples[name])
@@ -107,20 +118,19 @@ class Rounds:
 
     def summary(self):
         return {"rounds": len(self.bandwidths), "rounds_thrown_away": self.thrown,
-                "steady": self.steady, "others_cpu_share": statistics.median(self.others),
+                "others_cpu_share": statistics.median(self.others),
                 "read_bandwidth_gb_s": statistics.median(self.bandwidths), "samples": self.samples}
 
 
 class Round:
     """One turn of every call, and what the machine did meanwhile."""
 
-    def __init__(self, machine, names, calls, size, threads, give_up):
+    def __init__(self, machine, names, calls, size, threads):
         start = machine.now()
         before = bandwidth(size, threads)
-        self.values, self.complete = {}, True
+        self.values, self.counts = {}, False
         for name in names:
-            if give_up and machine.others(start) > OTHERS_MAX:
-                self.complete = False
+            if self.values and machine.others(start) > OTHERS_MAX:
                 return
             value = calls[name]()
             if isinstance(value, dict):
@@ -131,32 +141,24 @@ class Round:
         self.bandwidth = (before + after) / 2
         self.others = machine.others(start)
         drift = abs(after - before) / max(after, before)
-        self.disturbed = max(drift / DRIFT_MAX, self.others / OTHERS_MAX)
+        self.counts = drift <= DRIFT_MAX and self.others <= OTHERS_MAX
 
 
 def alternate(run, calls, size, threads):
     """Runs every call (name to function that gives a number, or numbers by name) once a round, in
     turn and every other round backwards, until enough rounds count. One in which the bandwidth at
-    `size` bytes drifted or others ran is thrown away. When patience is at its end before enough are
-    left, those that were disturbed least are taken (at least one), and `steady` is false."""
+    `size` bytes drifted or others ran is thrown away. Raises when patience ends before one counts;
+    ends with fewer than wanted when it ends later."""
     deadline = time.monotonic() + run.patience_s
-    tried, number, rounds = [], 0, Rounds()
-    while sum(one.disturbed <= 1 for one in tried) < run.rounds:
-        late = time.monotonic() > deadline
-        if late and tried:
+    rounds = Rounds()
+    while len(rounds.bandwidths) < run.rounds:
+        if not run.machine.wait_for_quiet(deadline):
             break
-        run.machine.wait_for_quiet(deadline)
-        names = list(calls) if number % 2 == 0 else list(reversed(calls))
-        one = Round(run.machine, names, calls, size, threads, give_up=not late)
-        number += 1
-        if one.complete:
-            tried.append(one)
-    taken = sorted(tried, key=lambda one: one.disturbed)[:run.rounds]
-    rounds.steady = len(taken) == run.rounds and taken[-1].disturbed <= 1
-    rounds.thrown = number - len(taken)
-    for one in taken:
-        rounds.bandwidths.append(one.bandwidth)
-        rounds.others.append(one.others)
-        for name, value in one.values.items():
-            rounds.samples.setdefault(name, []).append(value)
+        names = list(calls)
+        if (len(rounds.bandwidths) + rounds.thrown) % 2 == 1:
+            names.reverse()
+        rounds.add(Round(run.machine, names, calls, size, threads))
+    if not rounds.bandwidths:
+        raise RuntimeError(f"the machine did not hold still for one round in {run.patience_s:.0f} "
+                           f"s ({rounds.thrown} thrown away)")
     return rounds

@@ -153,11 +153,12 @@ def serve(engine, threads, setting, tokens, prompts):
     context = Streams(engine, len(ids), max(map(len, ids)) + tokens, threads, setting)
     began = time.perf_counter()
     last = [context.read(stream, one, True) for stream, one in enumerate(ids)]
-    for step in range(tokens - 1):
-        last = context.step(last, [len(one) + step for one in ids])
-    seconds = time.perf_counter() - began
+    seconds, made = time.perf_counter() - began, 1
+    while made < tokens and seconds < SECONDS_MAX:
+        last = context.step(last, [len(one) + made - 1 for one in ids])
+        seconds, made = time.perf_counter() - began, made + 1
     context.close()
-    return len(ids) * tokens / seconds
+    return len(ids) * made / seconds
 
 
 def count_tokens(engine, texts):

@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 import time
 
-from engine_rows import BIG, MANY_STREAMS, SMALL, result
+from engine_rows import BIG, MANY_STREAMS, SMALL, result, streams_line
 from measure import alternate, bench
 from service import Node, Prompts, peer_servers, stop
 
@@ -31,37 +31,35 @@ def written(prompts):
     return path
 
 
-def row_d(run):
-    """A load of short prompts and 64 tokens each, through a node; the peer's through its batched
-    API, without a server."""
+def load(run, count, tokens=64):
+    """A load of short prompts, through a node; the peer's through its batched API, without a
+    server."""
     entry = run.models[f"{SMALL}-Q4_1"]
-    model, tokens, counts = entry["path"], 64, (8, 32) if not run.quick else (8,)
-    source = Prompts(run, model, 16)
+    model, source = entry["path"], Prompts(run, entry["path"], 16)
     node = Node(model, run.threads)
     run.machine.running.append(node.process.pid)
 
-    def ours(count):
-        return node.load("--dataset-path", written(source.take(count)), "--num-prompts", count,
+    def ours(streams):
+        return node.load("--dataset-path", written(source.take(streams)), "--num-prompts", streams,
                          "--output-len", tokens, "--ignore-eos")["output_throughput"]
-    calls = {"ours, 1": lambda: ours(1)}
-    for count in counts:
-        calls[f"ours, {count}"] = lambda count=count: ours(count)
-        for setting in MANY_STREAMS:
-            calls[f"{setting}, {count}"] = lambda count=count, setting=setting: run.peer.call(
-                "serve", model=model, threads=run.threads, setting=setting, tokens=tokens,
-                prompts=source.take(count))
+    calls = {"ours, 1": lambda: ours(1), f"ours, {count}": lambda: ours(count)}
+    for setting in MANY_STREAMS:
+        calls[f"{setting}, {count}"] = lambda setting=setting: run.peer.call(
+            "serve", model=model, threads=run.threads, setting=setting, tokens=tokens,
+            prompts=source.take(count))
     try:
         rounds = alternate(run, calls, entry["bytes"], run.threads)
     finally:
         run.machine.running.remove(node.process.pid)
         stop(node)
-    for count in counts:
-        line = result("d", f"{count} streams of {tokens} through a node, {SMALL} Q4_1", rounds,
-                      f"ours, {count}", [f"{name}, {count}" for name in MANY_STREAMS],
-                      model=f"{SMALL}-Q4_1", streams=count, threads=run.threads,
-                      notes=["peer without a server"])
-        line["ours_over_one_stream"] = line["ours"] / rounds.median("ours, 1")
-        yield line
+    return [streams_line(rounds, f"{count} streams of {tokens} through a node, {SMALL} Q4_1", count,
+                         model=f"{SMALL}-Q4_1", threads=run.threads,
+                         notes=["peer without a server"])]
+
+
+def row_d(run):
+    for count in (8, 32) if not run.quick else (8,):
+        yield f"{count} streams through a node", lambda: load(run, count)
 
 
 class Services:
@@ -83,87 +81,96 @@ class Services:
             stop(one)
 
 
+def first_tokens(run, services, source, entry, at_once, what, requests=8, tokens=16):
+    """Time to first token of prompts of 128 tokens with 16 to make, over 8 requests, so many at
+    once: the median, and of several at once the last, which is what the unluckiest waits."""
+    def ours():
+        report = services.node.load(
+            "--dataset-path", written(source.take(requests)), "--num-prompts", requests,
+            "--max-concurrency", at_once, "--output-len", tokens, "--ignore-eos")
+        if report["total_input_tokens"] != requests * 128:
+            raise RuntimeError("the engines count a prompt's tokens differently")
+        # p99 interpolates: of 8 it is the last but for a fifteenth of the last gap.
+        return {"median": report["median_ttft_ms"], "last": report["p99_ttft_ms"]}
+
+    def theirs(server):
+        first = [one[0] for one in server.load(source.take(requests), at_once, tokens)]
+        return {"median": statistics.median(first), "last": max(first)}
+    calls = {"ours": ours}
+    for name, server in services.servers.items():
+        calls[name] = lambda server=server: theirs(server)
+    rounds = alternate(run, calls, entry["bytes"], run.threads)
+    lines = []
+    for figure in ("median",) if at_once == 1 else ("median", "last"):
+        peers = [f"{name}, {figure}" for name in services.servers]
+        notes = [f"{name} {rounds.median(f'{name}, {figure}'):.0f} ms"
+                 for name in services.servers]
+        notes += [f"no {name}: {why}" for name, why in services.missing.items()]
+        lines.append(result("e", f"{what}, {figure}", rounds, f"ours, {figure}", peers, unit="ms",
+                            lower=True, notes=notes, threads=run.threads,
+                            model=pathlib.Path(entry["path"]).stem))
+    return lines
+
+
 def row_e(run):
-    """Time to first token of prompts of 128 tokens with 16 to make, one client and eight at once;
-    the median over requests. The last of eight is what the unluckiest waits."""
-    requests, tokens = 8, 16
     for form in ("Q4_1", "Q4_0") if not run.quick else ("Q4_1",):
         entry = run.models[f"{SMALL}-{form}"]
         source = Prompts(run, entry["path"], 128)
-        with Services(run, entry["path"], requests) as services:
-            def ours(at_once):
-                report = services.node.load(
-                    "--dataset-path", written(source.take(requests)), "--num-prompts", requests,
-                    "--max-concurrency", at_once, "--output-len", tokens, "--ignore-eos")
-                if report["total_input_tokens"] != requests * 128:
-                    raise RuntimeError("the engines count a prompt's tokens differently")
-                return {"median": report["median_ttft_ms"], "p99": report["p99_ttft_ms"]}
+        with Services(run, entry["path"], 8) as services:
+            for at_once, who in ((1, "1 client"), (8, "8 clients")):
+                what = f"TTFT of 128 tokens, {who}, {SMALL} {form}"
+                yield what, lambda: first_tokens(run, services, source, entry, at_once, what)
 
-            def theirs(server, at_once):
-                first = [one[0] for one in server.load(source.take(requests), at_once, tokens)]
-                return {"median": statistics.median(first), "p99": max(first)}
-            calls = {}
-            for at_once in (1, requests):
-                calls[f"ours, {at_once}"] = lambda n=at_once: ours(n)
-                for name, server in services.servers.items():
-                    calls[f"{name}, {at_once}"] = lambda s=server, n=at_once: theirs(s, n)
-            rounds = alternate(run, calls, entry["bytes"], run.threads)
-            for at_once, figure in ((1, "median"), (requests, "median"), (requests, "p99")):
-                peers = [f"{name}, {at_once}, {figure}" for name in services.servers]
-                who = "1 client" if at_once == 1 else "8 clients"
-                who += ", the last" if figure == "p99" else ""
-                notes = [f"{name} {rounds.median(f'{name}, {at_once}, {figure}'):.0f} ms"
-                         for name in services.servers]
-                notes += [f"no {name}: {why}" for name, why in services.missing.items()]
-                yield result("e", f"TTFT of 128 tokens, {who}, {SMALL} {form}", rounds,
-                             f"ours, {at_once}, {figure}", peers, unit="ms", lower=True,
-                             notes=notes, model=f"{SMALL}-{form}", threads=run.threads)
+
+def gaps(arrivals):
+    """What a stream's client sees of its pace, in ms."""
+    between = sorted(b - a for a, b in zip(arrivals, arrivals[1:]))
+    return {"tpot": statistics.mean(between), "p50": statistics.median(between),
+            "p99": between[min(len(between) - 1, int(0.99 * len(between)))]}
+
+
+def tax(run, services, entry, depth=16, tokens=128):
+    """What streaming through a service adds to the engine's step at the same depth: (mean time per
+    output token - step) / step, and how even the gaps are."""
+    model, source = entry["path"], Prompts(run, entry["path"], depth)
+
+    def ours():
+        report = services.node.load("--dataset-path", written(source.take(1)), "--num-prompts", 1,
+                                    "--output-len", tokens, "--ignore-eos")
+        return {"tpot": report["mean_tpot_ms"], "p50": report["median_itl_ms"],
+                "p99": report["p99_itl_ms"]}
+    calls = {"step": lambda: 1e3 / bench(
+        "--model", model, "--threads", run.threads, "--prompt", 0, "--generate", tokens,
+        "--depth", depth, "--repetitions", 1)[f"tg{tokens}_tok_s"], "ours": ours}
+    calls["peer step"] = lambda: 1e3 / run.peer.call(
+        "generate", model=model, threads=run.threads, setting="flash attention", tokens=tokens,
+        depth=depth)
+    for name, server in services.servers.items():
+        calls[name] = lambda server=server: gaps(server.stream(source.take(1)[0], tokens))
+    rounds = alternate(run, calls, entry["bytes"], run.threads)
+    samples = rounds.samples
+    for name, step in {"ours": "step", **dict.fromkeys(services.servers, "peer step")}.items():
+        samples[f"{name}, tax"] = [(one - base) / base * 100 for one, base in
+                                   zip(samples[f"{name}, tpot"], samples[step])]
+        samples[f"{name}, p99/p50"] = [high / low for high, low in
+                                       zip(samples[f"{name}, p99"], samples[f"{name}, p50"])]
+    lines = []
+    for figure, what, unit in (("tax", "streamed time a token over the step", "%"),
+                               ("p99/p50", "ITL p99 / p50", "x")):
+        notes = [f"{name} {rounds.median(f'{name}, {figure}'):.2f}" for name in services.servers]
+        if figure == "tax":
+            notes.insert(0, f"step {rounds.median('step'):.2f} ms, peer's "
+                            f"{rounds.median('peer step'):.2f} ms")
+        lines.append(result("f", f"{what}, {SMALL} Q4_1", rounds, f"ours, {figure}",
+                            [f"{name}, {figure}" for name in services.servers], unit=unit,
+                            lower=True, notes=notes, model=f"{SMALL}-Q4_1", threads=run.threads))
+    return lines
 
 
 def row_f(run):
-    """What streaming through a service adds to the engine's step at the same depth: (mean time
-    per output token - step) / step, and how even the gaps are."""
     entry = run.models[f"{SMALL}-Q4_1"]
-    model, depth, tokens = entry["path"], 16, 128
-    source = Prompts(run, model, depth)
-
-    def gaps(arrivals):
-        between = sorted(b - a for a, b in zip(arrivals, arrivals[1:]))
-        return {"tpot": statistics.mean(between), "p50": statistics.median(between),
-                "p99": between[min(len(between) - 1, int(0.99 * len(between)))]}
-    with Services(run, model, 1) as services:
-        def ours():
-            report = services.node.load("--dataset-path", written(source.take(1)), "--num-prompts",
-                                        1, "--output-len", tokens, "--ignore-eos")
-            return {"tpot": report["mean_tpot_ms"], "p50": report["median_itl_ms"],
-                    "p99": report["p99_itl_ms"]}
-        calls = {"step": lambda: 1e3 / bench(
-            "--model", model, "--threads", run.threads, "--prompt", 0, "--generate", tokens,
-            "--depth", depth, "--repetitions", 1)[f"tg{tokens}_tok_s"], "ours": ours}
-        calls["peer step"] = lambda: 1e3 / run.peer.call(
-            "generate", model=model, threads=run.threads, setting="flash attention", tokens=tokens,
-            depth=depth)
-        for name, server in services.servers.items():
-            calls[name] = lambda server=server: gaps(server.stream(source.take(1)[0], tokens))
-        rounds = alternate(run, calls, entry["bytes"], run.threads)
-        names = {"ours": "step", **dict.fromkeys(services.servers, "peer step")}
-        for name, step in names.items():
-            taxes = [(one - base) / base * 100
-                     for one, base in zip(rounds.samples[f"{name}, tpot"], rounds.samples[step])]
-            rounds.samples[f"{name}, tax"] = taxes
-            rounds.samples[f"{name}, p99/p50"] = [
-                high / low for high, low in zip(rounds.samples[f"{name}, p99"],
-                                                rounds.samples[f"{name}, p50"])]
-        for figure, what, unit in (("tax", "streamed time a token over the step", "%"),
-                                   ("p99/p50", "ITL p99 / p50", "x")):
-            notes = [f"{name} {rounds.median(f'{name}, {figure}'):.2f}"
-                     for name in services.servers]
-            if figure == "tax":
-                notes.insert(0, f"step {rounds.median('step'):.2f} ms, peer's "
-                                f"{rounds.median('peer step'):.2f} ms")
-            yield result("f", f"{what}, {SMALL} Q4_1", rounds, f"ours, {figure}",
-                         [f"{name}, {figure}" for name in services.servers], unit=unit, lower=True,
-                         notes=notes, model=f"{SMALL}-Q4_1", threads=run.threads)
+    with Services(run, entry["path"], 1) as services:
+        yield "what a service adds to a step", lambda: tax(run, services, entry)
 
 
 def run_once(command, environment=None):
@@ -185,38 +192,38 @@ def run_once(command, environment=None):
     return {"ms": ms, "mb": used.ru_maxrss * 1024 / 1e6}, began, said
 
 
-def row_g(run):
+def start(run, name, prompt="The capital of France is"):
     """A process from its start to its first token, pages warm, and the most memory it had."""
-    prompt = "The capital of France is"
+    model, threads = run.models[name]["path"], str(run.threads)
     script = str(pathlib.Path(__file__).with_name("first_token.py"))
-    for name in (f"{SMALL}-Q4_1", f"{BIG}-Q4_0") if not run.quick else (f"{SMALL}-Q4_1",):
-        model, threads = run.models[name]["path"], str(run.threads)
 
-        def python(model=model):
-            figures, began, said = run_once([run.python, script, model, threads, prompt])
-            imported = (float(said.split()[-1]) - began) * 1e3
-            return {**figures, "ms less imports": figures["ms"] - imported}
-        calls = {
-            "ours": lambda model=model: run_once(
-                ["build/release/sluice", "complete", "--model", model, "--threads", threads,
-                 "--max-tokens", "1", "--temperature", "0", "--ignore-eos", "--prompt",
-                 prompt])[0],
-            "python": python}
-        peers, less = ["python, ms"], "python, ms less imports"
-        memory = ["python, mb"]
-        if run.tools:
-            # It has no option for threads and would take four.
-            calls["llama-simple"] = lambda model=model: run_once(
-                [str(run.tools / "llama-simple"), "-m", model, "-n", "1", prompt],
-                {"OMP_THREAD_LIMIT": threads})[0]
-            peers.append("llama-simple, ms")
-            memory.append("llama-simple, mb")
-        rounds = alternate(run, calls, run.models[name]["bytes"], run.threads)
-        for what, unit, figure, those in (("process start to first token", "ms", "ms", peers),
-                                          ("peak memory of it", "MB", "mb", memory)):
-            notes = [f"{one.removesuffix(', ' + figure)} {rounds.median(one):.0f}"
-                     for one in those]
-            if figure == "ms":
-                notes.append(f"{less} {rounds.median(less):.0f}")
-            yield result("g", f"{what}, {name}", rounds, f"ours, {figure}", those, unit=unit,
-                         lower=True, notes=notes, model=name, threads=run.threads)
+    def python():
+        figures, began, said = run_once([run.python, script, model, threads, prompt])
+        imports = (float(said.split()[-1]) - began) * 1e3
+        return {**figures, "ms less imports": figures["ms"] - imports}
+    calls = {"ours": lambda: run_once(
+        ["build/release/sluice", "complete", "--model", model, "--threads", threads,
+         "--max-tokens", "1", "--temperature", "0", "--ignore-eos", "--prompt", prompt])[0],
+        "python": python}
+    if run.tools:
+        # It has no option for threads and would take four.
+        calls["llama-simple"] = lambda: run_once(
+            [str(run.tools / "llama-simple"), "-m", model, "-n", "1", prompt],
+            {"OMP_THREAD_LIMIT": threads})[0]
+    rounds = alternate(run, calls, run.models[name]["bytes"], run.threads)
+    lines = []
+    for what, unit in (("process start to first token", "ms"), ("peak memory of it", "MB")):
+        figure = unit.lower()
+        peers = [f"{peer}, {figure}" for peer in calls if peer != "ours"]
+        notes = [f"{peer} {rounds.median(f'{peer}, {figure}'):.0f}" for peer in calls
+                 if peer != "ours"]
+        if unit == "ms":
+            notes.append(f"python less imports {rounds.median('python, ms less imports'):.0f}")
+        lines.append(result("g", f"{what}, {name}", rounds, f"ours, {figure}", peers, unit=unit,
+                            lower=True, notes=notes, model=name, threads=run.threads))
+    return lines
+
+
+def row_g(run):
+    for name in (f"{SMALL}-Q4_1", f"{BIG}-Q4_0") if not run.quick else (f"{SMALL}-Q4_1",):
+        yield f"start, {name}", lambda: start(run, name)
