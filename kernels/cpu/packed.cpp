@@ -42,11 +42,9 @@ void read_half(Bytes from, std::uint32_t shift, BlockQuants& q) {
   for (int j = 0; j < 8; ++j) q.low[j] = word(from + 4 * j) >> shift & nibbles;
 }
 
-/// Block `b` of a row.
-BlockQuants read_quants(Format format, Bytes row, std::uint32_t b) {
-  const FormatInfo& f = info(format);
-  Bytes block = row + std::size_t{b} * block_cols / f.block_elements * f.block_bytes;
-  const std::uint32_t g = b % 8;  // of a K format's block
+/// 32 columns of a row: a block of the file's, or group `g` of a K format's.
+template <Format format>
+BlockQuants read_quants(Bytes block, std::uint32_t g) {
   BlockQuants q;
   switch (format) {
     case Format::q4_0: read_halves(block + 2, q); break;
@@ -79,20 +77,21 @@ BlockQuants read_quants(Format format, Bytes row, std::uint32_t b) {
 
 void put(std::uint8_t* to, std::uint32_t w) { std::memcpy(to, &w, sizeof w); }
 
-void write_quants(Format format, const BlockQuants& q, std::uint32_t r, std::uint8_t* to) {
-  if (format == Format::q8_0) {
+template <Format format>
+void write_quants(const BlockQuants& q, std::uint32_t r, std::uint8_t* to) {
+  if constexpr (format == Format::q8_0) {
     for (int j = 0; j < 8; ++j) put(to + 64 * j + 4 * r, q.low[j]);
     return;
   }
   for (int j = 0; j < 4; ++j) put(to + 64 * j + 4 * r, q.low[j] | q.low[j + 4] << 4);
   std::uint8_t* high = to + 256;
-  if (format == Format::q6_k) {
+  if constexpr (format == Format::q6_k) {
     for (int h = 0; h < 2; ++h) {
       std::uint32_t w = 0;
       for (int f = 0; f < 4; ++f) w |= q.high[4 * h + f] << 2 * f;
       put(high + 64 * h + 4 * r, w);
     }
-  } else if (format != Format::q4_0 && format != Format::q4_1 && format != Format::q4_k) {
+  } else if constexpr (packed_layout(format).quant_bytes > 256) {
     for (int j = 0; j < 8; ++j) {
       const std::uint32_t four = q.high[j] * 0x10204080U >> 28;  // bit 8 i to bit 28 + i
       high[8 * j + r / 2] |= static_cast<std::uint8_t>(four << 4 * (r % 2));
@@ -100,18 +99,15 @@ void write_quants(Format format, const BlockQuants& q, std::uint32_t r, std::uin
   }
 }
 
-/// Scales of block `b` and, with its first block, of the 256 columns it opens.
-void write_scales(Format format, Bytes row, std::uint32_t b, std::uint32_t r, std::uint8_t* to) {
-  const FormatInfo& f = info(format);
-  const PackedLayout layout = packed_layout(format);
-  Bytes block = row + std::size_t{b} * block_cols / f.block_elements * f.block_bytes;
-  std::uint8_t* scales = to + layout.scale_at(b);
-  const std::uint32_t g = b % 8;
+/// Their scales and, with a K format's first group, those of its block.
+template <Format format>
+void write_scales(Bytes block, std::uint32_t g, std::uint32_t r, std::uint8_t* scales) {
+  constexpr PackedLayout layout = packed_layout(format);
   const auto half = [&](std::uint8_t* at, Bytes from) { std::memcpy(at + 2 * r, from, 2); };
-  if (layout.head_bytes == 0) {
+  if constexpr (layout.head_bytes == 0) {
     half(scales, block);
     if (layout.scale_bytes == 64) half(scales + 32, block + 2);
-  } else if (format == Format::q6_k) {
+  } else if constexpr (format == Format::q6_k) {
     if (g == 0) half(scales - layout.head_bytes, block + 208);
     scales[r] = block[192 + 2 * g];
     scales[16 + r] = block[193 + 2 * g];
@@ -129,9 +125,22 @@ void write_scales(Format format, Bytes row, std::uint32_t b, std::uint32_t r, st
   }
 }
 
-/// A row of floats, sixteen elements apart.
+/// Row `r` of a strip, quantized.
+template <Format format>
+void write_row(Bytes row, std::uint32_t r, const PackedWeight& weight, std::uint8_t* to) {
+  constexpr PackedLayout layout = packed_layout(format);
+  const FormatInfo& f = info(format);
+  std::uint8_t* quants = to + weight.quants_at;
+  for (std::uint32_t b = 0; b < weight.blocks(); ++b) {
+    Bytes block = row + std::size_t{b} * block_cols / f.block_elements * f.block_bytes;
+    write_scales<format>(block, b % 8, r, to + layout.scale_at(b));
+    write_quants<format>(read_quants<format>(block, b % 8), r, quants + b * layout.quant_bytes);
+  }
+}
+
+/// Row `r` of a strip of floats.
 template <class Element>
-void write_column(Bytes row, std::uint32_t cols, std::uint32_t r, std::uint8_t* to) {
+void write_floats(Bytes row, std::uint32_t r, std::uint32_t cols, std::uint8_t* to) {
   for (std::size_t c = 0; c < cols; ++c) {
     std::memcpy(to + (c * strip_rows + r) * sizeof(Element), row + c * sizeof(Element),
                 sizeof(Element));
@@ -156,21 +165,21 @@ PackedWeight PackedWeight::of(const WeightShape& shape) {
 
 void PackedWeight::fill(std::uint32_t index, const std::byte* rows_in_file, std::size_t row_bytes) {
   std::uint8_t* to = data + index * strip_bytes;
-  const std::uint32_t quant_bytes = packed_layout(format).quant_bytes;
   const std::uint32_t first = index * strip_rows;
   for (std::uint32_t r = 0; r < std::min(strip_rows, rows - first); ++r) {
     Bytes row = reinterpret_cast<Bytes>(rows_in_file) + (first + r) * row_bytes;
-    if (format == Format::f32) {
-      write_column<std::uint32_t>(row, cols, r, to);
-      continue;
-    }
-    if (!is_rounded(format)) {
-      write_column<std::uint16_t>(row, cols, r, to);
-      continue;
-    }
-    for (std::uint32_t b = 0; b < blocks(); ++b) {
-      write_scales(format, row, b, r, to);
-      write_quants(format, read_quants(format, row, b), r, to + quants_at + b * quant_bytes);
+    switch (format) {
+      case Format::f32: write_floats<std::uint32_t>(row, r, cols, to); break;
+      case Format::f16:
+      case Format::bf16: write_floats<std::uint16_t>(row, r, cols, to); break;
+      case Format::q4_0: write_row<Format::q4_0>(row, r, *this, to); break;
+      case Format::q4_1: write_row<Format::q4_1>(row, r, *this, to); break;
+      case Format::q5_0: write_row<Format::q5_0>(row, r, *this, to); break;
+      case Format::q5_1: write_row<Format::q5_1>(row, r, *this, to); break;
+      case Format::q8_0: write_row<Format::q8_0>(row, r, *this, to); break;
+      case Format::q4_k: write_row<Format::q4_k>(row, r, *this, to); break;
+      case Format::q5_k: write_row<Format::q5_k>(row, r, *this, to); break;
+      case Format::q6_k: write_row<Format::q6_k>(row, r, *this, to); break;
     }
   }
 }
