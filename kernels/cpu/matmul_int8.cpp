@@ -33,8 +33,9 @@ constexpr std::size_t tile_rows = 1;
 constexpr std::size_t tile_rows = 4;
 #endif
 
-// How far ahead of its use a weight is asked for: about 100 ns at 25 GB/s and then some.
-constexpr std::size_t prefetch_bytes = 4096;
+// How far ahead of its use a weight is asked for: SmolLM2 in Q4_0 decodes 330 tokens/s without, 450
+// with 2 KiB, 480 with 4, 490 with 6 and 8.
+constexpr std::size_t prefetch_bytes = 8192;
 
 // Weights that stay in the first-level cache, beside a tile of activations, for all rows.
 constexpr std::size_t cached_bytes = std::size_t{24} << 10;
