@@ -30,6 +30,8 @@ using cpu::Program;
 
 constexpr std::uint32_t threads_max = 1024;
 
+constexpr std::size_t packed_chunk_bytes = std::size_t{4} << 20;
+
 std::uint32_t usable_cores() {
   cpu_set_t set;
   if (::sched_getaffinity(0, sizeof set, &set) == 0) {
@@ -165,17 +167,28 @@ class CpuBackend final : public Backend {
     auto* at = pages->as<std::uint8_t>();
     for (CpuWeight* weight : fresh) {
       packed->data = std::exchange(at, at + packed->bytes());
-      std::atomic<std::uint32_t> next{0};
-      pool_.run([&](std::uint32_t) {
-        for (std::uint32_t strip = next++; strip < packed->strips(); strip = next++) {
-          packed->fill(strip, weight->data, weight->row_bytes);
-        }
-      });
-      if (weight->paged) cpu::give_pages_back(weight->data, weight->row_bytes * weight->rows);
-      ++packed;
+      pack(*weight, *packed++);
     }
     packed_pages_.push_back(std::move(*pages));
     return {};
+  }
+
+  /// Some strips at a time, so that no more of the file is in memory than they need.
+  void pack(const CpuWeight& weight, cpu::PackedWeight& packed) {
+    const auto chunk = static_cast<std::uint32_t>(packed_chunk_bytes / packed.strip_bytes + 1);
+    const std::size_t strip_bytes = weight.row_bytes * cpu::strip_rows;  // in the file
+    for (std::uint32_t first = 0; first < packed.strips(); first += chunk) {
+      const std::uint32_t last = std::min(packed.strips(), first + chunk);
+      std::atomic<std::uint32_t> next{first};
+      pool_.run([&](std::uint32_t) {
+        for (std::uint32_t strip = next++; strip < last; strip = next++) {
+          packed.fill(strip, weight.data, weight.row_bytes);
+        }
+      });
+      if (!weight.paged) continue;
+      const std::size_t end = std::min(weight.row_bytes * weight.rows, last * strip_bytes);
+      cpu::give_pages_back(weight.data + first * strip_bytes, end - first * strip_bytes);
+    }
   }
 
   /// A step, or with `masks_came` the second half of one.
