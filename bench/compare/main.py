@@ -25,7 +25,7 @@ class Run:
         self.patience_s = options.patience
         self.tokens, self.prompt = 128, 512
         self.python, self.tools = options.python, options.tools
-        self.machine = Machine()
+        self.machine = Machine(options.others_max)
         self.peer = Peer(options.python)
         self.machine.running.append(self.peer.process.pid)
         self.models = {}
@@ -108,6 +108,8 @@ def read_options():
     parser.add_argument("--rounds", type=int, help="rounds that must count (5; quick: 1)")
     parser.add_argument("--patience", type=float, metavar="SECONDS", default=300,
                         help="how long a line of the table may wait for rounds that count (300)")
+    parser.add_argument("--others-max", type=float, metavar="SHARE", default=0.15,
+                        help="of the processors that others may take in such a round (0.15)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)),
                         help="of both engines (%(default)s)")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all figures there")

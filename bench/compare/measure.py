@@ -8,10 +8,9 @@ import subprocess
 import sys
 import time
 
-# A round counts if bandwidth at its start and at its end differ by no more than this, and if no
-# more of the processors went to others.
+# A round counts if bandwidth at its start and at its end differ by no more than this share, and if
+# others took no more of the processors than `Machine.others_max`.
 DRIFT_MAX = 0.10
-OTHERS_MAX = 0.15
 
 
 def say(text):
@@ -69,7 +68,8 @@ def used_s(pid):
 class Machine:
     """Counts what others do to it meanwhile."""
 
-    def __init__(self):
+    def __init__(self, others_max):
+        self.others_max = others_max
         self.running = []  # ours that outlive a round
 
     def now(self):
@@ -87,7 +87,7 @@ class Machine:
         while time.monotonic() < deadline:
             start = self.now()
             time.sleep(0.3)
-            if self.others(start) <= OTHERS_MAX:
+            if self.others(start) <= self.others_max:
                 return True
         return False
 
@@ -130,7 +130,7 @@ class Round:
         before = bandwidth(size, threads)
         self.values, self.counts = {}, False
         for name in names:
-            if self.values and machine.others(start) > OTHERS_MAX:
+            if self.values and machine.others(start) > machine.others_max:
                 return
             value = calls[name]()
             if isinstance(value, dict):
@@ -141,7 +141,7 @@ class Round:
         self.bandwidth = (before + after) / 2
         self.others = machine.others(start)
         drift = abs(after - before) / max(after, before)
-        self.counts = drift <= DRIFT_MAX and self.others <= OTHERS_MAX
+        self.counts = drift <= DRIFT_MAX and self.others <= machine.others_max
 
 
 def alternate(run, calls, size, threads):
