@@ -47,7 +47,7 @@ std::uint32_t StepTime::prompt_rows(std::uint32_t decode_rows, std::uint64_t tar
   const double decode = decode_ns(decode_rows);
   if (decode == 0 || prompt_ns_ == 0) return rows_max;
   const auto target = static_cast<double>(target_ns);
-  const double whole = target > 1.2 * decode ? target : 1.8 * decode;
+  const double whole = target > 1.2 * decode ? target : 1.6 * decode;
   const double rows = (whole - decode) * prompt_rows_ / prompt_ns_;
   return static_cast<std::uint32_t>(
       std::min<double>(rows_max, std::max(rows, prompt_rows_min)));

@@ -16,7 +16,7 @@ class StepTime {
   double decode_ns(std::uint32_t rows) const;
 
   /// Prompt rows that may join so many decode rows: as many as keep the step within `target_ns`,
-  /// or, where that is 0 or less than decoding alone nearly takes, within 9/5 of decoding alone. A
+  /// or, where that is 0 or less than decoding alone nearly takes, within 8/5 of decoding alone. A
   /// few always may, and `rows_max` where there is nothing to stall or nothing is known.
   std::uint32_t prompt_rows(std::uint32_t decode_rows, std::uint64_t target_ns,
                             std::uint32_t rows_max) const;
