@@ -252,7 +252,7 @@ std::size_t attention_floats(const HeadShape& shape, std::uint32_t context_token
 
 void attend(const AttentionWork& work, const KvPool& pool, const QueryGroup& group,
             float* scratch) {
-  HWY_DYNAMIC_DISPATCH(kernels::attend)(work, pool, group, scratch);
+  HWY_DYNAMIC_DISPATCH(attend)(work, pool, group, scratch);
 }
 
 }  // namespace cpu

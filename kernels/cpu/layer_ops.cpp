@@ -125,7 +125,7 @@ void embed_row(const CpuWeight& table, Token token, float scale, float* out) {
 
 void norm_row(const float* in, const float* gain, std::uint32_t width, float epsilon,
               bool accumulate, float* out) {
-  HWY_DYNAMIC_DISPATCH(kernels::norm_row)(in, gain, width, epsilon, accumulate, out);
+  HWY_DYNAMIC_DISPATCH(norm_row)(in, gain, width, epsilon, accumulate, out);
 }
 
 void norm_head(const float* head, const float* gain, std::uint32_t head_dim, float epsilon,
@@ -138,12 +138,12 @@ void norm_head(const float* head, const float* gain, std::uint32_t head_dim, flo
 }
 
 void soft_cap_row(float cap, std::uint32_t first, std::uint32_t last, float* values) {
-  HWY_DYNAMIC_DISPATCH(kernels::soft_cap_row)(cap, first, last, values);
+  HWY_DYNAMIC_DISPATCH(soft_cap_row)(cap, first, last, values);
 }
 
 void gate_row(const float* in, Activation activation, std::uint32_t width, std::uint32_t first,
               std::uint32_t last, float* out) {
-  HWY_DYNAMIC_DISPATCH(kernels::gate_row)(in, activation, width, first, last, out);
+  HWY_DYNAMIC_DISPATCH(gate_row)(in, activation, width, first, last, out);
 }
 
 void angles_row(std::uint32_t position, const float* inverse_frequencies, std::uint32_t pairs,
@@ -157,12 +157,12 @@ void angles_row(std::uint32_t position, const float* inverse_frequencies, std::u
 }
 
 void rotate_head(float* head, const float* angles, std::uint32_t pairs, RopePairs order) {
-  HWY_DYNAMIC_DISPATCH(kernels::rotate_head)(head, angles, pairs, order);
+  HWY_DYNAMIC_DISPATCH(rotate_head)(head, angles, pairs, order);
 }
 
 void store_head(const float* key, const float* value, std::uint32_t head_dim, const float* angles,
                 std::uint32_t pairs, RopePairs order, const KvPlace& place) {
-  HWY_DYNAMIC_DISPATCH(kernels::store_head)
+  HWY_DYNAMIC_DISPATCH(store_head)
   (key, value, head_dim, angles, pairs, order, place);
 }
 

@@ -140,7 +140,7 @@ namespace cpu {
 
 void multiply_float(const Product& product, std::uint32_t rows, std::uint32_t first,
                     std::uint32_t last) {
-  HWY_DYNAMIC_DISPATCH(kernels::multiply_float)(product, rows, first, last);
+  HWY_DYNAMIC_DISPATCH(multiply_float)(product, rows, first, last);
 }
 
 void multiply(const Product& product, std::uint32_t rows, std::uint32_t first,

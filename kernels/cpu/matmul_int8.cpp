@@ -130,7 +130,7 @@ namespace cpu {
 
 void multiply_int8(const Product& product, std::uint32_t rows, std::uint32_t first,
               std::uint32_t last) {
-  HWY_DYNAMIC_DISPATCH(kernels::multiply_int8)(product, rows, first, last);
+  HWY_DYNAMIC_DISPATCH(multiply_int8)(product, rows, first, last);
 }
 
 }  // namespace cpu

@@ -92,7 +92,7 @@ namespace cpu {
 
 void quantize(const float* x, std::uint32_t first, std::uint32_t last, const QuantizedView& to,
               std::size_t r) {
-  HWY_DYNAMIC_DISPATCH(kernels::quantize)(x, first, last, to, r);
+  HWY_DYNAMIC_DISPATCH(quantize)(x, first, last, to, r);
 }
 
 }  // namespace cpu

@@ -117,7 +117,7 @@ float adjust(const Slot& slot, std::span<const float> raw, std::span<const std::
     }
   }
   if (!allowed.empty()) apply_mask(out.first(raw.size()), allowed);
-  return HWY_DYNAMIC_DISPATCH(kernels::tame)(out.data(), out.size());
+  return HWY_DYNAMIC_DISPATCH(tame)(out.data(), out.size());
 }
 
 /// The highest values of z, enough of them for `enough(candidates)`: the cut goes down until it is.
@@ -146,7 +146,7 @@ void keep_top_k(std::span<float> z, std::uint32_t k, std::vector<float>& candida
 }
 
 void keep_top_p(std::span<float> z, float top_p, std::vector<float>& candidates) {
-  const std::uint64_t total = HWY_DYNAMIC_DISPATCH(kernels::total_mass)(z.data(), z.size(), 0.0F);
+  const std::uint64_t total = HWY_DYNAMIC_DISPATCH(total_mass)(z.data(), z.size(), 0.0F);
   const std::uint64_t target = top_p_target(total, top_p);
   gather(z, candidates, [&] {
     std::uint64_t gathered = 0;
@@ -206,7 +206,7 @@ Token race(std::span<const float> z, Token favourite, std::uint64_t seed, std::u
 std::vector<TokenLogprob> list_logprobs(std::span<const float> logits, float peak, Token drawn,
                                         std::size_t best_count) {
   const std::uint64_t total =
-      HWY_DYNAMIC_DISPATCH(kernels::total_mass)(logits.data(), logits.size(), peak);
+      HWY_DYNAMIC_DISPATCH(total_mass)(logits.data(), logits.size(), peak);
   const auto entry = [&](Token token) {
     return TokenLogprob{token, log_probability(logits[token] - peak, total)};
   };
@@ -232,9 +232,9 @@ Token choose(const Slot& slot, std::size_t vocabulary, float peak, SampleScratch
       static_cast<Token>(std::find(logits.begin(), logits.end(), peak) - logits.begin());
   if (s.temperature == 0.0F) return favourite;
   const std::span<float> z = scratch.z;
-  HWY_DYNAMIC_DISPATCH(kernels::scale_below)
+  HWY_DYNAMIC_DISPATCH(scale_below)
   (logits.data(), logits.size(), peak, inverse_temperature(s.temperature), z.data());
-  if (s.min_p > 0.0F) HWY_DYNAMIC_DISPATCH(kernels::ban_below)(z.data(), z.size(), s.min_p);
+  if (s.min_p > 0.0F) HWY_DYNAMIC_DISPATCH(ban_below)(z.data(), z.size(), s.min_p);
   if (s.top_k > 0 && s.top_k < vocabulary) keep_top_k(z, s.top_k, scratch.candidates);
   if (s.top_p < 1.0F) keep_top_p(z, s.top_p, scratch.candidates);
   return race(z, favourite, s.seed, slot.token_count - slot.prompt_tokens);
