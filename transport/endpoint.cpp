@@ -2,7 +2,6 @@
 
 #include <pthread.h>
 #include <signal.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -14,7 +13,6 @@
 #include <cerrno>
 #include <cstring>
 #include <map>
-#include <mutex>
 #include <thread>
 #include <utility>
 #include <variant>
@@ -22,6 +20,7 @@
 #include <zmq.hpp>
 
 #include "transport/handover.hpp"
+#include "transport/wake_queue.hpp"
 
 namespace sluice::transport {
 namespace {
@@ -119,12 +118,9 @@ struct Endpoint::State {
   std::size_t subscriptions = 0;
 
   // Shared with the producers.
-  std::mutex mutex;
-  std::vector<Outgoing> queue;
-  std::atomic<bool> sleeping = false;
+  WakeQueue<Outgoing> queue;
   std::atomic<bool> stopping = false;
   std::atomic<int> linger_ms = 0;
-  int wake_fd = -1;
   std::thread thread;
 
   struct Counters {
@@ -172,33 +168,12 @@ struct Endpoint::State {
                     config.publish.empty() ? publisher_beside(config.listen) : config.publish);
     if (!bound) return tl::unexpected(bound.error());
     publish_address = *bound;
-    wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    if (wake_fd < 0) return fail(ErrorCode::io, "cannot make an eventfd: {}", std::strerror(errno));
-    return {};
+    return queue.open();
   }
 
   void shut() {
     router.close();
     publisher.close();
-    if (wake_fd >= 0) close(std::exchange(wake_fd, -1));
-  }
-
-  // Any thread.
-
-  void post(Outgoing outgoing) {
-    {
-      const std::lock_guard lock(mutex);
-      queue.push_back(std::move(outgoing));
-    }
-    wake();
-  }
-
-  /// Writes only when the thread sleeps, or is about to: it looks at the queue once more after it
-  /// said so.
-  void wake() {
-    if (!sleeping.exchange(false)) return;
-    const std::uint64_t one = 1;
-    [[maybe_unused]] const auto written = write(wake_fd, &one, sizeof one);
   }
 
   // The I/O thread.
@@ -210,32 +185,21 @@ struct Endpoint::State {
     pthread_sigmask(SIG_BLOCK, &all, nullptr);
     zmq::pollitem_t items[] = {{router.handle(), 0, ZMQ_POLLIN, 0},
                                {publisher.handle(), 0, ZMQ_POLLIN, 0},
-                               {nullptr, wake_fd, ZMQ_POLLIN, 0}};
+                               {nullptr, queue.descriptor(), ZMQ_POLLIN, 0}};
     while (!stopping) {
       bool worked = false;
       for (int i = 0; i < batch && receive(); ++i) worked = true;
       for (int i = 0; i < batch && subscribe(); ++i) worked = true;
       worked |= drain();
-      if (!worked) sleep(items);
+      if (!worked) queue.sleep([&] { return !stopping; }, [&] {
+        zmq::poll(items, std::size(items), std::chrono::milliseconds(-1));
+      });
     }
     drain();
     router.set(zmq::sockopt::linger, linger_ms.load());
     publisher.set(zmq::sockopt::linger, linger_ms.load());
     router.close();
     publisher.close();
-  }
-
-  void sleep(std::span<zmq::pollitem_t> items) {
-    sleeping = true;
-    bool idle = !stopping;
-    if (idle) {
-      const std::lock_guard lock(mutex);
-      idle = queue.empty();
-    }
-    if (idle) zmq::poll(items.data(), items.size(), std::chrono::milliseconds(-1));
-    sleeping = false;
-    std::uint64_t count = 0;
-    [[maybe_unused]] const auto taken = read(wake_fd, &count, sizeof count);
   }
 
   /// Takes one frame from a client, if there is one.
@@ -321,10 +285,7 @@ struct Endpoint::State {
 
   /// Sends what was posted.
   bool drain() {
-    {
-      const std::lock_guard lock(mutex);
-      leaving.swap(queue);
-    }
+    queue.take(leaving);
     for (const Outgoing& outgoing : leaving) {
       if (const Peer* peer = std::get_if<Peer>(&outgoing.to))
         send(*peer, *outgoing.frame);
@@ -397,16 +358,16 @@ void Endpoint::stop(int linger_ms) {
   if (!state_->thread.joinable()) return;
   state_->linger_ms = linger_ms;
   state_->stopping = true;
-  state_->wake();
+  state_->queue.wake();
   state_->thread.join();
 }
 
 void Endpoint::send(const Peer& peer, std::shared_ptr<const std::string> frame) {
-  state_->post({peer, std::move(frame)});
+  state_->queue.post({peer, std::move(frame)});
 }
 
 void Endpoint::publish(const StreamId& stream, std::shared_ptr<const std::string> frame) {
-  state_->post({stream, std::move(frame)});
+  state_->queue.post({stream, std::move(frame)});
 }
 
 const std::string& Endpoint::listen_address() const { return state_->listen_address; }
