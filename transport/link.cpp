@@ -266,6 +266,10 @@ void Links::end(LinkId id, Error why, std::uint64_t now_ns, LinkOutput& out) {
   if (route != routes_.end()) fall(links_.find(route->second), std::move(why), true, now_ns, out);
 }
 
+void Links::end_all(const Error& why, std::uint64_t now_ns, LinkOutput& out) {
+  while (!routes_.empty()) end(routes_.begin()->first, why, now_ns, out);
+}
+
 std::uint64_t Links::tick(std::uint64_t now_ns, LinkOutput& out) {
   std::vector<Route> due;
   for (const auto& [route, link] : links_) {

@@ -115,6 +115,7 @@ class Links {
 
   /// Ends a session, saying why: `why` reaches the peer in words.
   void end(LinkId link, Error why, std::uint64_t now_ns, LinkOutput& out);
+  void end_all(const Error& why, std::uint64_t now_ns, LinkOutput& out);
 
   /// Beats, losses and new attempts that are due. Returns when it wants to be called again.
   std::uint64_t tick(std::uint64_t now_ns, LinkOutput& out);
