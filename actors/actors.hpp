@@ -105,13 +105,33 @@ using ExecutorActor =
                      caf::reacts_to<sample_atom, engine::StepMasks>,
                      caf::reacts_to<engine::StepResult>>;  ///< from its own backend
 
-/// Owns one engine's scheduler.
+/// Where a front hears what became of an admission: its session.
+using FrontNews = caf::typed_actor<caf::reacts_to<accepted_atom, transport::Accepted>,
+                                   caf::reacts_to<refused_atom, Refusal>>;
+
+/// Where a front's streams go: its streamers.
+using StreamSink = caf::typed_actor<caf::reacts_to<open_atom, StreamOpen>,
+                                    caf::reacts_to<events_atom, StepEvents>>;
+
+/// One front as a batcher sees it, here or on another node.
+struct Front {
+  FrontNews session;
+  std::vector<StreamSink> streamers;  ///< a stream's is picked by `shard_of`
+};
+using FrontPtr = std::shared_ptr<const Front>;
+
+/// Owns one engine's scheduler; serves any number of fronts.
 using BatcherActor = caf::typed_actor<
-    caf::reacts_to<admit_atom, Admission>,
+    caf::reacts_to<admit_atom, FrontPtr, Admission>,
     caf::reacts_to<cancel_atom, transport::StreamId, std::uint64_t>,  ///< stream, epoch
+    caf::reacts_to<lost_atom, FrontPtr>,  ///< its streams have no keeper any more
     caf::reacts_to<engine::StepResult>, caf::replies_to<stats_atom>::with<NamedValues>>;
 
-/// Text and chat messages to ids; a pool. Answers the sender.
+/// Where a tokenizer's answers go: a session.
+using AdmissionSink = caf::typed_actor<caf::reacts_to<tokenize_atom, Admission>,
+                                       caf::reacts_to<refused_atom, Refusal>>;
+
+/// Text and chat messages to ids; a pool.
 using TokenizerActor = caf::typed_actor<
     caf::reacts_to<tokenize_atom, EngineFactsPtr, transport::Peer, transport::Submit>>;
 
@@ -153,6 +173,7 @@ using SupervisorActor = caf::typed_actor<caf::reacts_to<ready_atom, EngineReady>
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::actors::Inbound)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::actors::Refusal)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::actors::FrontParts)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::actors::FrontPtr)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::actors::StreamOpen)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::actors::StepEvents)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::actors::StreamEnd)

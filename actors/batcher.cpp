@@ -31,7 +31,7 @@ void forward(Self self, engine::Applied applied) {
   auto& state = self->state;
   std::unordered_map<engine::SequenceId, engine::SequenceTiming> timings;
   for (const auto& finished : applied.finished) timings.emplace(finished.id, finished.timing);
-  std::vector<StepEvents> shards(state.peers.streamers.size());
+  std::map<FrontPtr, std::vector<StepEvents>> fronts;
   for (auto& event : applied.events) {
     const auto found = state.sequences.find(event.id);
     SLUICE_ASSERT(found != state.sequences.end(), "the scheduler reports only what was admitted");
@@ -44,11 +44,14 @@ void forward(Self self, engine::Applied applied) {
       state.sequences.erase(found);
       retire(self, sequence, news.event.finish == engine::FinishReason::error);
     }
+    auto& shards = fronts[sequence.front];
+    shards.resize(sequence.front->streamers.size());
     shards[shard_of(sequence.stream, shards.size())].events.push_back(std::move(news));
   }
-  for (std::size_t i = 0; i < shards.size(); ++i)
-    if (!shards[i].events.empty())
-      self->send(state.peers.streamers[i], events_atom::value, std::move(shards[i]));
+  for (auto& [front, shards] : fronts)
+    for (std::size_t i = 0; i < shards.size(); ++i)
+      if (!shards[i].events.empty())
+        self->send(front->streamers[i], events_atom::value, std::move(shards[i]));
 }
 
 /// Plans as far ahead as may be, then tells the news: first what a step brought, then what ended
@@ -57,10 +60,10 @@ void advance(Self self, engine::Applied applied) {
   auto& scheduler = *self->state.scheduler;
   while (true) {
     if (auto masks = scheduler.take_masks())
-      self->send(self->state.peers.executor, sample_atom::value, std::move(*masks));
+      self->send(self->state.executor, sample_atom::value, std::move(*masks));
     auto next = scheduler.plan(now(self));
     if (!next) break;
-    self->send(self->state.peers.executor, run_atom::value, std::move(*next));
+    self->send(self->state.executor, run_atom::value, std::move(*next));
   }
   forward(self, std::move(applied));
   // One choice's failure ends the others: until nothing is new.
@@ -84,7 +87,7 @@ Result<void> submit(Self self, const Admission& admission, engine::SequenceId fi
   return {};
 }
 
-void admit(Self self, Admission& admission) {
+void admit(Self self, const FrontPtr& front, Admission& admission) {
   auto& state = self->state;
   const auto stream = admission.stream;
   const auto epoch = admission.accepted.epoch;
@@ -92,20 +95,25 @@ void admit(Self self, Admission& admission) {
   const auto first = state.next_id;
   state.next_id += count;
   if (auto taken = submit(self, admission, first); !taken) {
-    self->send(state.peers.session, refused_atom::value, Refusal{stream, epoch, taken.error()});
+    self->send(front->session, refused_atom::value, Refusal{stream, epoch, taken.error()});
     return;
   }
   for (std::uint32_t i = 0; i < count; ++i)
-    state.sequences.emplace(first + i, BatcherState::Sequence{stream, epoch, i});
-  state.by_stream.insert_or_assign(stream, BatcherState::Running{first, count, count, epoch});
+    state.sequences.emplace(first + i, BatcherState::Sequence{stream, epoch, i, front});
+  state.by_stream.insert_or_assign(stream, BatcherState::Running{first, count, count, epoch, front});
   StreamOpen open{admission.owner, state.engine, admission.accepted, std::move(admission.request),
                   std::move(admission.choices), admission.received};
   open.request.prompt.clear();
   // The streamer hears of the stream before any of its tokens: both messages come from here.
-  self->send(state.peers.streamers[shard_of(stream, state.peers.streamers.size())],
-             open_atom::value, std::move(open));
-  self->send(state.peers.session, accepted_atom::value, admission.accepted);
+  self->send(front->streamers[shard_of(stream, front->streamers.size())], open_atom::value,
+             std::move(open));
+  self->send(front->session, accepted_atom::value, admission.accepted);
   advance(self, {});
+}
+
+void cancel(Self self, const BatcherState::Running& running) {
+  for (std::uint32_t i = 0; i < running.choices; ++i)
+    self->state.scheduler->cancel(running.first + i, engine::FinishReason::cancelled, {}, now(self));
 }
 
 }  // namespace
@@ -116,19 +124,24 @@ std::size_t shard_of(const transport::StreamId& stream, std::size_t count) {
   return word % count;
 }
 
-BatcherActor::behavior_type batcher(Self self, EngineFactsPtr engine, BatcherPeers peers) {
+BatcherActor::behavior_type batcher(Self self, EngineFactsPtr engine, ExecutorActor executor) {
   self->state.scheduler = std::make_unique<engine::Scheduler>(engine->scheduler, engine->tokenizer);
   self->state.engine = std::move(engine);
-  self->state.peers = std::move(peers);
+  self->state.executor = std::move(executor);
   return {
-      [self](admit_atom, Admission& admission) { admit(self, admission); },
+      [self](admit_atom, const FrontPtr& front, Admission& admission) {
+        admit(self, front, admission);
+      },
       [self](cancel_atom, const transport::StreamId& stream, std::uint64_t epoch) {
         auto& state = self->state;
         const auto found = state.by_stream.find(stream);
         if (found == state.by_stream.end() || found->second.epoch != epoch) return;
-        for (std::uint32_t i = 0; i < found->second.choices; ++i)
-          state.scheduler->cancel(found->second.first + i, engine::FinishReason::cancelled, {},
-                                  now(self));
+        cancel(self, found->second);
+        advance(self, {});
+      },
+      [self](lost_atom, const FrontPtr& front) {
+        for (const auto& [stream, running] : self->state.by_stream)
+          if (running.front == front) cancel(self, running);
         advance(self, {});
       },
       [self](const engine::StepResult& result) {

@@ -11,13 +11,6 @@
 
 namespace sluice::actors {
 
-/// Where a batcher's news goes.
-struct BatcherPeers {
-  ExecutorActor executor;
-  SessionActor session;
-  std::vector<StreamerActor> streamers;  ///< a stream's is picked by `shard_of`
-};
-
 /// Which of `count` streamers keeps a stream.
 std::size_t shard_of(const transport::StreamId& stream, std::size_t count);
 
@@ -27,6 +20,7 @@ struct BatcherState {
     transport::StreamId stream{};
     std::uint64_t epoch = 0;
     std::uint32_t choice = 0;
+    FrontPtr front;
   };
   /// A stream's sequences have consecutive ids.
   struct Running {
@@ -34,9 +28,10 @@ struct BatcherState {
     std::uint32_t choices = 0;
     std::uint32_t unfinished = 0;
     std::uint64_t epoch = 0;
+    FrontPtr front;
   };
   EngineFactsPtr engine;
-  BatcherPeers peers;
+  ExecutorActor executor;
   std::unique_ptr<engine::Scheduler> scheduler;
   std::unordered_map<engine::SequenceId, Sequence> sequences;
   std::map<transport::StreamId, Running> by_stream;
@@ -46,6 +41,6 @@ struct BatcherState {
 /// Admits, plans ahead as far as the scheduler allows, and hands every step's news to the streamers
 /// in one message each.
 BatcherActor::behavior_type batcher(BatcherActor::stateful_pointer<BatcherState> self,
-                                    EngineFactsPtr engine, BatcherPeers peers);
+                                    EngineFactsPtr engine, ExecutorActor executor);
 
 }  // namespace sluice::actors

@@ -127,7 +127,7 @@ void admit(Self self, Admission& admission) {
            retry_after_load_ms};
   else {
     found->second.admitted = true;
-    self->send(engine->batcher, admit_atom::value, std::move(admission));
+    self->send(engine->batcher, admit_atom::value, state.front, std::move(admission));
     return;
   }
   close(self, stream, epoch);
@@ -256,6 +256,10 @@ SessionActor::behavior_type session(Self self, SessionSetup setup) {
       [self](ready_atom, FrontParts& parts) {
         self->state.tokenizers = std::move(parts.tokenizers);
         self->state.streamers = std::move(parts.streamers);
+        auto front = std::make_shared<Front>();
+        front->session = FrontNews(SessionActor(self));
+        front->streamers.assign(self->state.streamers.begin(), self->state.streamers.end());
+        self->state.front = std::move(front);
         self->state.setup.config.welcome.publish = std::move(parts.publish);
         begin(self);
       },

@@ -39,6 +39,7 @@ struct SessionState {
   std::vector<Engine> engines;
   std::vector<TokenizerActor> tokenizers;
   std::vector<StreamerActor> streamers;
+  FrontPtr front;  ///< itself and the streamers, for batchers
   std::size_t next_tokenizer = 0;
   std::map<transport::StreamId, Open> open;
   std::vector<caf::typed_response_promise<bool>> drains;

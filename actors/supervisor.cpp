@@ -47,9 +47,7 @@ void serve(Self self, EngineReady& ready) {
   auto& state = self->state;
   auto& engine = state.engines[ready.engine];
   engine.facts = ready.facts;
-  engine.batcher = self->spawn<caf::monitored>(
-      batcher, ready.facts,
-      BatcherPeers{engine.executor, state.setup.session, state.front.streamers});
+  engine.batcher = self->spawn<caf::monitored>(batcher, ready.facts, engine.executor);
   self->send(state.setup.session, engine_atom::value, ready.facts, engine.batcher);
   state.setup.log->node("engine_ready", ready.facts->name);
 }

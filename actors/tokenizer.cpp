@@ -4,7 +4,7 @@
 
 namespace sluice::actors {
 
-TokenizerActor::behavior_type tokenizer(TokenizerActor::pointer self, SessionActor session) {
+TokenizerActor::behavior_type tokenizer(TokenizerActor::pointer self, AdmissionSink session) {
   return {
       [self, session](tokenize_atom, const EngineFactsPtr& engine, const transport::Peer& owner,
                       const transport::Submit& submit) {

@@ -6,6 +6,6 @@
 namespace sluice::actors {
 
 /// Answers the session with an admission or a refusal.
-TokenizerActor::behavior_type tokenizer(TokenizerActor::pointer self, SessionActor session);
+TokenizerActor::behavior_type tokenizer(TokenizerActor::pointer self, AdmissionSink session);
 
 }  // namespace sluice::actors
