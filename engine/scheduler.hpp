@@ -16,27 +16,12 @@
 #include <optional>
 #include <vector>
 
-#include "engine/prefix_cache.hpp"
+#include "engine/scheduler_config.hpp"
 #include "engine/step.hpp"
 #include "kernels/core.hpp"
 #include "model/tokenizer.hpp"
 
 namespace sluice::engine {
-
-struct SchedulerConfig {
-  std::uint32_t slots = 64;            ///< sequences running at once, and never over `rows_max`
-  std::uint32_t blocks = 0;            ///< KV pool
-  std::uint32_t block_tokens = 16;
-  std::uint32_t context_tokens = 0;    ///< longest sequence; a smaller pool limits it further
-  std::uint32_t rows_max = 512;        ///< rows of a step: decode rows first, then prompt chunks
-  /// What a step with prompt rows may take while others decode, in ns; 0: 8/5 of a step without.
-  Nanoseconds itl_target = 0;
-  std::uint32_t queue_max = 1024;      ///< waiting sequences of a tenant; beyond: `overloaded`
-  std::uint32_t steps_in_flight = 2;   ///< step n+1 is planned while step n runs
-  /// What besides tokens decides a block's keys and values; none: no block is used twice.
-  std::optional<BlockHash> prefix_root = std::nullopt;
-  bool paths_equal = false;            ///< prompt and decode arithmetic agree to the bit
-};
 
 /// So many times `queue_max` sequences wait at most, whoever has them.
 inline constexpr std::uint32_t queue_tenants = 4;
