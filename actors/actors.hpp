@@ -17,6 +17,7 @@
 #include "actors/admission.hpp"
 #include "actors/outbox.hpp"
 #include "engine/step.hpp"
+#include "transport/node_protocol.hpp"
 #include "transport/session.hpp"
 
 namespace sluice::actors {
@@ -40,17 +41,15 @@ using ready_atom = caf::atom_constant<caf::atom("ready")>;
 using engine_atom = caf::atom_constant<caf::atom("engine")>;
 using drain_atom = caf::atom_constant<caf::atom("drain")>;
 
+// Payloads that also travel between nodes.
+using transport::Refusal;
+using transport::StepEvents;
+using transport::StreamEvent;
+
 /// A message from a client, as the I/O thread decoded it.
 struct Inbound {
   transport::Peer peer;
   transport::Message message;
-};
-
-/// A refusal on its way from tokenizer or batcher to the client.
-struct Refusal {
-  transport::StreamId stream{};
-  std::uint64_t epoch = 0;
-  Error error;
 };
 
 /// A stream the batcher admitted: what its keeper needs to format it.
@@ -61,20 +60,6 @@ struct StreamOpen {
   engine::Request request;  ///< without its prompt: what decides the text
   std::vector<ResumedChoice> choices;
   engine::Nanoseconds received = 0;  ///< when the node took it up
-};
-
-/// What one step brought one choice of a stream.
-struct StreamEvent {
-  transport::StreamId stream{};
-  std::uint32_t choice = 0;
-  std::uint64_t epoch = 0;  ///< of a lower one than the stream's, it is dropped
-  engine::SequenceEvent event;
-  transport::Receipt receipt;  ///< meaningful with a finish
-};
-
-/// One message a step and streamer, however many tokens.
-struct StepEvents {
-  std::vector<StreamEvent> events;
 };
 
 /// A stream's end, for the session's table and the request log.

@@ -13,6 +13,7 @@
 #include "kernels/core.hpp"
 #include "model/chat_template.hpp"
 #include "model/tokenizer.hpp"
+#include "transport/node_protocol.hpp"
 #include "transport/protocol.hpp"
 #include "transport/session.hpp"
 
@@ -32,11 +33,7 @@ struct EngineFacts {
 
 using EngineFactsPtr = std::shared_ptr<const EngineFacts>;
 
-/// What the owner holds of a choice; nothing, unless it resumes.
-struct ResumedChoice {
-  std::vector<Token> tokens;
-  std::uint64_t text_bytes = 0;
-};
+using transport::ResumedChoice;
 
 /// A request on its way into a batcher.
 struct Admission {

@@ -11,6 +11,7 @@
 #include "kernels/backends.hpp"
 #include "kernels/core.hpp"
 #include "transport/endpoint_config.hpp"
+#include "transport/node_protocol.hpp"
 #include "transport/stream.hpp"
 
 namespace zmq {
@@ -19,14 +20,7 @@ class context_t;
 
 namespace sluice::actors {
 
-/// Where a node runs, as receipts and routers see it.
-struct SiteConfig {
-  std::string name = "local";
-  std::string cloud;
-  std::string region;
-  std::string jurisdiction;
-  double price_per_million_tokens = 0;  ///< of completion tokens, in the site's currency
-};
+using transport::SiteConfig;
 
 struct EngineConfig {
   std::string name;                  ///< what `submit.model` picks; empty: the file's own name

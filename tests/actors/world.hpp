@@ -17,11 +17,11 @@ namespace sluice::fakes {
 class RecordingOutbox : public actors::Outbox {
  public:
   void send(const transport::Peer& peer, std::shared_ptr<const std::string> frame) override {
-    sent[peer].push_back(*transport::decode(*frame, {}));
+    sent[peer].push_back(*transport::decode(*frame, transport::Limits()));
   }
   void publish(const transport::StreamId& stream,
                std::shared_ptr<const std::string> frame) override {
-    published[stream].push_back(*transport::decode(*frame, {}));
+    published[stream].push_back(*transport::decode(*frame, transport::Limits()));
   }
   actors::NamedValues stats() const override { return {{"io.frames_in", 1}}; }
 

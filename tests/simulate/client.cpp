@@ -45,7 +45,7 @@ void Client::disconnected(std::uint64_t now_ns) { lost_ns_ = now_ns; }
 
 void Client::hear(const std::string& frame, std::uint64_t now_ns,
                   std::vector<transport::Message>& send) {
-  const auto message = transport::decode(frame, {});
+  const auto message = transport::decode(frame, transport::Limits());
   if (!message) blame(stream(), "a node sent what cannot be read: " + message.error().message);
   if (std::holds_alternative<transport::Welcome>(*message)) {
     if (!std::exchange(greeted_, true)) state_->on_connected(now_ns, send);

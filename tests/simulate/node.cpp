@@ -95,7 +95,7 @@ class Node::Way : public actors::Outbox {
   void publish(const transport::StreamId& stream,
                std::shared_ptr<const std::string> frame) override {
     if (dead) return;
-    check(stream, *transport::decode(*frame, {}));
+    check(stream, *transport::decode(*frame, transport::Limits()));
     wire_.publish(stream, *frame);
   }
 
@@ -168,7 +168,7 @@ Result<actors::LoadedEngine> Node::load(kernels::Completion completion) {
 }
 
 void Node::receive(const transport::Peer& peer, const std::string& frame) {
-  auto message = transport::decode(frame, {});
+  auto message = transport::decode(frame, transport::Limits());
   if (!message) throw Violation("a client sent what cannot be read: " + message.error().message);
   caf::anon_send(actors_.session, actors::inbound_atom::value,
                  actors::Inbound{peer, std::move(*message)});

@@ -366,7 +366,8 @@ void World::publish(std::size_t host, const transport::StreamId& stream, const s
 void World::tell(std::string_view what, std::size_t about, std::string_view frame) const {
   if (!narrate_) return;
   const auto message =
-      frame.empty() ? std::string() : std::visit(Describe(), *transport::decode(frame, {}));
+      frame.empty() ? std::string()
+                    : std::visit(Describe(), *transport::decode(frame, transport::Limits()));
   fmt::print("{:10.3f} s  {} {} {}\n", static_cast<double>(now_ns_) / 1e9, what, about, message);
 }
 
