@@ -85,10 +85,11 @@ struct EngineFailed {
 
 /// Runs plans on its device, in order; answers each with one result to the batcher. Owns the
 /// backend; spawned detached, so that nothing else delays a step.
-using ExecutorActor =
-    caf::typed_actor<caf::reacts_to<run_atom, engine::StepPlan>,
-                     caf::reacts_to<sample_atom, engine::StepMasks>,
-                     caf::reacts_to<engine::StepResult>>;  ///< from its own backend
+using ExecutorActor = caf::typed_actor<caf::reacts_to<run_atom, engine::StepPlan>,
+                                       caf::reacts_to<sample_atom, engine::StepMasks>>;
+
+/// Where an executor's results go: to a batcher, or towards one on another node.
+using ResultSink = caf::typed_actor<caf::reacts_to<engine::StepResult>>;
 
 /// Where a front hears what became of an admission: its session.
 using FrontNews = caf::typed_actor<caf::reacts_to<accepted_atom, transport::Accepted>,
@@ -149,9 +150,9 @@ using SessionActor = caf::typed_actor<
     caf::replies_to<stats_atom>::with<NamedValues>,  ///< sums over all parts, and what follows
     caf::replies_to<drain_atom>::with<bool>>;        ///< when every stream ended and arrived
 
-/// Starts, watches and restarts the others.
-using SupervisorActor = caf::typed_actor<caf::reacts_to<ready_atom, EngineReady>,
-                                         caf::reacts_to<ready_atom, EngineFailed>>;
+/// Where an executor says that its model is loaded, or why not.
+using LoadNews = caf::typed_actor<caf::reacts_to<ready_atom, EngineReady>,
+                                  caf::reacts_to<ready_atom, EngineFailed>>;
 
 }  // namespace sluice::actors
 

@@ -100,9 +100,14 @@ void admit(Self self, const FrontPtr& front, Admission& admission) {
   }
   for (std::uint32_t i = 0; i < count; ++i)
     state.sequences.emplace(first + i, BatcherState::Sequence{stream, epoch, i, front});
-  state.by_stream.insert_or_assign(stream, BatcherState::Running{first, count, count, epoch, front});
-  StreamOpen open{admission.owner, state.engine, admission.accepted, std::move(admission.request),
-                  std::move(admission.choices), admission.received};
+  state.by_stream.insert_or_assign(stream,
+                                   BatcherState::Running{first, count, count, epoch, front});
+  StreamOpen open{admission.owner,
+                  state.engine,
+                  admission.accepted,
+                  std::move(admission.request),
+                  std::move(admission.choices),
+                  admission.received};
   open.request.prompt.clear();
   // The streamer hears of the stream before any of its tokens: both messages come from here.
   self->send(front->streamers[shard_of(stream, front->streamers.size())], open_atom::value,
@@ -113,7 +118,8 @@ void admit(Self self, const FrontPtr& front, Admission& admission) {
 
 void cancel(Self self, const BatcherState::Running& running) {
   for (std::uint32_t i = 0; i < running.choices; ++i)
-    self->state.scheduler->cancel(running.first + i, engine::FinishReason::cancelled, {}, now(self));
+    self->state.scheduler->cancel(running.first + i, engine::FinishReason::cancelled, {},
+                                  now(self));
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <mutex>
 
 #include "actors/actors.hpp"
 #include "actors/load.hpp"
@@ -12,16 +13,35 @@ namespace sluice::actors {
 /// Loads the engine, given where its steps' results go. Called on the executor's own thread.
 using EngineLoader = std::function<Result<LoadedEngine>(kernels::Completion)>;
 
-struct ExecutorState {
-  static inline const char* name = "executor";
-  LoadedEngine engine;
-  BatcherActor batcher;
+/// Where the backend's completions go: straight to the batcher, on the backend's thread, as
+/// messages of the executor's. A hop through the executor would cost every token two switches of
+/// threads.
+class ResultRoute {
+ public:
+  /// From the first plan on.
+  void open(ExecutorActor from, ResultSink to);
+  /// From now on results are dropped: nothing follows an executor's end.
+  void close();
+  void send(kernels::StepResult&& result);
+
+ private:
+  std::mutex mutex_;
+  ExecutorActor from_;
+  ResultSink to_;
 };
 
-/// Tells the supervisor `ready` with the engine's facts, or that it failed, and then ends.
+struct ExecutorState {
+  static inline const char* name = "executor";
+  ~ExecutorState() { route->close(); }  // before the backend finishes what it was given
+
+  std::shared_ptr<ResultRoute> route = std::make_shared<ResultRoute>();
+  bool routed = false;
+  LoadedEngine engine;
+};
+
+/// Tells `news` that it is `ready` with the engine's facts, or that it failed, and then ends.
 /// The batcher is whoever sends the first plan.
 ExecutorActor::behavior_type executor(ExecutorActor::stateful_pointer<ExecutorState> self,
-                                      std::size_t engine, EngineLoader load,
-                                      SupervisorActor supervisor);
+                                      std::size_t engine, EngineLoader load, LoadNews news);
 
 }  // namespace sluice::actors

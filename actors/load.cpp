@@ -57,6 +57,23 @@ void recognise_chat(const EngineConfig& config, const model::Checkpoint& file, E
     facts.chat_refusal = recognised.error();
 }
 
+Result<std::shared_ptr<EngineFacts>> facts_of(const EngineConfig& config, const SiteConfig& site,
+                                              const model::Checkpoint& file) {
+  auto facts = std::make_shared<EngineFacts>();
+  facts->name = !config.name.empty() ? config.name : file.title();
+  facts->site = site;
+  const auto model_config = file.config();
+  if (!model_config) return tl::unexpected(model_config.error());
+  auto tokenizer = file.tokenizer();
+  if (!tokenizer) return tl::unexpected(tokenizer.error());
+  if ((*tokenizer)->size() > model_config->vocabulary)
+    return fail(ErrorCode::bad_file, "{}: the tokenizer has {} tokens, the weights only {}",
+                config.model, (*tokenizer)->size(), model_config->vocabulary);
+  facts->tokenizer = std::move(*tokenizer);
+  recognise_chat(config, file, *facts);
+  return facts;
+}
+
 }  // namespace
 
 Result<kernels::PoolShape> plan_pool(const EngineConfig& config, const model::ModelConfig& model,
@@ -91,25 +108,25 @@ Result<kernels::PoolShape> plan_pool(const EngineConfig& config, const model::Mo
   return pool;
 }
 
+Result<std::shared_ptr<EngineFacts>> load_facts(const EngineConfig& config,
+                                                const SiteConfig& site) {
+  auto file = model::open_checkpoint(config.model);
+  if (!file) return tl::unexpected(file.error());
+  return facts_of(config, site, **file);
+}
+
 Result<LoadedEngine> load_engine(const EngineConfig& config, const SiteConfig& site,
                                  const BackendFactory& make_backend, kernels::Completion completion,
                                  const LoadProgress& progress) {
   LoadedEngine loaded;
-  auto facts = std::make_shared<EngineFacts>();
   auto file = model::open_checkpoint(config.model);
   if (!file) return tl::unexpected(file.error());
   loaded.file = *file;
-  facts->name = !config.name.empty() ? config.name : (*file)->title();
-  facts->site = site;
+  auto read = facts_of(config, site, **file);
+  if (!read) return tl::unexpected(read.error());
+  const auto facts = std::move(*read);
   auto model_config = (*file)->config();
   if (!model_config) return tl::unexpected(model_config.error());
-  auto tokenizer = (*file)->tokenizer();
-  if (!tokenizer) return tl::unexpected(tokenizer.error());
-  if ((*tokenizer)->size() > model_config->vocabulary)
-    return fail(ErrorCode::bad_file, "{}: the tokenizer has {} tokens, the weights only {}",
-                config.model, (*tokenizer)->size(), model_config->vocabulary);
-  facts->tokenizer = *tokenizer;
-  recognise_chat(config, **file, *facts);
 
   auto backend = make_backend(config, std::move(completion));
   if (!backend) return tl::unexpected(backend.error());
@@ -120,7 +137,7 @@ Result<LoadedEngine> load_engine(const EngineConfig& config, const SiteConfig& s
   if (auto allocated = loaded.backend->allocate(*pool); !allocated)
     return tl::unexpected(allocated.error());
   // Before the weights load: a backend that copies them gives the file's pages back.
-  facts->numerics = numerics_id(**file, **tokenizer, device);
+  facts->numerics = numerics_id(**file, *facts->tokenizer, device);
   auto decoder = model::load_decoder(**file, *model_config, *loaded.backend,
                                      [&](std::size_t done, std::size_t total) {
                                        if (progress) progress(facts->name, done, total);
@@ -139,7 +156,7 @@ Result<LoadedEngine> load_engine(const EngineConfig& config, const SiteConfig& s
                       .queue_max = config.queue,
                       .paths_equal = device.paths_equal};
   if (config.prefix_cache) facts->scheduler.prefix_root = prefix_root(facts->numerics);
-  loaded.facts = std::move(facts);
+  loaded.facts = facts;
   return loaded;
 }
 

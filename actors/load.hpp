@@ -23,6 +23,9 @@ struct LoadedEngine {
   EngineFactsPtr facts;
 };
 
+/// What can be known of an engine without its weights: name, site, tokenizer, chat format.
+Result<std::shared_ptr<EngineFacts>> load_facts(const EngineConfig& config, const SiteConfig& site);
+
 /// Makes one engine's backend; the completion goes to whoever runs the engine.
 using BackendFactory = std::function<Result<std::unique_ptr<kernels::Backend>>(
     const EngineConfig&, kernels::Completion)>;

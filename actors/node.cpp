@@ -1,11 +1,17 @@
 #include "actors/node.hpp"
 
+#include <sodium.h>
+
+#include <algorithm>
 #include <chrono>
+#include <filesystem>
 #include <utility>
 
 #include "actors/bridge.hpp"
+#include "actors/host.hpp"
 #include "actors/load.hpp"
 #include "actors/log.hpp"
+#include "actors/peer_bridge.hpp"
 #include "actors/session.hpp"
 #include "actors/supervisor.hpp"
 #include "transport/http_page.hpp"
@@ -29,11 +35,34 @@ bool is_local(const std::string& endpoint) {
          endpoint.starts_with("tcp://[::1]");
 }
 
+constexpr std::string_view role_words[] = {"front", "tokenizer", "engine", "executor"};
+
+bool plays(const NodeConfig& config, std::string_view role) {
+  return config.roles.empty() || std::ranges::find(config.roles, role) != config.roles.end();
+}
+
+bool has_peers(const NodeConfig& config) {
+  return !config.peers.listen.empty() || !config.peers.join.empty();
+}
+
+Result<void> check_roles(const NodeConfig& config) {
+  for (const auto& role : config.roles)
+    if (std::ranges::find(role_words, role) == std::end(role_words))
+      return fail(ErrorCode::bad_request, "there is no role '{}': choose of {}", role,
+                  fmt::join(role_words, ", "));
+  for (const auto role : role_words)
+    if (!plays(config, role) && !has_peers(config))
+      return fail(ErrorCode::bad_request,
+                  "this node is no {} and knows no node that is: set peers.listen or peers.join",
+                  role);
+  return {};
+}
+
 Result<void> check(const NodeConfig& config) {
   if (config.engines.empty())
     return fail(ErrorCode::bad_request, "the node has no engine: name a model with --model FILE");
-  for (const auto& address :
-       {config.endpoint.listen, config.endpoint.publish, config.metrics_listen})
+  for (const auto& address : {config.endpoint.listen, config.endpoint.publish,
+                              config.metrics_listen, config.peers.listen})
     if (!config.insecure && !is_local(address))
       return fail(
           ErrorCode::bad_request,
@@ -47,13 +76,13 @@ Result<void> check(const NodeConfig& config) {
         return fail(
             ErrorCode::bad_request, "two engines are both called '{}': give each its own name",
             config.engines[i].name.empty() ? config.engines[i].model : config.engines[i].name);
-  return {};
+  return check_roles(config);
 }
 
 /// "auto" becomes the name of a backend. Before there are actors: a driver that is absent is looked
 /// for once, by the thread of the caller, and what cannot work is known before anything is loaded.
 Result<void> choose_backends(NodeConfig& config, RequestLog& log) {
-  if (config.make_backend) return {};
+  if (config.make_backend || !plays(config, "executor")) return {};
   for (auto& engine : config.engines) {
     auto choice = kernels::choose_backend(engine.backend, config.backends);
     if (!choice) return tl::unexpected(choice.error());
@@ -73,6 +102,8 @@ struct Node::State {
   SystemConfig system_config;
   caf::actor_system system{system_config};
   std::shared_ptr<Bridge> bridge;
+  std::shared_ptr<PeerBridge> peers;
+  transport::NodeIdentity identity;
   std::shared_ptr<NodeStatus> status = std::make_shared<NodeStatus>();
   SessionActor session;
   SupervisorActor supervisor;
@@ -88,24 +119,86 @@ struct Node::State {
     }
     session = nullptr;
     if (bridge) bridge->stop();
+    if (peers) peers->stop();
     system.await_all_actors_done();
   }
 
   /// What a client's stats question is answered, for the metrics. Any thread.
   Result<transport::Values> stats() {
+    if (!session) {
+      const auto values = peers->stats();
+      return transport::Values(values.begin(), values.end());
+    }
     caf::scoped_actor self{system};
     Result<transport::Values> out =
         fail(ErrorCode::unavailable, "the node did not tell its figures in time: ask again");
     self->request(session, metrics_timeout, stats_atom::value)
-        .receive([&](const NamedValues& values) {
-          out = transport::Values(values.begin(), values.end());
-        }, [](const caf::error&) {});
+        .receive(
+            [&](const NamedValues& values) {
+              out = transport::Values(values.begin(), values.end());
+            },
+            [](const caf::error&) {});
     return out;
   }
 };
 
 Node::Node(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Node::~Node() = default;
+
+namespace {
+
+std::string file_title(const std::string& model) {
+  const std::filesystem::path path(model);
+  return (std::filesystem::is_directory(path) ? path.filename() : path.stem()).string();
+}
+
+transport::NodeIdentity identity_of(const transport::PeerConfig& config) {
+  // Later starts have higher numbers; two of one name within a clock's step are not told apart.
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  const auto incarnation =
+      static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(now).count());
+  if (!config.name.empty()) return {config.name, incarnation};
+  return {fmt::format("{:08x}{:08x}", randombytes_random(), randombytes_random()), incarnation};
+}
+
+transport::SessionConfig session_config(const NodeConfig& settings) {
+  transport::SessionConfig config;
+  config.welcome.server = "sluice";
+  config.welcome.site = settings.site.name;
+  config.welcome.frame_bytes_max =
+      static_cast<std::uint32_t>(settings.endpoint.limits.frame_bytes_max);
+  config.welcome.window_tokens = settings.stream.window_tokens;
+  return config;
+}
+
+BackendFactory backend_factory(const NodeConfig& settings) {
+  if (settings.make_backend) return settings.make_backend;
+  return [search = settings.backends](const EngineConfig& engine, kernels::Completion completion) {
+    return kernels::make_backend(engine.backend,
+                                 {.threads = engine.threads, .device = engine.device},
+                                 std::move(completion), search);
+  };
+}
+
+/// What runs here of each engine, and what of it is offered to other nodes.
+void set_up_engines(const NodeConfig& settings, const LoadProgress& progress,
+                    SupervisorSetup& supervised, HostSetup& hosted) {
+  for (const auto& engine : settings.engines) {
+    const EngineLoader executor = [engine, site = settings.site,
+                                   backends = backend_factory(settings),
+                                   progress](kernels::Completion completion) {
+      return load_engine(engine, site, backends, std::move(completion), progress);
+    };
+    const FactsLoader facts = [engine, site = settings.site] { return load_facts(engine, site); };
+    const bool batcher = plays(settings, "engine");
+    const bool computes = plays(settings, "executor");
+    supervised.engines.push_back({engine.name, batcher, computes ? executor : nullptr, facts});
+    hosted.engines.push_back({engine.name, facts, plays(settings, "tokenizer"),
+                              computes && !batcher ? executor : nullptr});
+  }
+}
+
+}  // namespace
 
 Result<std::unique_ptr<Node>> Node::start(NodeConfig config, zmq::context_t& context,
                                           const LoadProgress& progress) {
@@ -117,72 +210,84 @@ Result<std::unique_ptr<Node>> Node::start(NodeConfig config, zmq::context_t& con
 
   auto state = std::make_unique<State>();
   state->config = std::move(config);
+  if (has_peers(state->config))  // nodes know an engine by its name
+    for (auto& engine : state->config.engines)
+      if (engine.name.empty()) engine.name = file_title(engine.model);
   const auto& settings = state->config;
-  state->bridge = std::make_shared<Bridge>(context, settings.endpoint);
-
-  transport::SessionConfig session_config;
-  auto& welcome = session_config.welcome;
-  welcome.server = "sluice";
-  welcome.site = settings.site.name;
-  welcome.frame_bytes_max = static_cast<std::uint32_t>(settings.endpoint.limits.frame_bytes_max);
-  welcome.window_tokens = settings.stream.window_tokens;
-  // Bound before anything is loaded: a port in use is known at once, and clients are told to wait.
-  // The session greets nobody before the supervisor's first message, which comes after this.
-  state->session = state->system.spawn(
-      session,
-      SessionSetup{state->bridge, session_config, settings.engines.size(), *log, state->status});
-  if (auto bound = state->bridge->start(state->session); !bound)
-    return tl::unexpected(bound.error());
-
+  state->identity = identity_of(settings.peers);
   SupervisorSetup setup;
-  BackendFactory backends = settings.make_backend;
-  if (!backends)
-    backends = [search = settings.backends](const EngineConfig& engine,
-                                            kernels::Completion completion) {
-      return kernels::make_backend(engine.backend,
-                                   {.threads = engine.threads, .device = engine.device},
-                                   std::move(completion), search);
-    };
-  for (const auto& engine : settings.engines)
-    setup.engines.push_back(
-        [engine, site = settings.site, backends, progress](kernels::Completion completion) {
-          return load_engine(engine, site, backends, std::move(completion), progress);
-        });
-  setup.session = state->session;
-  setup.outbox = state->bridge;
-  setup.publish = state->bridge->publish_address();
+  HostSetup hosted;
+  set_up_engines(settings, progress, setup, hosted);
+  if (plays(settings, "front")) {
+    state->bridge = std::make_shared<Bridge>(context, settings.endpoint);
+    // Bound before anything is loaded: a port in use is known at once, and clients are told to
+    // wait. The session greets nobody before the supervisor's first message, which comes after.
+    state->session =
+        state->system.spawn(session, SessionSetup{state->bridge, session_config(settings),
+                                                  settings.engines.size(), *log, state->status});
+    if (auto bound = state->bridge->start(state->session); !bound)
+      return tl::unexpected(bound.error());
+    setup.session = state->session;
+    setup.outbox = state->bridge;
+    setup.publish = state->bridge->publish_address();
+  }
+  if (has_peers(settings))
+    state->peers = std::make_shared<PeerBridge>(context, settings.peers, state->identity);
   setup.stream = settings.stream;
-  setup.tokenizers = settings.tokenizer_threads;
+  setup.tokenizers = plays(settings, "tokenizer") ? std::max(1U, settings.tokenizer_threads) : 0;
   setup.streamers = settings.streamers;
   setup.log = *log;
   setup.status = state->status;
+  setup.peers = state->peers;
   state->supervisor = state->system.spawn(supervisor, std::move(setup));
   state->supervisor->attach_functor([status = state->status](const caf::error&) {
     status->set_failed({ErrorCode::internal, "the supervisor ended: restart the node"});
   });
+  if (state->peers) {
+    hosted.peers = state->peers;
+    hosted.news = state->supervisor;
+    hosted.log = *log;
+    auto hosting = state->system.spawn(host, std::move(hosted));
+    caf::anon_send(state->supervisor, ready_atom::value, hosting);
+    if (auto started = state->peers->start(std::move(hosting)); !started)
+      return tl::unexpected(started.error());
+    (*log)->node("peers", fmt::format("{} {}", state->identity.name, state->peers->address()));
+  }
   if (auto ready = state->status->wait(); !ready) return tl::unexpected(ready.error());
   if (!settings.metrics_listen.empty()) {
     auto metrics = transport::HttpPage::serve(
-        settings.metrics_listen, "/metrics", [raw = state.get()] {
-          return raw->stats().map(transport::metrics_text);
-        });
+        settings.metrics_listen, "/metrics",
+        [raw = state.get()] { return raw->stats().map(transport::metrics_text); });
     if (!metrics) return tl::unexpected(metrics.error());
     state->metrics = std::move(*metrics);
     (*log)->node("metrics", state->metrics->address() + "/metrics");
   }
-  (*log)->node("ready", state->bridge->address());
-  return std::unique_ptr<Node>(new Node(std::move(state)));
+  auto node = std::unique_ptr<Node>(new Node(std::move(state)));
+  (*log)->node("ready", node->address());
+  return node;
 }
 
-const std::string& Node::address() const { return state_->bridge->address(); }
+const std::string& Node::address() const {
+  if (state_->bridge) return state_->bridge->address();
+  return peer_address().empty() ? state_->identity.name : peer_address();
+}
 
-const std::string& Node::publish_address() const { return state_->bridge->publish_address(); }
+const std::string& Node::publish_address() const {
+  static const std::string none;
+  return state_->bridge ? state_->bridge->publish_address() : none;
+}
+
+const std::string& Node::peer_address() const {
+  static const std::string none;
+  return state_->peers ? state_->peers->address() : none;
+}
 
 std::string Node::metrics_address() const {
   return state_->metrics ? state_->metrics->address() : "";
 }
 
 bool Node::drain(std::uint32_t timeout_ms) {
+  if (!state_->session) return true;  // fronts go on elsewhere from the tokens they hold
   caf::scoped_actor self{state_->system};
   bool drained = false;
   self->request(state_->session, std::chrono::milliseconds(timeout_ms), drain_atom::value)

@@ -12,6 +12,7 @@
 #include "kernels/core.hpp"
 #include "transport/endpoint_config.hpp"
 #include "transport/node_protocol.hpp"
+#include "transport/peer_config.hpp"
 #include "transport/stream.hpp"
 
 namespace zmq {
@@ -39,21 +40,25 @@ struct EngineConfig {
 };
 
 struct NodeConfig {
+  /// What runs here of "front" (session, streamers), "tokenizer", "engine" (batcher), "executor"
+  /// (device). Empty: all. What does not, other nodes offer.
+  std::vector<std::string> roles;
+  transport::PeerConfig peers;
   transport::EndpointConfig endpoint;
   transport::StreamConfig stream;
   SiteConfig site;
   std::vector<EngineConfig> engines;
   std::uint32_t tokenizer_threads = 1;
   std::uint32_t streamers = 1;
-  std::string metrics_listen;         ///< where Prometheus finds /metrics; empty: nowhere
-  bool insecure = false;              ///< allow plain tcp beyond loopback
-  std::string log_level = "info";     ///< trace, debug, info, warn, error, off
-  std::string log_file;               ///< empty: stderr
-  bool log_prompts = false;           ///< for debugging only
+  std::string metrics_listen;      ///< where Prometheus finds /metrics; empty: nowhere
+  bool insecure = false;           ///< allow plain tcp beyond loopback
+  std::string log_level = "info";  ///< trace, debug, info, warn, error, off
+  std::string log_file;            ///< empty: stderr
+  bool log_prompts = false;        ///< for debugging only
   /// Makes an engine's backend; empty: by `EngineConfig::backend`. Benches and tests pass one.
-  std::function<Result<std::unique_ptr<kernels::Backend>>(const EngineConfig&,
-                                                          kernels::Completion)> make_backend;
-  kernels::BackendSearch backends;    ///< where drivers and plugins are; tests name other places
+  std::function<Result<std::unique_ptr<kernels::Backend>>(const EngineConfig&, kernels::Completion)>
+      make_backend;
+  kernels::BackendSearch backends;  ///< where drivers and plugins are; tests name other places
 };
 
 /// Called while an engine's model loads: its name, bytes done, bytes in all.
@@ -67,7 +72,9 @@ class Node {
                                              const LoadProgress& progress = {});
   ~Node();  ///< stops at once; unfinished streams end with `unavailable`
 
-  const std::string& address() const;          ///< where clients connect, as bound
+  /// Where clients connect, as bound; without a front where nodes connect, or else its name.
+  const std::string& address() const;
+  const std::string& peer_address() const;     ///< where other nodes connect; empty: nowhere
   const std::string& publish_address() const;  ///< where subscribers connect
 
   /// Where metrics are served, as bound; empty when they are not.

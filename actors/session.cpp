@@ -71,13 +71,28 @@ const SessionState::Engine* find_engine(const SessionState& state, const EngineF
   return found == state.engines.end() ? nullptr : &*found;
 }
 
+std::set<std::string> engine_names(const SessionState& state) {
+  std::set<std::string> names;
+  for (const auto& engine : state.engines) names.insert(engine.facts->name);
+  return names;
+}
+
+/// Of replicas the one with the fewest of this front's streams.
+EngineFactsPtr least_loaded(const SessionState& state, const std::string& name) {
+  std::map<EngineFactsPtr, std::size_t> streams;
+  for (const auto& [stream, open] : state.open) ++streams[open.engine];
+  EngineFactsPtr best;
+  for (const auto& engine : state.engines)
+    if (engine.facts->name == name && (!best || streams[engine.facts] < streams[best]))
+      best = engine.facts;
+  return best;
+}
+
 Result<EngineFactsPtr> pick_engine(const SessionState& state, const std::string& model) {
-  if (model.empty() && state.engines.size() == 1) return state.engines.front().facts;
-  std::string known;
-  for (const auto& engine : state.engines) {
-    if (engine.facts->name == model) return engine.facts;
-    known += (known.empty() ? "" : ", ") + engine.facts->name;
-  }
+  const auto names = engine_names(state);
+  if (model.empty() && names.size() == 1) return least_loaded(state, *names.begin());
+  if (names.contains(model)) return least_loaded(state, model);
+  const std::string known = fmt::format("{}", fmt::join(names, ", "));
   if (state.engines.empty())
     return tl::unexpected(Error{ErrorCode::unavailable,
                                 "the engine was lost and is being restarted", retry_after_load_ms});
@@ -135,13 +150,13 @@ void admit(Self self, Admission& admission) {
 }
 
 transport::Health health_of(const SessionState& state) {
+  const auto serving = engine_names(state).size();
   if (state.session == nullptr)
-    return {false, fmt::format("loading: {} of {} engines ready", state.engines.size(),
-                               state.setup.engines)};
+    return {false, fmt::format("loading: {} of {} engines ready", serving, state.setup.engines)};
   if (state.draining) return {false, "draining: no new streams are taken"};
-  if (state.engines.size() < state.setup.engines)
-    return {false, fmt::format("{} of {} engines lost, restarting",
-                               state.setup.engines - state.engines.size(), state.setup.engines)};
+  if (serving < state.setup.engines)
+    return {false, fmt::format("{} of {} engines lost, restarting", state.setup.engines - serving,
+                               state.setup.engines)};
   return {true, ""};
 }
 
@@ -221,7 +236,7 @@ void receive(Self self, Inbound& inbound) {
 /// Greets clients once everything is there; `welcome` lists the models.
 void begin(Self self) {
   auto& state = self->state;
-  if (state.session != nullptr || state.engines.size() < state.setup.engines ||
+  if (state.session != nullptr || engine_names(state).size() < state.setup.engines ||
       state.streamers.empty())
     return;
   auto config = state.setup.config;

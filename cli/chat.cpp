@@ -78,6 +78,7 @@ class Chat {
     transport::Submit submit = make_submit(session_.generation);
     submit.model = connection_.model();
     submit.prompt = session_.prompt();
+    session_.last_stream = submit.stream;
     const auto generation = generate(connection_.client(), submit, interrupts_,
                                      [](std::uint32_t, const std::string& text) {
                                        std::fwrite(text.data(), 1, text.size(), stdout);

@@ -81,6 +81,11 @@ Outcome show_history(ChatSession& session, const std::string&) {
   return CommandOutcome{std::move(text), false};
 }
 
+Outcome show_stream(ChatSession& session, const std::string&) {
+  if (!session.last_stream) return say("there is no answer yet");
+  return say("stream " + transport::to_hex(*session.last_stream));
+}
+
 Outcome save(ChatSession& session, const std::string& path) {
   if (path.empty()) return fail(ErrorCode::bad_request, "/save takes a file name");
   nlohmann::ordered_json out;
@@ -127,6 +132,7 @@ constexpr ChatCommand chat_commands[] = {
     {"system", "TEXT", "what the model is told first; empty: the model's own", set_system},
     {"clear", "", "forget the conversation", clear},
     {"history", "", "show the conversation", show_history},
+    {"stream", "", "the last answer's stream, for sluice subscribe", show_stream},
     {"save", "FILE", "write the conversation to a file", save},
     {"load", "FILE", "go on with a saved conversation", load},
     {"stats", "on|off", "the line with times after each answer", set_stats},

@@ -1,6 +1,7 @@
 #pragma once
 // A conversation: its messages, what its /commands change, and where it is kept.
 
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,6 +17,7 @@ struct ChatSession {
   std::vector<transport::ChatMessage> messages;
   GenerationOptions generation;
   bool show_stats = true;
+  std::optional<transport::StreamId> last_stream;  ///< of the last answer
 
   /// The prompt of the next turn.
   std::vector<transport::ChatMessage> prompt() const;
@@ -23,7 +25,7 @@ struct ChatSession {
 
 /// What a line that starts with a slash asked for.
 struct CommandOutcome {
-  std::string say;    ///< printed as it is
+  std::string say;  ///< printed as it is
   bool quit = false;
 };
 

@@ -86,6 +86,14 @@ Result<void> set_number(const Key<Owner>& key, Field field, double value, const 
 }
 
 template <class Owner>
+Result<void> check_word(const Key<Owner>& key, const std::string& value, const Place& place) {
+  const auto words = split_words(key.words);
+  if (words.empty() || std::find(words.begin(), words.end(), value) != words.end()) return {};
+  return place.refuse(
+      fmt::format("is \"{}\"; it must be one of \"{}\"", value, fmt::join(words, "\", \"")));
+}
+
+template <class Owner>
 Result<void> set(const Key<Owner>& key, Owner& owner, const toml::node& node, const Place& place) {
   const Field field = key.field(owner);
   const auto wrong_type = [&](std::string_view wanted) {
@@ -94,12 +102,20 @@ Result<void> set(const Key<Owner>& key, Owner& owner, const toml::node& node, co
   if (auto* const* text = std::get_if<std::string*>(&field)) {
     const auto value = node.value_exact<std::string>();
     if (!value) return wrong_type("string");
-    const auto words = split_words(key.words);
-    if (!words.empty() && std::find(words.begin(), words.end(), *value) == words.end()) {
-      return place.refuse(
-          fmt::format("is \"{}\"; it must be one of \"{}\"", *value, fmt::join(words, "\", \"")));
-    }
+    if (auto allowed = check_word(key, *value, place); !allowed) return allowed;
     **text = *value;
+    return {};
+  }
+  if (auto* const* list = std::get_if<std::vector<std::string>*>(&field)) {
+    const toml::array* values = node.as_array();
+    if (values == nullptr) return wrong_type("list of strings");
+    (*list)->clear();
+    for (const toml::node& each : *values) {
+      const auto value = each.value_exact<std::string>();
+      if (!value) return wrong_type("list of strings");
+      if (auto allowed = check_word(key, *value, place); !allowed) return allowed;
+      (*list)->push_back(*value);
+    }
     return {};
   }
   if (auto* const* flag = std::get_if<bool*>(&field)) {
@@ -205,6 +221,10 @@ void print_key(std::string& out, const Key<Owner>& key, Owner& owner) {
         using T = std::remove_pointer_t<decltype(field)>;
         if constexpr (std::is_same_v<T, std::string>) {
           return quoted(*field);
+        } else if constexpr (std::is_same_v<T, std::vector<std::string>>) {
+          std::vector<std::string> all;
+          for (const std::string& each : *field) all.push_back(quoted(each));
+          return fmt::format("[{}]", fmt::join(all, ", "));
         } else if constexpr (std::is_same_v<T, bool> || std::is_same_v<T, double>) {
           return fmt::format("{}", *field);
         } else {

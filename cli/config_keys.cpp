@@ -29,6 +29,22 @@ const std::vector<NodeKey>& node_keys() {
       {"node", "log_prompts", SLUICE_FIELD(Config, node.log_prompts),
        "log prompts too; for debugging only"},
 
+      {"node", "roles", SLUICE_FIELD(Config, node.roles),
+       "what runs here, the rest on other nodes; empty: everything. Any of", 0, 0, 1,
+       "front|tokenizer|engine|executor"},
+
+      {"peers", "name", SLUICE_FIELD(Config, node.peers.name),
+       "of this node, unique among those that talk to each other; empty: drawn at random"},
+      {"peers", "listen", SLUICE_FIELD(Config, node.peers.listen),
+       "where other nodes connect: tcp://HOST:PORT (port 0: any free one), ipc://PATH; empty: "
+       "nowhere"},
+      {"peers", "join", SLUICE_FIELD(Config, node.peers.join),
+       "nodes to connect to, each as its peers.listen says"},
+      {"peers", "lost_ms", SLUICE_FIELD(Config, node.peers.lost_ms),
+       "a node silent for so long is lost", 50, 600000},
+      {"peers", "message_bytes_max", SLUICE_FIELD(Config, node.peers.message_bytes_max),
+       "largest message taken from a node", 65536, gigabyte},
+
       {"endpoint", "listen", SLUICE_FIELD(Config, node.endpoint.listen),
        "where clients connect: tcp://HOST:PORT (port 0: any free one), ipc://PATH"},
       {"endpoint", "publish", SLUICE_FIELD(Config, node.endpoint.publish),

@@ -11,7 +11,8 @@
 
 namespace sluice::cli {
 
-using Field = std::variant<std::string*, bool*, std::uint32_t*, std::uint64_t*, double*>;
+using Field = std::variant<std::string*, std::vector<std::string>*, bool*, std::uint32_t*,
+                           std::uint64_t*, double*>;
 
 /// One key: where its value lives, what it means, what it may be.
 template <class Owner>
@@ -23,7 +24,7 @@ struct Key {
   double min = 0;  ///< in the file's unit
   double max = 4294967295.0;
   std::uint64_t scale = 1;      ///< the file's unit in the field's unit
-  std::string_view words = "";  ///< the only strings allowed, "auto|cpu"; empty: any
+  std::string_view words = "";  ///< the only strings allowed, "auto|cpu"; empty: any.
 };
 
 using NodeKey = Key<Config>;

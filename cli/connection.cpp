@@ -40,12 +40,11 @@ Result<std::unique_ptr<Connection>> Connection::open(const ConnectionOptions& op
     config.log_level = "warn";  // its lines would land between the user's
     config.engines = {options.engine};
     config.engines.front().model = options.model;
-    ProgressBar bar;
-    auto node = actors::Node::start(
-        std::move(config), connection->context_,
-        [&](const std::string& name, std::size_t done, std::size_t total) {
-          bar.show(name, done, total);
-        });
+    const auto bar = std::make_shared<ProgressBar>();
+    auto node = actors::Node::start(std::move(config), connection->context_,
+                                    [bar](const std::string& name, std::size_t done,
+                                          std::size_t total) { bar->show(name, done, total); });
+    bar->end();
     if (!node) return tl::unexpected(node.error());
     connection->node_ = std::move(*node);
     client.connect = connection->node_->address();

@@ -1,5 +1,7 @@
 // sluice node: serves until it is told to stop.
 
+#include "actors/node.hpp"
+
 #include <pthread.h>
 #include <signal.h>
 #include <unistd.h>
@@ -11,7 +13,6 @@
 #include <thread>
 #include <zmq.hpp>
 
-#include "actors/node.hpp"
 #include "cli/command.hpp"
 #include "cli/config.hpp"
 #include "cli/terminal.hpp"
@@ -23,6 +24,8 @@ namespace {
 struct Options {
   std::string config;
   std::string model;
+  std::vector<std::string> join, roles;
+  std::optional<std::string> peers_listen, name;
   std::optional<std::string> listen, publish, metrics, backend, log_level, chat_format, site;
   std::optional<std::uint32_t> threads, slots, context_tokens;
   std::uint32_t tensor_parallel = 1;
@@ -65,6 +68,10 @@ Result<Config> effective_config(const Options& options) {
     override_with(engine.chat_format, options.chat_format);
   }
   override_with(config.node.endpoint.listen, options.listen);
+  override_with(config.node.peers.listen, options.peers_listen);
+  override_with(config.node.peers.name, options.name);
+  if (!options.join.empty()) config.node.peers.join = options.join;
+  if (!options.roles.empty()) config.node.roles = options.roles;
   override_with(config.node.endpoint.publish, options.publish);
   override_with(config.node.metrics_listen, options.metrics);
   override_with(config.node.site.name, options.site);
@@ -117,17 +124,17 @@ constexpr int health_every_ms = 500;
 Result<void> serve(const Config& config) {
   StopSignals signals;
   zmq::context_t context;
-  auto bar = std::make_unique<ProgressBar>();
+  const auto bar = std::make_shared<ProgressBar>();
   auto node = actors::Node::start(
-      config.node, context, [&](const std::string& name, std::size_t done, std::size_t total) {
+      config.node, context, [bar](const std::string& name, std::size_t done, std::size_t total) {
         bar->show(name, done, total);
       });
-  bar.reset();
+  bar->end();
   if (!node) return tl::unexpected(node.error());
   signals.loaded();
   fmt::print("ready {}\n", (*node)->address());
-  if (!(*node)->metrics_address().empty())
-    fmt::print("metrics {}\n", (*node)->metrics_address());
+  if (!(*node)->peer_address().empty()) fmt::print("peers {}\n", (*node)->peer_address());
+  if (!(*node)->metrics_address().empty()) fmt::print("metrics {}\n", (*node)->metrics_address());
   std::fflush(stdout);
   while (!signals.wait(health_every_ms)) {
     if (auto healthy = (*node)->health(); !healthy) return healthy;
@@ -170,6 +177,13 @@ Command node_command(CLI::App& root) {
   add("--listen", options->listen, "Where clients connect; port 0: any free one", "EP");
   add("--publish", options->publish, "Where subscribers connect", "EP");
   add("--metrics", options->metrics, "Where Prometheus finds /metrics: tcp://HOST:PORT", "EP");
+  add("--roles", options->roles,
+      "What runs here: front,tokenizer,engine,executor; the rest on others", "ROLE,...")
+      ->delimiter(',');
+  add("--peers-listen", options->peers_listen, "Where other nodes connect", "EP");
+  add("--join", options->join, "Nodes to connect to, as their peers line says", "EP,...")
+      ->delimiter(',');
+  add("--name", options->name, "Of this node among others", "NAME");
   add("--backend", options->backend, "What computes: auto, cpu, cuda", "NAME")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   add("--tp", options->tensor_parallel, "Devices that share one model", "N");

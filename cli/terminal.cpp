@@ -27,12 +27,17 @@ void on_interrupt(int) { interrupt_seen = 1; }
 ProgressBar::ProgressBar()
     : terminal_(isatty(STDERR_FILENO) == 1), next_draw_(Clock::now() + draw_after) {}
 
-ProgressBar::~ProgressBar() {
-  if (drawn_) fmt::print(stderr, "\r\033[K");
+ProgressBar::~ProgressBar() { end(); }
+
+void ProgressBar::end() {
+  const std::lock_guard lock(mutex_);
+  if (drawn_ && !ended_) fmt::print(stderr, "\r\033[K");
+  ended_ = true;
 }
 
 void ProgressBar::show(const std::string& name, std::size_t done_bytes, std::size_t total_bytes) {
-  if (!terminal_ || total_bytes == 0 || Clock::now() < next_draw_) return;
+  const std::lock_guard lock(mutex_);
+  if (ended_ || !terminal_ || total_bytes == 0 || Clock::now() < next_draw_) return;
   next_draw_ = Clock::now() + draw_every;
   drawn_ = true;
   const double part =

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <mutex>
 #include <string>
 
 namespace sluice::cli {
@@ -18,7 +19,12 @@ class ProgressBar {
 
   void show(const std::string& name, std::size_t done_bytes, std::size_t total_bytes);
 
+  /// Clears it; what is loaded later, after a loss or for another node, shows nothing.
+  void end();
+
  private:
+  std::mutex mutex_;
+  bool ended_ = false;
   using Clock = std::chrono::steady_clock;
   bool terminal_;
   bool drawn_ = false;

@@ -431,6 +431,31 @@ struct Fields<CloseChannel> {
 };
 
 template <>
+struct Fields<ChannelJoined> {
+  static void visit(auto& io, auto& v) {
+    auto& [number] = v;
+    io(number);
+  }
+};
+
+template <>
+struct Fields<Offer> {
+  static void visit(auto& io, auto& v) {
+    auto& [service, engine] = v;
+    io(Text{service, &NodeLimits::name_bytes_max, "service"},
+       Text{engine, &NodeLimits::name_bytes_max, "engine"});
+  }
+};
+
+template <>
+struct Fields<Offers> {
+  static void visit(auto& io, auto& v) {
+    auto& [offers] = v;
+    io(List{offers, &NodeLimits::offers_max, "offers"});
+  }
+};
+
+template <>
 struct Fields<RankBlob> {
   static void visit(auto& io, auto& v) {
     auto& [rank, world, epoch, bytes] = v;

@@ -159,6 +159,13 @@ struct ChannelFailed {
   Error error;
 };
 
+/// The channel is open; the engine behind it is the opener's to say.
+struct ChannelJoined {
+  std::uint32_t number = 0;
+
+  bool operator==(const ChannelJoined&) const = default;
+};
+
 /// Either side is done with the channel.
 struct CloseChannel {
   std::uint32_t number = 0;
@@ -186,11 +193,28 @@ struct RankBlobs {
   bool operator==(const RankBlobs&) const = default;
 };
 
+// What nodes offer each other.
+
+/// One role of one engine that runs here.
+struct Offer {
+  std::string service;  ///< as in `OpenChannel`
+  std::string engine;
+
+  bool operator==(const Offer&) const = default;
+};
+
+/// All that the node offers now, in place of what it offered before.
+struct Offers {
+  std::vector<Offer> offers;
+
+  bool operator==(const Offers&) const = default;
+};
+
 /// The place in this list is a message's kind on the wire: new ones go to the end.
 using NodeMessage =
     std::variant<RunPlan, SampleMasks, StepDone, Admit, CancelStream, StatsAsk, AcceptedNews,
                  RefusedNews, OpenStream, Events, StatsAnswer, Tokenize, OpenChannel, ChannelOpened,
-                 ChannelFailed, CloseChannel, RankBlob, RankBlobs>;
+                 ChannelFailed, CloseChannel, RankBlob, RankBlobs, ChannelJoined, Offers>;
 
 /// The message's name in errors and logs, e.g. "run_plan".
 std::string_view name_of(const NodeMessage& message);
@@ -215,6 +239,7 @@ struct NodeLimits {
   std::uint32_t name_bytes_max = 256;
   std::uint32_t explanation_bytes_max = 4096;  ///< an error's message
   std::uint32_t world_max = 1024;              ///< ranks of a group
+  std::uint32_t offers_max = 4096;
   std::uint32_t blob_bytes_max = 64U << 10;
   Limits client;  ///< of the submit in a `Tokenize`
 };

@@ -27,10 +27,11 @@ struct Heard {
 };
 
 /// What a peer was told of one stream; repeats of the terminal count once.
-inline Heard listen(World& world, const std::string& peer, const transport::StreamId& stream) {
+inline Heard listen(const std::vector<transport::Message>& messages,
+                    const transport::StreamId& stream) {
   Heard heard;
   bool first = true;
-  for (const auto& message : world.heard(peer)) {
+  for (const auto& message : messages) {
     if (const auto* accepted = std::get_if<transport::Accepted>(&message)) {
       if (accepted->stream != stream) continue;
       heard.accepted_first = first;
@@ -52,6 +53,10 @@ inline Heard listen(World& world, const std::string& peer, const transport::Stre
     first = false;
   }
   return heard;
+}
+
+inline Heard listen(World& world, const std::string& peer, const transport::StreamId& stream) {
+  return listen(world.heard(peer), stream);
 }
 
 }  // namespace sluice::fakes

@@ -28,7 +28,7 @@ class NodeActors {
     session = system_.spawn(actors::session,
                             actors::SessionSetup{setup.outbox, setup.session, 1, log, status});
     actors::SupervisorSetup supervised;
-    supervised.engines.push_back(std::move(setup.load));
+    supervised.engines.push_back({"bytes", true, std::move(setup.load), {}});
     supervised.session = session;
     supervised.outbox = std::move(setup.outbox);
     supervised.publish = "inproc://published";

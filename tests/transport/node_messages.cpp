@@ -302,7 +302,9 @@ std::vector<NodeMessage> random_node_messages(NodeRandom& r) {
           ChannelFailed{r.error()},
           CloseChannel{r.u32()},
           RankBlob{r.u32(), r.u32(), r.u64(), r.bytes()},
-          RankBlobs{r.u64(), r.list(8, [&] { return r.bytes(); })}};
+          RankBlobs{r.u64(), r.list(8, [&] { return r.bytes(); })},
+          ChannelJoined{r.u32()},
+          Offers{r.list(8, [&] { return Offer{r.text(), r.text()}; })}};
 }
 
 RunPlan decode_plan(std::uint32_t rows) {

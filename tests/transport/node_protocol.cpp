@@ -353,7 +353,7 @@ BOOST_AUTO_TEST_CASE(what_is_mistyped_is_named) {
   bad("\x93\x01\x01\x92\x01\x91\x92\x92\x01\x01\xc4\x03" + std::string(3, 'x'),
       "allowed must be whole words of 8 bytes");
   bad("\x93\x01\x0b\x93\xc4\x00\xc4\x01\xc0\x00"s, "tokenize: the frame is not a msgpack map");
-  check_message(refusal("\x93\x01\x12\x90"), ErrorCode::unsupported, "kind 18");
+  check_message(refusal("\x93\x01\x14\x90"), ErrorCode::unsupported, "kind 20");
   // A client's message of another type than submit.
   const std::string health = encode(HealthRequest{});
   bad("\x93\x01\x0b\x93\xc4\x00\xc4"s + static_cast<char>(health.size()) + health + "\x00"s,

@@ -1,0 +1,47 @@
+#pragma once
+// What this node does for others: offers its roles to every peer, and serves the channels they
+// open.
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "actors/channels.hpp"
+#include "actors/log.hpp"
+#include "actors/remote_executor.hpp"
+
+namespace sluice::actors {
+
+/// An engine of the configuration, as far as this node can serve it to others.
+struct HostedEngine {
+  std::string name;
+  FactsLoader facts;
+  bool tokenizer = false;  ///< offers one
+  EngineLoader executor;   ///< offers one, loaded when a channel opens; empty: none
+};
+
+struct HostSetup {
+  PeerBoxPtr peers;
+  std::vector<HostedEngine> engines;
+  OfferNews news;
+  std::shared_ptr<RequestLog> log;
+  bool detach_executors = true;  ///< false under the test coordinator
+};
+
+struct HostState {
+  static inline const char* name = "host";
+  struct Serving {
+    EngineFactsPtr facts;
+    BatcherActor batcher;
+  };
+  HostSetup setup;
+  std::map<transport::LinkId, std::string> peers;  ///< names, while they are connected
+  std::vector<Serving> batchers;
+  std::map<std::string, ExecutorStubActor> executors;  ///< by engine: one device, one channel
+};
+
+/// An executor serves one channel at a time: who asks while it is taken is told so, and asks again.
+HostActor::behavior_type host(HostActor::stateful_pointer<HostState> self, HostSetup setup);
+
+}  // namespace sluice::actors

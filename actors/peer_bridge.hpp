@@ -1,0 +1,42 @@
+#pragma once
+// Between the actors and the I/O thread for peers: the only place where the two meet.
+
+#include <memory>
+#include <string>
+
+#include "actors/channel_table.hpp"
+#include "actors/channels.hpp"
+#include "transport/peer_config.hpp"
+#include "transport/peer_endpoint.hpp"
+
+namespace sluice::actors {
+
+class PeerBridge : public PeerBox {
+ public:
+  PeerBridge(zmq::context_t& context, transport::PeerConfig config, transport::NodeIdentity self);
+
+  /// Binds, dials, starts; sessions and what peers open go to `host` from now on.
+  Result<void> start(HostActor host);
+
+  /// Says goodbye and stops the I/O thread.
+  void stop();
+
+  ChannelRef open(transport::LinkId link, transport::OpenChannel what, ChannelEnd end) override;
+  void join(ChannelRef channel, ChannelEnd end) override;
+  void send(ChannelRef channel, const transport::NodeMessage& message) override;
+  void close(ChannelRef channel) override;
+  void tell(transport::LinkId link, const transport::NodeMessage& message) override;
+  NamedValues stats() const override;
+
+  const std::string& address() const;
+
+ private:
+  Result<void> receive(transport::LinkId link, std::string_view frame);
+
+  HostActor host_;
+  ChannelTable channels_;
+  transport::NodeLimits limits_;
+  transport::PeerEndpoint endpoint_;
+};
+
+}  // namespace sluice::actors

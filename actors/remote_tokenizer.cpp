@@ -1,0 +1,165 @@
+#include "actors/remote_tokenizer.hpp"
+
+#include <algorithm>
+#include <utility>
+#include <variant>
+
+#include "actors/remote_batcher.hpp"
+#include "actors/tokenizer.hpp"
+
+namespace sluice::actors {
+namespace {
+
+using Proxy = TokenizerProxyActor::stateful_pointer<TokenizerProxyState>;
+using Stub = TokenizerStubActor::stateful_pointer<TokenizerStubState>;
+using Far = TokenizerProxyState::Far;
+
+/// How long a client is asked to wait while no node offers a tokenizer.
+constexpr std::uint32_t retry_ms = 500;
+
+template <class Self>
+engine::Nanoseconds now(Self self) {
+  return static_cast<engine::Nanoseconds>(self->clock().now().time_since_epoch().count());
+}
+
+engine::Nanoseconds age(engine::Nanoseconds then, engine::Nanoseconds now) {
+  return now > then ? now - then : 0;
+}
+
+void refuse(Proxy self, const TokenizerProxyState::Waiting& waiting, Error why) {
+  self->send(self->state.session, refused_atom::value,
+             Refusal{waiting.submit.stream, waiting.submit.epoch, std::move(why)});
+}
+
+void ask(Proxy self, const Far& far, const TokenizerProxyState::Waiting& waiting) {
+  self->state.peers->send(far.channel, transport::Tokenize{waiting.owner, waiting.submit,
+                                                           age(waiting.received, now(self))});
+}
+
+/// Opens a channel to a node that offers; with none, what waits is refused.
+void look(Proxy self, const std::string& name) {
+  auto& state = self->state;
+  auto& far = state.far[name];
+  const auto& offers = state.offers[name];
+  if (offers.empty()) {
+    for (const auto& [stream, waiting] : std::exchange(far.waiting, {}))
+      refuse(self, waiting,
+             {ErrorCode::unavailable, "no node offers a tokenizer for " + name + " now", retry_ms});
+    return;
+  }
+  transport::OpenChannel what;
+  what.service = "tokenizer";
+  what.engine = name;
+  far.channel = state.peers->open(offers.front(), what, ChannelEnd(self));
+}
+
+Far* find(Proxy self, const ChannelRef& channel) {
+  for (auto& [name, far] : self->state.far)
+    if (far.channel == channel) return &far;
+  return nullptr;
+}
+
+void receive(Proxy self, const ChannelRef& channel, transport::NodeMessage& message) {
+  auto* far = find(self, channel);
+  if (far == nullptr) return;
+  if (std::holds_alternative<transport::ChannelJoined>(message)) {
+    far->open = true;
+    self->state.peers->send(channel, describe_channel(*far->engine));
+    for (const auto& [stream, waiting] : far->waiting) ask(self, *far, waiting);
+  } else if (auto* admit = std::get_if<transport::Admit>(&message)) {
+    if (far->waiting.erase(admit->stream) == 0) return;
+    self->send(self->state.session, tokenize_atom::value,
+               from_wire(std::move(*admit), far->engine, now(self)));
+  } else if (auto* refused = std::get_if<transport::RefusedNews>(&message)) {
+    if (far->waiting.erase(refused->stream) != 0)
+      self->send(self->state.session, refused_atom::value, std::move(*refused));
+  } else if (const auto* failed = std::get_if<transport::ChannelFailed>(&message)) {
+    for (const auto& [stream, waiting] : std::exchange(far->waiting, {}))
+      refuse(self, waiting, failed->error);
+    far->channel = {};
+  }
+}
+
+}  // namespace
+
+TokenizerProxyActor::behavior_type tokenizer_proxy(Proxy self, AdmissionSink session,
+                                                   PeerBoxPtr peers) {
+  self->state.session = std::move(session);
+  self->state.peers = std::move(peers);
+  return {
+      [self](tokenize_atom, const EngineFactsPtr& engine, transport::Peer& owner,
+             transport::Submit& submit) {
+        auto& far = self->state.far[engine->name];
+        if (far.engine != engine) {  // the first request, or the engine came up anew
+          self->state.peers->close(std::exchange(far.channel, {}));
+          far.open = false;
+          far.engine = engine;
+        }
+        const auto stream = submit.stream;
+        const auto& waiting =
+            far.waiting
+                .insert_or_assign(
+                    stream,
+                    TokenizerProxyState::Waiting{std::move(owner), std::move(submit), now(self)})
+                .first->second;
+        if (far.open)
+          ask(self, far, waiting);
+        else if (far.channel == ChannelRef{})
+          look(self, engine->name);
+      },
+      [self](channel_atom, const ChannelRef& channel, transport::NodeMessage& message) {
+        receive(self, channel, message);
+      },
+      [self](lost_atom, const ChannelRef& channel, const Error&) {
+        for (auto& [name, offers] : self->state.offers) std::erase(offers, channel.link);
+        for (auto& [name, far] : self->state.far) {
+          if (far.channel != channel) continue;
+          far.channel = {};
+          far.open = false;
+          if (!far.waiting.empty()) look(self, name);
+        }
+      },
+      [self](peer_atom, const std::string& name, transport::LinkId link) {
+        auto& offers = self->state.offers[name];
+        if (std::ranges::find(offers, link) == offers.end()) offers.push_back(link);
+      },
+  };
+}
+
+TokenizerStubActor::behavior_type tokenizer_stub(Stub self, ChannelRef channel, FactsLoader load,
+                                                 PeerBoxPtr peers) {
+  self->state.peers = std::move(peers);
+  self->state.channel = channel;
+  self->state.tokenizer = self->spawn<caf::linked>(tokenizer, AdmissionSink(self));
+  self->state.peers->join(channel, ChannelEnd(self));
+  self->state.peers->send(channel, transport::ChannelJoined{channel.number});
+  return {
+      [self, load](channel_atom, const ChannelRef&, transport::NodeMessage& message) {
+        auto& state = self->state;
+        if (const auto* opened = std::get_if<transport::ChannelOpened>(&message)) {
+          auto facts = load();
+          auto all = facts ? complete(std::move(*facts), *opened)
+                           : Result<EngineFactsPtr>(tl::unexpected(facts.error()));
+          if (all)
+            state.engine = std::move(*all);
+          else
+            state.peers->send(state.channel, transport::ChannelFailed{all.error()});
+        } else if (auto* ask = std::get_if<transport::Tokenize>(&message); ask && state.engine) {
+          // Its deadline counts from when the front took it up; the rest of it knows no time.
+          self->send(state.tokenizer, tokenize_atom::value, state.engine, std::move(ask->owner),
+                     std::move(ask->submit));
+        }
+      },
+      [self](lost_atom, const ChannelRef&, const Error&) {
+        self->quit(caf::exit_reason::user_shutdown);
+      },
+      [self](tokenize_atom, Admission& admission) {
+        self->state.peers->send(self->state.channel, to_wire(std::move(admission), now(self)));
+      },
+      [self](refused_atom, const Refusal& refusal) {
+        self->state.peers->send(self->state.channel, refusal);
+      },
+  };
+}
+
+}  // namespace sluice::actors

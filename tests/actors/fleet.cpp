@@ -1,0 +1,182 @@
+#include "tests/actors/fleet.hpp"
+
+#include <boost/test/unit_test.hpp>
+
+namespace sluice::fakes {
+namespace {
+
+std::shared_ptr<actors::EngineFacts> byte_facts() {
+  auto facts = std::make_shared<actors::EngineFacts>();
+  facts->name = "bytes";
+  facts->tokenizer = std::make_shared<ByteTokenizer>();
+  facts->chat_refusal = {ErrorCode::unsupported, "bytes have no chat template", 0};
+  return facts;
+}
+
+bool plays(const std::string& roles, const std::string& role) {
+  return roles.find(role) != std::string::npos;
+}
+
+}  // namespace
+
+actors::ChannelRef FleetPeers::open(transport::LinkId link, transport::OpenChannel what,
+                                    actors::ChannelEnd end) {
+  const auto channel = channels.open(link, end);
+  if (!channel) {
+    const actors::ChannelRef none{link, 0};
+    caf::anon_send(end, actors::lost_atom::value, none, Error{ErrorCode::unavailable, "cut", 0});
+    return none;
+  }
+  what.number = channel->number;
+  tell(link, what);
+  return *channel;
+}
+
+void FleetPeers::join(actors::ChannelRef channel, actors::ChannelEnd end) {
+  if (!channels.join(channel, end))
+    caf::anon_send(end, actors::lost_atom::value, channel, Error{ErrorCode::unavailable, "cut", 0});
+}
+
+void FleetPeers::send(actors::ChannelRef channel, const transport::NodeMessage& message) {
+  const auto other = others.find(channel.link);
+  if (other != others.end())
+    other->second->receive(channel.link, transport::encode(channel.number, message));
+}
+
+void FleetPeers::close(actors::ChannelRef channel) {
+  if (channels.close(channel)) tell(channel.link, transport::CloseChannel{channel.number});
+}
+
+void FleetPeers::tell(transport::LinkId link, const transport::NodeMessage& message) {
+  send({link, 0}, message);
+}
+
+void FleetPeers::receive(transport::LinkId link, const std::string& frame) {
+  auto routed = transport::decode(frame, transport::NodeLimits{});
+  BOOST_REQUIRE_MESSAGE(routed.has_value(), routed.error().message);
+  const actors::ChannelRef channel{link, routed->channel};
+  if (routed->channel != 0) {
+    if (const auto end = channels.find(channel))
+      caf::anon_send(end, actors::channel_atom::value, channel, std::move(routed->message));
+  } else if (const auto* closed = std::get_if<transport::CloseChannel>(&routed->message)) {
+    if (const auto end = channels.close({link, closed->number}))
+      caf::anon_send(end, actors::lost_atom::value, actors::ChannelRef{link, closed->number},
+                     Error{ErrorCode::unavailable, "closed", 0});
+  } else {
+    caf::anon_send(host, actors::peer_atom::value, link, std::move(routed->message));
+  }
+}
+
+Fleet::~Fleet() {
+  for (auto& node : nodes_)
+    for (auto& other : nodes_) cut(*node, *other);
+  for (auto& node : nodes_) {
+    caf::anon_send_exit(node->supervisor, caf::exit_reason::user_shutdown);
+    run();
+    node->peers->host = nullptr;
+  }
+}
+
+FleetNode& Fleet::add(const std::string& name, const std::string& roles) {
+  nodes_.push_back(std::make_unique<FleetNode>());
+  auto& node = *nodes_.back();
+  node.name = name;
+  actors::NodeConfig quiet;
+  quiet.log_level = "off";
+  auto log = *actors::RequestLog::open(quiet);
+  const actors::EngineLoader load =
+      [this, &node](kernels::Completion completion) -> Result<actors::LoadedEngine> {
+    ++node.loads;
+    actors::LoadedEngine loaded;
+    auto backend = std::make_unique<bench::InstantBackend>(std::move(completion), hold_);
+    node.backend = backend.get();
+    loaded.backend = std::move(backend);
+    auto facts = byte_facts();
+    facts->numerics = "00112233445566778899aabbccddeeff";
+    facts->backend = "instant";
+    facts->scheduler = {.slots = 4,
+                        .blocks = 64,
+                        .block_tokens = 16,
+                        .context_tokens = 256,
+                        .rows_max = 64,
+                        .queue_max = 8};
+    facts->scheduler.paths_equal = true;
+    loaded.facts = std::move(facts);
+    return loaded;
+  };
+  const actors::FactsLoader facts = [] {
+    return Result<std::shared_ptr<actors::EngineFacts>>(byte_facts());
+  };
+  const bool batcher = plays(roles, "engine"), computes = plays(roles, "executor");
+  actors::SupervisorSetup setup;
+  setup.engines.push_back({"bytes", batcher, computes ? load : nullptr, facts});
+  if (plays(roles, "front")) {
+    node.session =
+        system_.spawn(actors::session, actors::SessionSetup{node.outbox, {}, 1, log, node.status});
+    setup.session = node.session;
+  }
+  setup.outbox = node.outbox;
+  setup.publish = "inproc://published";
+  setup.tokenizers = plays(roles, "tokenizer") ? 1 : 0;
+  setup.streamers = 2;
+  setup.log = log;
+  setup.status = node.status;
+  setup.peers = node.peers;
+  setup.detach_executors = false;
+  node.supervisor = system_.spawn(actors::supervisor, std::move(setup));
+  actors::HostSetup hosted;
+  hosted.peers = node.peers;
+  hosted.engines.push_back(
+      {"bytes", facts, plays(roles, "tokenizer"), computes && !batcher ? load : nullptr});
+  hosted.news = node.supervisor;
+  hosted.log = log;
+  hosted.detach_executors = false;
+  node.peers->host = system_.spawn(actors::host, std::move(hosted));
+  caf::anon_send(node.supervisor, actors::ready_atom::value, node.peers->host);
+  run();
+  return node;
+}
+
+void Fleet::connect(FleetNode& dialer, FleetNode& listener) {
+  const auto link = ++last_link_;
+  for (const auto& [self, other] : {std::pair{&dialer, &listener}, {&listener, &dialer}}) {
+    self->peers->others[link] = other->peers.get();
+    self->peers->channels.up(link, self == &dialer);
+  }
+  caf::anon_send(dialer.peers->host, actors::peer_atom::value,
+                 transport::LinkUp{link, {listener.name, 1}, 0});
+  caf::anon_send(listener.peers->host, actors::peer_atom::value,
+                 transport::LinkUp{link, {dialer.name, 1}, std::nullopt});
+  run();
+}
+
+void Fleet::cut(FleetNode& a, FleetNode& b) {
+  const Error why{ErrorCode::unavailable, "the link was cut", 0};
+  for (const auto& [self, other] : {std::pair{&a, &b}, {&b, &a}}) {
+    std::vector<transport::LinkId> links;
+    for (const auto& [link, peer] : self->peers->others)
+      if (peer == other->peers.get()) links.push_back(link);
+    for (const auto link : links) {
+      self->peers->others.erase(link);
+      for (const auto& [channel, end] : self->peers->channels.down(link))
+        caf::anon_send(end, actors::lost_atom::value, channel, why);
+      caf::anon_send(self->peers->host, actors::lost_atom::value,
+                     transport::LinkDown{link, other->name, why});
+    }
+  }
+  run();
+}
+
+bool Fleet::step(FleetNode& node) {
+  const bool released = node.backend != nullptr && node.backend->release();
+  run();
+  return released;
+}
+
+void Fleet::say(FleetNode& node, const std::string& peer, transport::Message message) {
+  caf::anon_send(node.session, actors::inbound_atom::value,
+                 actors::Inbound{peer, std::move(message)});
+  run();
+}
+
+}  // namespace sluice::fakes
