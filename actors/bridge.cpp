@@ -34,6 +34,8 @@ void Bridge::publish(const transport::StreamId& stream, std::shared_ptr<const st
   endpoint_.publish(stream, std::move(frame));
 }
 
+void Bridge::post(std::vector<transport::Outgoing>&& frames) { endpoint_.post(std::move(frames)); }
+
 NamedValues Bridge::stats() const {
   const auto stats = endpoint_.stats();
   return {{"io.frames_in", static_cast<double>(stats.frames_in)},

@@ -23,6 +23,7 @@ class Bridge : public Outbox {
   void send(const transport::Peer& peer, std::shared_ptr<const std::string> frame) override;
   void publish(const transport::StreamId& stream,
                std::shared_ptr<const std::string> frame) override;
+  void post(std::vector<transport::Outgoing>&& frames) override;
   NamedValues stats() const override;
 
   const std::string& address() const;

@@ -23,16 +23,26 @@ std::shared_ptr<const std::string> frame_of(const transport::Message& message) {
   return std::make_shared<const std::string>(transport::encode(message));
 }
 
+/// Puts what a stream has to say behind what else leaves with this message.
 void deliver(Self self, const transport::StreamId& stream) {
   auto& state = self->state;
   for (auto& delivery : state.deliveries) {
+    auto& leaving = state.leaving.emplace_back();
+    leaving.frame = std::move(delivery.frame);
     if (delivery.peer)
-      state.outbox->send(*delivery.peer, std::move(delivery.frame));
+      leaving.to = std::move(*delivery.peer);
     else
-      state.outbox->publish(stream, std::move(delivery.frame));
+      leaving.to = stream;
     ++state.chunks;
   }
   state.deliveries.clear();
+}
+
+/// The last thing that a message does: the I/O thread, once awake, takes the core.
+void flush(Self self) {
+  auto& state = self->state;
+  if (!state.leaving.empty()) state.outbox->post(std::move(state.leaving));
+  state.leaving.clear();
 }
 
 void keep_ticking(Self self) {
@@ -163,6 +173,7 @@ void follow(Self self, const transport::Follow& follow) {
                                 now(self), state.deliveries);
   }
   deliver(self, id);
+  flush(self);
   settle(state);
 }
 
@@ -205,6 +216,7 @@ void tick(Self self) {
     }
     at = verdict.expired ? state.streams.erase(at) : std::next(at);
   }
+  flush(self);
   bound_retention(state);
   settle(state);
   state.ticking = false;
@@ -222,6 +234,7 @@ StreamerActor::behavior_type streamer(Self self, OutboxPtr outbox, transport::St
       [self](open_atom, StreamOpen& opened) { open(self, opened); },
       [self](events_atom, StepEvents& step) {
         for (auto& news : step.events) take(self, news);
+        flush(self);
       },
       [self](follow_atom, const transport::Follow& asked) { follow(self, asked); },
       [self](lost_atom, const transport::Peer& peer) {
@@ -234,6 +247,7 @@ StreamerActor::behavior_type streamer(Self self, OutboxPtr outbox, transport::St
           end(self, id, kept, why);
           deliver(self, id);
         }
+        flush(self);
       },
       [self](stats_atom) {
         std::size_t bytes = 0;

@@ -36,6 +36,7 @@ struct StreamerState {
   SessionActor session;
   std::map<transport::StreamId, Kept> streams;
   std::vector<transport::Delivery> deliveries;  ///< reused by every message
+  std::vector<transport::Outgoing> leaving;     ///< what a message has for the outbox
   std::vector<caf::typed_response_promise<bool>> drains;
   bool ticking = false;
   std::uint64_t chunks = 0;

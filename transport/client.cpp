@@ -1,10 +1,12 @@
 #include "transport/client.hpp"
 
+#include <poll.h>
 #include <sodium.h>
 
 #include <algorithm>
 #include <array>
 #include <deque>
+#include <iterator>
 #include <map>
 #include <utility>
 #include <zmq.hpp>
@@ -76,6 +78,9 @@ struct Client::State {
   std::string subscribed_to;
   Limits limits;
   bool connected_before = false;
+  bool dealer_news = true;  ///< the socket may have something
+  bool subscriber_news = true;
+  bool monitor_news = true;
 
   std::optional<Welcome> welcome;
   std::optional<Stats> stats;
@@ -159,6 +164,7 @@ struct Client::State {
   bool send_frame(const std::string& frame) {
     // Full only when nothing was taken for long: what it said is asked for again later.
     before_send();
+    dealer_news = true;
     return dealer.send(zmq::buffer(frame), zmq::send_flags::dontwait).has_value();
   }
   void send_all(const std::vector<Message>& messages) {
@@ -167,18 +173,20 @@ struct Client::State {
 
   /// Waits for something to come and takes it.
   void pump(milliseconds wait) {
-    zmq::pollitem_t items[] = {{dealer.handle(), 0, ZMQ_POLLIN, 0},
-                               {subscriber.handle(), 0, ZMQ_POLLIN, 0},
-                               {monitor.handle(), 0, ZMQ_POLLIN, 0}};
-    try {
-      zmq::poll(items, 3, std::clamp(wait, milliseconds(0), tick_interval));
-    } catch (const zmq::error_t& error) {
-      if (error.num() != EINTR) throw;
-      return;  // a signal: the caller looks whether it was meant
-    }
-    if (items[2].revents != 0) take_connections();
-    if (items[0].revents != 0) take_frames(dealer);
-    if (items[1].revents != 0) take_frames(subscriber);
+    // The descriptors, and only sockets that may have something: see endpoint.cpp.
+    pollfd items[] = {{dealer.get(zmq::sockopt::fd), POLLIN, 0},
+                      {subscriber.get(zmq::sockopt::fd), POLLIN, 0},
+                      {monitor.get(zmq::sockopt::fd), POLLIN, 0}};
+    const bool any_news = dealer_news || subscriber_news || monitor_news;
+    wait = any_news ? milliseconds(0) : std::clamp(wait, milliseconds(0), tick_interval);
+    // A signal ends it with an error: the caller looks whether it was meant.
+    if (::poll(items, std::size(items), static_cast<int>(wait.count())) < 0) return;
+    dealer_news |= items[0].revents != 0;
+    subscriber_news |= items[1].revents != 0;
+    monitor_news |= items[2].revents != 0;
+    if (monitor_news) take_connections();
+    if (dealer_news) take_frames(dealer, dealer_news);
+    if (subscriber_news) take_frames(subscriber, subscriber_news);
     if (Clock::now() - ticked < tick_interval) return;
     ticked = Clock::now();
     for (auto& [id, stream] : streams) tick(id, stream);
@@ -192,6 +200,7 @@ struct Client::State {
       const bool first = part.more();  // the event; its address follows
       if (first) again = std::exchange(connected_before, true);
     }
+    monitor_news = false;
     if (!again) return;
     send(Hello{protocol_version, protocol_version, config.name});  // it may publish elsewhere now
     std::vector<Message> sends;
@@ -199,9 +208,14 @@ struct Client::State {
     send_all(sends);
   }
 
-  void take_frames(zmq::socket_t& socket) {
+  /// `news` is false once nothing was found.
+  void take_frames(zmq::socket_t& socket, bool& news) {
     zmq::message_t part;
-    for (int i = 0; i < 64 && socket.recv(part, zmq::recv_flags::dontwait); ++i) {
+    for (int i = 0; i < 64; ++i) {
+      if (!socket.recv(part, zmq::recv_flags::dontwait)) {
+        news = false;
+        return;
+      }
       after_receive();
       while (part.more())
         if (!socket.recv(part, zmq::recv_flags::dontwait)) break;
@@ -259,6 +273,7 @@ struct Client::State {
     if (was_over || !stream.state->ended()) return;
     if (stream.subscribed)
       zmq_setsockopt(subscriber.handle(), ZMQ_UNSUBSCRIBE, id.data(), id.size());
+    subscriber_news |= stream.subscribed;
     ended.push_back(id);
   }
 
@@ -281,6 +296,7 @@ struct Client::State {
     if (!subscribed_to.empty()) subscriber.disconnect(subscribed_to);
     subscribed_to.clear();
     subscriber.connect(address);
+    subscriber_news = true;
     subscribed_to = address;
   }
 
@@ -348,6 +364,7 @@ Result<void> Client::subscribe(const StreamId& id, std::uint32_t from) {
     return fail(ErrorCode::conflict, "stream {} is followed already", to_hex(id));
   try {
     state_->follow_publisher();
+    state_->subscriber_news = true;
     state_->subscriber.set(zmq::sockopt::subscribe,
                            std::string_view(reinterpret_cast<const char*>(id.data()), id.size()));
   } catch (const zmq::error_t& error) {

@@ -1,5 +1,6 @@
 #include "transport/endpoint.hpp"
 
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 
@@ -28,11 +29,6 @@ constexpr int batch = 64;
 
 /// A subscription is a byte and a topic; the publisher reads nothing longer.
 constexpr std::int64_t subscription_bytes_max = 256;
-
-struct Outgoing {
-  std::variant<Peer, StreamId> to;
-  Frame frame;
-};
 
 std::string_view bytes_of(const zmq::message_t& message) {
   return {static_cast<const char*>(message.data()), message.size()};
@@ -65,6 +61,8 @@ struct Endpoint::State {
   /// for each of its topics; which entry of a topic it removes does not matter.
   std::map<StreamId, std::vector<int>> subscribers;
   std::size_t subscriptions = 0;
+  bool router_news = true;  ///< the socket may have something
+  bool publisher_news = true;
 
   // Shared with the producers.
   WakeQueue<Outgoing> queue;
@@ -132,16 +130,21 @@ struct Endpoint::State {
     sigset_t all;  // signals are the other threads' business: nothing here is ever interrupted
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, nullptr);
-    zmq::pollitem_t items[] = {{router.handle(), 0, ZMQ_POLLIN, 0},
-                               {publisher.handle(), 0, ZMQ_POLLIN, 0},
-                               {nullptr, queue.descriptor(), ZMQ_POLLIN, 0}};
+    // The descriptors themselves, and a socket is asked only when it may have something: each time
+    // that one has nothing costs a system call, and zmq::poll asks all of them before and after.
+    // A descriptor becomes readable with what is new since a receive that found nothing, provided
+    // that nothing was sent since then.
+    pollfd items[] = {{router.get(zmq::sockopt::fd), POLLIN, 0},
+                      {publisher.get(zmq::sockopt::fd), POLLIN, 0},
+                      {queue.descriptor(), POLLIN, 0}};
     while (!stopping) {
-      bool worked = false;
-      for (int i = 0; i < batch && receive(); ++i) worked = true;
-      for (int i = 0; i < batch && subscribe(); ++i) worked = true;
-      worked |= drain();
-      if (!worked) queue.sleep([&] { return !stopping; }, [&] {
-        zmq::poll(items, std::size(items), std::chrono::milliseconds(-1));
+      for (int i = 0; i < batch && router_news; ++i) router_news = receive();
+      for (int i = 0; i < batch && publisher_news; ++i) publisher_news = subscribe();
+      if (drain() || router_news || publisher_news) continue;
+      queue.sleep([&] { return !stopping; }, [&] {
+        ::poll(items, std::size(items), -1);
+        router_news = items[0].revents != 0;
+        publisher_news = items[1].revents != 0;
       });
     }
     drain();
@@ -249,6 +252,7 @@ struct Endpoint::State {
   void send(const Peer& peer, const std::string& frame) {
     try {
       before_send();
+      router_news = true;
       if (router.send(zmq::buffer(peer), zmq::send_flags::sndmore | zmq::send_flags::dontwait)) {
         router.send(zmq::buffer(frame), zmq::send_flags::dontwait);
         counters.frames_out += 1;
@@ -267,6 +271,8 @@ struct Endpoint::State {
   /// frame sent without NODROP reaches everyone but the full ones, which libzmq then leaves out
   /// until they have emptied half of their queue: the cut-off subscriber sees a gap by the index.
   void publish(const StreamId& stream, const std::string& frame) {
+    if (!subscribers.contains(stream)) return;
+    publisher_news = true;
     const auto both = [&] {
       before_send();
       return publisher.send(zmq::buffer(stream),
@@ -318,6 +324,8 @@ void Endpoint::send(const Peer& peer, std::shared_ptr<const std::string> frame) 
 void Endpoint::publish(const StreamId& stream, std::shared_ptr<const std::string> frame) {
   state_->queue.post({stream, std::move(frame)});
 }
+
+void Endpoint::post(std::vector<Outgoing>&& frames) { state_->queue.post_all(frames); }
 
 const std::string& Endpoint::listen_address() const { return state_->listen_address; }
 const std::string& Endpoint::publish_address() const { return state_->publish_address; }

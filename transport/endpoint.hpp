@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "transport/endpoint_config.hpp"
 #include "transport/protocol.hpp"
@@ -47,6 +48,7 @@ class Endpoint {
   /// Any thread. Frames to one peer, and to one topic, leave in the order they were posted.
   void send(const Peer& peer, std::shared_ptr<const std::string> frame);
   void publish(const StreamId& stream, std::shared_ptr<const std::string> frame);
+  void post(std::vector<Outgoing>&& frames);  ///< the same for many, with one wake
 
   /// As bound, with the real port; after `start`.
   const std::string& listen_address() const;

@@ -16,6 +16,12 @@ namespace sluice::transport {
 /// A connection as the ROUTER socket names it: opaque bytes, valid until the connection is lost.
 using Peer = std::string;
 
+/// A frame on its way to a connection, or to all who subscribed to a stream.
+struct Outgoing {
+  std::variant<Peer, StreamId> to;
+  std::shared_ptr<const std::string> frame;
+};
+
 struct SessionConfig {
   Welcome welcome;                                  ///< what a hello is answered with
   std::uint32_t streams_max = 4096;                 ///< unfinished ones; beyond: `overloaded`

@@ -5,10 +5,12 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <mutex>
 #include <utility>
 #include <vector>
@@ -41,6 +43,20 @@ class WakeQueue {
       const std::lock_guard lock(mutex_);
       items_.push_back(std::move(item));
     }
+    wake();
+  }
+
+  /// Any thread: as one after the other, with one wake. Leaves `items` empty.
+  void post_all(std::vector<T>& items) {
+    if (items.empty()) return;
+    {
+      const std::lock_guard lock(mutex_);
+      if (items_.empty())
+        items_.swap(items);
+      else
+        std::move(items.begin(), items.end(), std::back_inserter(items_));
+    }
+    items.clear();
     wake();
   }
 
