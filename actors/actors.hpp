@@ -117,7 +117,7 @@ using BatcherActor = caf::typed_actor<
 using AdmissionSink = caf::typed_actor<caf::reacts_to<tokenize_atom, Admission>,
                                        caf::reacts_to<refused_atom, Refusal>>;
 
-/// Text and chat messages to ids; a pool.
+/// Text and chat messages to ids; a pool, spawned detached, for a long text takes its time.
 using TokenizerActor = caf::typed_actor<
     caf::reacts_to<tokenize_atom, EngineFactsPtr, transport::Peer, transport::Submit>>;
 

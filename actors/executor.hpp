@@ -13,9 +13,8 @@ namespace sluice::actors {
 /// Loads the engine, given where its steps' results go. Called on the executor's own thread.
 using EngineLoader = std::function<Result<LoadedEngine>(kernels::Completion)>;
 
-/// Where the backend's completions go: straight to the batcher, on the backend's thread, as
-/// messages of the executor's. A hop through the executor would cost every token two switches of
-/// threads.
+/// Where the backend's completions go: straight to the batcher, on the backend's thread, as the
+/// executor's messages. A hop through the executor would cost every token two switches of threads.
 class ResultRoute {
  public:
   /// From the first plan on.

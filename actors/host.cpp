@@ -54,7 +54,7 @@ Error serve(Self self, ChannelRef channel, const transport::OpenChannel& what) {
     if (state.executors.contains(what.engine))
       return {ErrorCode::unavailable, "the executor of engine " + what.engine + " is taken", 0};
     auto stub = self->spawn<caf::monitored>(executor_stub, channel, engine->executor,
-                                            state.setup.peers, state.setup.detach_executors);
+                                            state.setup.peers, state.setup.own_threads);
     state.executors.emplace(what.engine, std::move(stub));
     offer_to_all(self);
     return {};

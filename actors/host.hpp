@@ -26,7 +26,7 @@ struct HostSetup {
   std::vector<HostedEngine> engines;
   OfferNews news;
   std::shared_ptr<RequestLog> log;
-  bool detach_executors = true;  ///< false under the test coordinator
+  bool own_threads = true;  ///< for executors; false under the test coordinator
 };
 
 struct HostState {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <thread>
 #include <utility>
 
 #include "actors/bridge.hpp"
@@ -14,6 +15,7 @@
 #include "actors/peer_bridge.hpp"
 #include "actors/session.hpp"
 #include "actors/supervisor.hpp"
+#include "actors/work_queue.hpp"
 #include "transport/http_page.hpp"
 #include "transport/metrics_text.hpp"
 
@@ -22,9 +24,13 @@ namespace {
 
 struct SystemConfig : caf::actor_system_config {
   SystemConfig() {
-    // With work stealing a message sent from inside a worker wakes nobody: measured at 9.8 ms
-    // behind a long computation, 12 us with sharing.
-    set("scheduler.policy", caf::atom("sharing"));
+    // With CAF's work stealing a message sent from inside a worker wakes nobody: measured at 9.8 ms
+    // behind a long computation, 12 us with one queue for all.
+    load<WorkScheduler>();
+    // Half of the cores: where threads compute on all of them, every further worker that wakes
+    // takes a core from one of these. None runs anything long; what may, has a thread of its own.
+    set("scheduler.max-threads",
+        static_cast<std::uint64_t>(std::max(1U, std::thread::hardware_concurrency() / 2)));
   }
 };
 

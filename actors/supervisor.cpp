@@ -74,7 +74,7 @@ void start_engine(Self self, std::size_t index) {
   if (!own.batcher || !own.executor) return look_later(self);
   const LoadNews me = SupervisorActor(self);
   self->state.engines[index].executor =
-      setup.detach_executors
+      setup.own_threads
           ? self->spawn<caf::detached + caf::monitored>(executor, index, own.executor, me)
           : self->spawn<caf::monitored>(executor, index, own.executor, me);
 }
@@ -85,7 +85,9 @@ void start_front(Self self) {
   auto& front = self->state.front;
   front.publish = setup.publish;
   for (std::uint32_t i = 0; i < setup.tokenizers; ++i)
-    front.tokenizers.push_back(self->spawn<caf::monitored>(tokenizer, setup.session));
+    front.tokenizers.push_back(
+        setup.own_threads ? self->spawn<caf::detached + caf::monitored>(tokenizer, setup.session)
+                          : self->spawn<caf::monitored>(tokenizer, setup.session));
   if (setup.tokenizers == 0) {
     self->state.tokenizer_proxy =
         self->spawn<caf::monitored>(tokenizer_proxy, setup.session, setup.peers);

@@ -37,7 +37,7 @@ struct SupervisorSetup {
   std::shared_ptr<RequestLog> log;
   std::shared_ptr<NodeStatus> status;
   PeerBoxPtr peers;              ///< null: there are no other nodes
-  bool detach_executors = true;  ///< false under the test coordinator
+  bool own_threads = true;  ///< for executors and tokenizers; false under the test coordinator
 };
 
 struct SupervisorState {

@@ -122,7 +122,7 @@ FleetNode& Fleet::add(const std::string& name, const std::string& roles) {
   setup.log = log;
   setup.status = node.status;
   setup.peers = node.peers;
-  setup.detach_executors = false;
+  setup.own_threads = false;
   node.supervisor = system_.spawn(actors::supervisor, std::move(setup));
   actors::HostSetup hosted;
   hosted.peers = node.peers;
@@ -130,7 +130,7 @@ FleetNode& Fleet::add(const std::string& name, const std::string& roles) {
       {"bytes", facts, plays(roles, "tokenizer"), computes && !batcher ? load : nullptr});
   hosted.news = node.supervisor;
   hosted.log = log;
-  hosted.detach_executors = false;
+  hosted.own_threads = false;
   node.peers->host = system_.spawn(actors::host, std::move(hosted));
   caf::anon_send(node.supervisor, actors::ready_atom::value, node.peers->host);
   run();

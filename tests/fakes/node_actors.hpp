@@ -34,7 +34,7 @@ class NodeActors {
     supervised.publish = "inproc://published";
     supervised.log = log;
     supervised.status = status;
-    supervised.detach_executors = false;
+    supervised.own_threads = false;
     supervised.streamers = 2;
     supervised.stream = setup.stream;
     supervisor = system_.spawn(actors::supervisor, std::move(supervised));
