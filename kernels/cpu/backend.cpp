@@ -229,8 +229,12 @@ class CpuBackend final : public Backend {
       busy_ = true;
       lock.unlock();
       run(item);
-      complete_done();
       lock.lock();
+      if (queue_.empty()) {  // else the next step tells, once it is under way
+        lock.unlock();
+        complete_done();
+        lock.lock();
+      }
       busy_ = false;
       if (queue_.empty()) idle_.notify_all();
     }
@@ -253,11 +257,13 @@ class CpuBackend final : public Backend {
         if (owed.result.ticket == item.ticket && !owed.done) pending = &owed;
       }
       SLUICE_ASSERT(pending != nullptr, "masks for a step that was not held back");
+      complete_done();
       runner_.sample(item.masks, pending->result.slots);
     } else {
       pending = &pending_.emplace_back();
       pending->result.ticket = item.ticket;
-      runner_.run(programs_[item.program], item.batch, pending->result.slots);
+      runner_.run(programs_[item.program], item.batch, pending->result.slots,
+                  [this] { complete_done(); });
     }
     pending->done = item.masks_came || item.batch.sample_now;
     const auto time = std::chrono::steady_clock::now() - start;

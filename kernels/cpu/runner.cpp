@@ -19,12 +19,15 @@ constexpr std::uint32_t stream_rows_max = 64;
 constexpr std::uint32_t stream_tasks = 2;
 constexpr std::uint32_t many_rows_tasks = 16;
 
+// Stages between looks at the clock.
+constexpr std::size_t breath_stages = 4;
+
 std::uint32_t divide_up(std::uint32_t a, std::uint32_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
 StepRunner::StepRunner(ThreadPool& threads, const KvPool& kv, SlotTable& slots)
-    : threads_(threads), kv_(kv), slots_(slots) {}
+    : threads_(threads), kv_(kv), slots_(slots), breathers_(threads.threads()) {}
 
 void StepRunner::prepare(const Program& program, const PoolShape& pool) {
   vocabulary_ = pool.vocabulary;
@@ -73,7 +76,8 @@ void StepRunner::place(const Batch& batch, std::vector<SlotTokens>& results) {
   }
 }
 
-void StepRunner::run(const Program& program, const Batch& batch, std::vector<SlotTokens>& results) {
+void StepRunner::run(const Program& program, const Batch& batch, std::vector<SlotTokens>& results,
+                     const std::function<void()>& meanwhile) {
   for (const SlotOpen& open : batch.opens) slots_.open(open);
   for (const BlockGrant& grant : batch.grants) slots_.grant(grant);
   results.reserve(batch.segments.size());
@@ -85,7 +89,12 @@ void StepRunner::run(const Program& program, const Batch& batch, std::vector<Slo
     for (std::size_t i = 0; i < program.stages().size(); ++i) {
       counters_[i].next.store(0, std::memory_order_relaxed);
     }
-    threads_.run([this](std::uint32_t thread) { run_stages(thread); });
+    threads_.run([&](std::uint32_t thread) {
+      if (thread == 0) meanwhile();
+      run_stages(thread);
+    });
+  } else {
+    meanwhile();
   }
   for (const SlotRef& ref : batch.closes) slots_.close(ref);
 }
@@ -131,6 +140,7 @@ void StepRunner::run_stages(std::uint32_t thread) {
           if (count == 0) return;
           share(counters_[i], count, [&](std::uint32_t index) { task(stage, index, thread); });
           if (i + 1 < stages.size()) threads_.barrier();
+          if (i % breath_stages == 0) breathers_[thread].breathe();
         },
         stages[i]);
   }

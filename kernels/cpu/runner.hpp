@@ -23,7 +23,9 @@ class StepRunner {
 
   /// Runs a batch. Afterwards `results` has an entry for each sampled segment, with its token if
   /// the batch samples now.
-  void run(const Program& program, const Batch& batch, std::vector<SlotTokens>& results);
+  /// Thread 0 calls `meanwhile` once the others are at work.
+  void run(const Program& program, const Batch& batch, std::vector<SlotTokens>& results,
+           const std::function<void()>& meanwhile);
 
   /// Draws for the masks' slots; fills their entries in `results`, or appends them.
   void sample(std::span<const Mask> masks, std::vector<SlotTokens>& results);
@@ -82,6 +84,7 @@ class StepRunner {
   ThreadPool& threads_;
   const KvPool& kv_;
   SlotTable& slots_;
+  std::vector<Breather> breathers_;  ///< one a thread
   std::uint32_t vocabulary_ = 0;
 
   std::vector<ZeroPages> scratch_;  ///< one a thread

@@ -15,6 +15,17 @@ namespace {
 // shorter than a time slice. After that the core may be needed by the very thread waited for.
 constexpr int spins_before_yield = 800;
 
+// How long a thread computes before it lets waiting ones in, and how long one of the service's own
+// takes at most; longer, and it was somebody else who took the core.
+constexpr std::chrono::microseconds breath_interval{200};
+constexpr std::chrono::microseconds guest_time_max{500};
+constexpr std::chrono::seconds guests_forgotten{1};
+
+// Longer than the system's usual slice (2.8 ms at most): whoever wakes has the shorter one. And no
+// longer than that needs: who yields gives up the rest of its slice (Linux 6.18), and with slices
+// of 100 ms two busy loops beside a node of two threads brought it to a standstill.
+constexpr std::uint64_t slice_ns = 3'000'000;
+
 // Between steps a worker stays awake for about 20 us: the time a batcher needs to send the next
 // plan when it could not plan ahead. Then it sleeps.
 constexpr int spins_before_sleep = 1600;
@@ -38,12 +49,21 @@ void let_others_in() {
     std::uint64_t flags;
     std::int32_t nice;
     std::uint32_t priority;
-    std::uint64_t slice_ns;  // from a tenth of a millisecond to this
+    std::uint64_t runtime_ns;  // the slice
     std::uint64_t deadline_ns;
     std::uint64_t period_ns;
-  } const attributes{sizeof attributes, 0, 0, ::getpriority(PRIO_PROCESS, 0), 0, 100'000'000, 0, 0};
+  } const attributes{sizeof attributes, 0, 0, ::getpriority(PRIO_PROCESS, 0), 0, slice_ns, 0, 0};
   ::syscall(SYS_sched_setattr, 0, &attributes, 0U);
 #endif
+}
+
+void Breather::breathe() {
+  const auto now = std::chrono::steady_clock::now();
+  if (now < next_) return;
+  std::this_thread::yield();
+  const auto back = std::chrono::steady_clock::now();
+  next_ = back + (back - now < guest_time_max ? std::chrono::nanoseconds(breath_interval)
+                                              : std::chrono::nanoseconds(guests_forgotten));
 }
 
 ThreadPool::ThreadPool(std::uint32_t threads) {

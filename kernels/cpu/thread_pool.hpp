@@ -2,6 +2,7 @@
 // A fixed set of threads that run one function together: one wake a step, spinning barriers inside.
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <thread>
@@ -13,6 +14,19 @@ namespace sluice::kernels::cpu {
 /// that wakes up: it gets as much time as before, in longer slices. Linux 6.12 or newer; elsewhere
 /// nothing happens, and a woken thread may wait for a timer tick (4 ms) where all cores compute.
 void let_others_in();
+
+/// Gives the core, now and then, to a thread of the service that waits for it. The system lets one
+/// in as it wakes (see above), but one that another interrupted, once it has had its share, waits
+/// for the next timer tick: 4 ms, two tokens. A yield lets it in; with none waiting it takes 0.4 us.
+/// When it takes so long that the core must have gone to another program, none is tried for a
+/// second: a program that computes without pause would get almost all of the time.
+class alignas(64) Breather {
+ public:
+  void breathe();
+
+ private:
+  std::chrono::steady_clock::time_point next_{};
+};
 
 class ThreadPool {
  public:
