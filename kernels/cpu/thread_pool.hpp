@@ -17,9 +17,9 @@ void let_others_in();
 
 /// Gives the core, now and then, to a thread of the service that waits for it. The system lets one
 /// in as it wakes (see above), but one that another interrupted, once it has had its share, waits
-/// for the next timer tick: 4 ms, two tokens. A yield lets it in; with none waiting it takes 0.4 us.
-/// When it takes so long that the core must have gone to another program, none is tried for a
-/// second: a program that computes without pause would get almost all of the time.
+/// for the next timer tick: 4 ms, two tokens. A yield lets it in; 0.4 us where none waits. When it
+/// takes so long that the core must have gone to another program, none is tried for a second: a
+/// program that computes without pause would get almost all of the time.
 class alignas(64) Breather {
  public:
   void breathe();
