@@ -193,7 +193,7 @@ Result<Json> watch(const NodeProcess& node, transport::Client& client, const Opt
       zmq::message_t topic, frame;
       if (!socket.recv(topic) || !socket.recv(frame))
         return fail(ErrorCode::io, "a subscriber's socket failed");
-      const auto message = transport::decode(frame.to_string_view(), {});
+      const auto message = transport::decode(frame.to_string_view(), transport::Limits{});
       if (!message) return tl::unexpected(message.error());
       if (const auto* chunk = std::get_if<transport::Chunk>(&*message))
         tokens += chunk->part.tokens.size();
