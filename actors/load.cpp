@@ -3,6 +3,7 @@
 #include <sodium.h>
 
 #include <algorithm>
+#include <future>
 #include <utility>
 
 #include "model/chat_template.hpp"
@@ -14,10 +15,10 @@ namespace sluice::actors {
 namespace {
 
 /// Design section 6.10: what "the same replica" means, as 32 hex digits.
-std::string numerics_id(const model::Checkpoint& file, const model::Tokenizer& tokenizer,
+std::string numerics_id(const std::string& weights, const model::Tokenizer& tokenizer,
                         const kernels::DeviceInfo& device) {
-  const std::string text = fmt::format("{}\n{}\n{}\n{}\ntp=1\n", model::weights_fingerprint(file),
-                                       tokenizer.fingerprint(), device.backend, device.arithmetic);
+  const std::string text = fmt::format("{}\n{}\n{}\n{}\ntp=1\n", weights, tokenizer.fingerprint(),
+                                       device.backend, device.arithmetic);
   std::array<std::uint8_t, crypto_hash_sha256_BYTES> hash{};
   crypto_hash_sha256(hash.data(), reinterpret_cast<const unsigned char*>(text.data()), text.size());
   return transport::to_hex(std::span(hash).first(16));
@@ -57,10 +58,14 @@ void recognise_chat(const EngineConfig& config, const model::Checkpoint& file, E
     facts.chat_refusal = recognised.error();
 }
 
+std::string name_of(const EngineConfig& config, const model::Checkpoint& file) {
+  return !config.name.empty() ? config.name : file.title();
+}
+
 Result<std::shared_ptr<EngineFacts>> facts_of(const EngineConfig& config, const SiteConfig& site,
                                               const model::Checkpoint& file) {
   auto facts = std::make_shared<EngineFacts>();
-  facts->name = !config.name.empty() ? config.name : file.title();
+  facts->name = name_of(config, file);
   facts->site = site;
   const auto model_config = file.config();
   if (!model_config) return tl::unexpected(model_config.error());
@@ -122,11 +127,11 @@ Result<LoadedEngine> load_engine(const EngineConfig& config, const SiteConfig& s
   auto file = model::open_checkpoint(config.model);
   if (!file) return tl::unexpected(file.error());
   loaded.file = *file;
-  auto read = facts_of(config, site, **file);
-  if (!read) return tl::unexpected(read.error());
-  const auto facts = std::move(*read);
   auto model_config = (*file)->config();
   if (!model_config) return tl::unexpected(model_config.error());
+  // Made while the weights are packed: a quarter of a small model's start.
+  auto making =
+      std::async(std::launch::async, [&] { return facts_of(config, site, **loaded.file); });
 
   auto backend = make_backend(config, std::move(completion));
   if (!backend) return tl::unexpected(backend.error());
@@ -137,12 +142,17 @@ Result<LoadedEngine> load_engine(const EngineConfig& config, const SiteConfig& s
   if (auto allocated = loaded.backend->allocate(*pool); !allocated)
     return tl::unexpected(allocated.error());
   // Before the weights load: a backend that copies them gives the file's pages back.
-  facts->numerics = numerics_id(**file, *facts->tokenizer, device);
+  const std::string weights = model::weights_fingerprint(**file);
+  const std::string name = name_of(config, **file);
   auto decoder = model::load_decoder(**file, *model_config, *loaded.backend,
                                      [&](std::size_t done, std::size_t total) {
-                                       if (progress) progress(facts->name, done, total);
+                                       if (progress) progress(name, done, total);
                                      });
   if (!decoder) return tl::unexpected(decoder.error());
+  auto read = making.get();
+  if (!read) return tl::unexpected(read.error());
+  const auto facts = std::move(*read);
+  facts->numerics = numerics_id(weights, *facts->tokenizer, device);
   loaded.program = decoder->program;
   loaded.decoder = std::move(*decoder);
 

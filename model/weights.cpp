@@ -113,7 +113,7 @@ LayerTensors find_layer(TensorFinder& in, const ModelConfig& config, std::uint32
 }
 
 constexpr std::size_t sampled_above_bytes = std::size_t{128} << 10;
-constexpr std::size_t stretch_bytes = std::size_t{4} << 10;
+constexpr std::size_t stretch_bytes = 512;
 constexpr std::size_t stretches = 16;
 
 class Digest {

@@ -42,8 +42,8 @@ Result<ModelTensors> find_tensors(const Checkpoint& file, const ModelConfig& con
 
 /// SHA-256 (64 hexadecimal digits) of the files' settings and of every tensor's name,
 /// format, shape and bytes, in the order of names: the weights' part of the numerics id. Of a
-/// tensor above 128 KiB, 16 stretches of 4 KiB at even distances stand for the whole, its first and
-/// last bytes among them, so that start stays fast.
+/// tensor above 128 KiB, 16 stretches of 512 bytes at even distances stand for the whole, its first
+/// and last bytes among them, so that start stays fast.
 std::string weights_fingerprint(const Checkpoint& file);
 
 }  // namespace sluice::model

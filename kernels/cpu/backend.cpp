@@ -30,7 +30,10 @@ using cpu::Program;
 
 constexpr std::uint32_t threads_max = 1024;
 
-constexpr std::size_t packed_chunk_bytes = std::size_t{4} << 20;
+// Of a file, packed at a time by one thread: little enough that all end together, and that no more
+// of the file is in memory than needed; enough that giving it back, which stops the other cores for
+// some microseconds, does not count.
+constexpr std::size_t pack_bytes = std::size_t{1} << 20;
 
 std::uint32_t usable_cores() {
   cpu_set_t set;
@@ -165,30 +168,41 @@ class CpuBackend final : public Backend {
     pages->want_huge_pages();
     auto packed = packed_.end() - static_cast<std::ptrdiff_t>(fresh.size());
     auto* at = pages->as<std::uint8_t>();
-    for (CpuWeight* weight : fresh) {
+    std::vector<Stretch> stretches;
+    for (const CpuWeight* weight : fresh) {
       packed->data = std::exchange(at, at + packed->bytes());
-      pack(*weight, *packed++);
+      const auto each =
+          static_cast<std::uint32_t>(pack_bytes / (weight->row_bytes * cpu::strip_rows) + 1);
+      for (std::uint32_t first = 0; first < packed->strips(); first += each) {
+        stretches.push_back({weight, &*packed, first, std::min(packed->strips(), first + each)});
+      }
+      ++packed;
     }
+    std::atomic<std::size_t> next{0};
+    pool_.run([&](std::uint32_t) {
+      for (std::size_t i = next++; i < stretches.size(); i = next++) pack(stretches[i]);
+    });
     packed_pages_.push_back(std::move(*pages));
     return {};
   }
 
-  /// Some strips at a time, so that no more of the file is in memory than they need.
-  void pack(const CpuWeight& weight, cpu::PackedWeight& packed) {
-    const auto chunk = static_cast<std::uint32_t>(packed_chunk_bytes / packed.strip_bytes + 1);
-    const std::size_t strip_bytes = weight.row_bytes * cpu::strip_rows;  // in the file
-    for (std::uint32_t first = 0; first < packed.strips(); first += chunk) {
-      const std::uint32_t last = std::min(packed.strips(), first + chunk);
-      std::atomic<std::uint32_t> next{first};
-      pool_.run([&](std::uint32_t) {
-        for (std::uint32_t strip = next++; strip < last; strip = next++) {
-          packed.fill(strip, weight.data, weight.row_bytes);
-        }
-      });
-      if (!weight.paged) continue;
-      const std::size_t end = std::min(weight.row_bytes * weight.rows, last * strip_bytes);
-      cpu::give_pages_back(weight.data + first * strip_bytes, end - first * strip_bytes);
+  /// Strips [first, last) of a weight.
+  struct Stretch {
+    const CpuWeight* weight = nullptr;
+    cpu::PackedWeight* packed = nullptr;
+    std::uint32_t first = 0;
+    std::uint32_t last = 0;
+  };
+
+  static void pack(const Stretch& stretch) {
+    const auto& [weight, packed, first, last] = stretch;
+    for (std::uint32_t strip = first; strip < last; ++strip) {
+      packed->fill(strip, weight->data, weight->row_bytes);
     }
+    if (!weight->paged) return;
+    const std::size_t strip_bytes = weight->row_bytes * cpu::strip_rows;
+    const std::size_t end = std::min(weight->row_bytes * weight->rows, last * strip_bytes);
+    cpu::give_pages_back(weight->data + first * strip_bytes, end - first * strip_bytes);
   }
 
   /// A step, or with `masks_came` the second half of one.
