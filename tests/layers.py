@@ -52,8 +52,8 @@ LIBRARIES = {
 
 # Headers of the system are not libraries: <vector>, <sys/mman.h>, <unistd.h> ...
 SYSTEM = re.compile(r"^([a-z0-9_]+|c[a-z]+|sys/\w+\.h|netinet/\w+\.h|arpa/\w+\.h|linux/\w+\.h|"
-                    r"(unistd|fcntl|signal|poll|pthread|sched|termios|pty|pwd|dlfcn|errno|dirent|"
-                    r"immintrin|cpuid|time|langinfo|ucontext|getopt)\.h)$")
+                    r"(unistd|fcntl|signal|poll|netdb|pthread|sched|termios|pty|pwd|dlfcn|errno|"
+                    r"dirent|immintrin|cpuid|time|langinfo|ucontext|getopt)\.h)$")
 
 # path pattern -> includes refused there although the folder has them, and why
 NARROWER = [

@@ -1,0 +1,47 @@
+#pragma once
+// TCP connections between ranks, each known to lead to the rank it should.
+
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "kernels/communicator.hpp"
+
+namespace sluice::kernels::comm {
+
+using Clock = std::chrono::steady_clock;
+
+/// A file descriptor with an owner.
+class Descriptor {
+ public:
+  Descriptor() = default;
+  explicit Descriptor(int fd) : fd_(fd) {}
+  Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  Descriptor& operator=(Descriptor&& other) noexcept {
+    std::swap(fd_, other.fd_);
+    return *this;
+  }
+  ~Descriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  int get() const { return fd_; }
+  explicit operator bool() const { return fd_ >= 0; }
+
+ private:
+  int fd_ = -1;
+};
+
+/// Milliseconds from now for poll(2), rounded up.
+int remaining_ms(Clock::time_point until);
+
+/// A group over connected sockets: one a rank, this one's own empty; `wake` is an eventfd.
+std::shared_ptr<Communicator> make_tcp_communicator(const Shard& shard,
+                                                    std::chrono::milliseconds deadline,
+                                                    std::vector<Descriptor> sockets,
+                                                    Descriptor wake);
+
+}  // namespace sluice::kernels::comm
