@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "kernels/batch.hpp"
+#include "kernels/communicator.hpp"
 #include "kernels/core.hpp"
 #include "kernels/quant.hpp"
 
@@ -28,6 +29,9 @@ struct HostTensor {
   std::span<const std::byte> data;
   /// A mapped file's: a backend with a copy may give the pages back to the system, to be read anew.
   bool paged = false;
+  /// Bytes from a row's beginning to the next's, where some columns of a wider matrix are meant;
+  /// `data` ends with the last row's own bytes. 0: the rows lie end to end.
+  std::size_t row_stride = 0;
 };
 
 /// A weight on the device.
@@ -55,6 +59,8 @@ struct Embed {
   Weight table;
   Buffer out;
   float scale = 1.0F;
+  /// The table is a rank's part, from this token on; rows of other tokens become zeros.
+  std::optional<Token> first_token = std::nullopt;
 };
 
 /// out[r] (+)= in[r] / sqrt(mean(in[r]^2) + epsilon) * gain                out, in: [R, width]
@@ -135,6 +141,18 @@ struct SoftCap {
   float cap = 0.0F;  ///< > 0
 };
 
+/// values[r] = the sum of all ranks' values[r], in rank order              values: [R, width]
+struct AllReduce {
+  Buffer values;
+};
+
+/// out[r] = all ranks' in[r], side by side in rank order                   out: [R, width],
+///                                                      in: [R, shard_count(width, own shard)]
+struct AllGather {
+  Buffer in;
+  Buffer out;
+};
+
 /// out: the last row of each sampled segment, in segment order             in: batch, out: sampled
 struct Select {
   Buffer in;
@@ -147,8 +165,8 @@ struct Sample {
   Buffer logits;  ///< sampled, [R, vocabulary]
 };
 
-using Op =
-    std::variant<Embed, Norm, Linear, RopeStore, Attention, Gate, SoftCap, Select, Sample>;
+using Op = std::variant<Embed, Norm, Linear, RopeStore, Attention, Gate, SoftCap, AllReduce,
+                        AllGather, Select, Sample>;
 
 /// One forward pass, recorded once per model. `Sample`, if present, is last.
 struct StepProgram {
@@ -205,6 +223,18 @@ class Backend {
 
   /// Allocates KV pool and slots; once, before `record`. `out_of_memory` with the sizes.
   virtual Result<void> allocate(const PoolShape& shape) = 0;
+
+  /// Makes this backend a rank of a group, for programs with collectives: before they are recorded,
+  /// and again after a step failed. All slots are closed then, as before the first step; steps that
+  /// wait for masks fail. `bad_request` for another rank or size than programs were recorded for,
+  /// `unsupported` where the backend has no collectives.
+  ///
+  /// When a collective fails, so does its step, with the communicator's error, and so does every
+  /// step after it until the backend joins a new group.
+  virtual Result<void> join(std::shared_ptr<Communicator> group) {
+    return fail(ErrorCode::unsupported, "the {} backend cannot be one of {} ranks: use cpu",
+                device().backend, group->shard().size);
+  }
 
   /// Checks every shape in the program, plans its memory. `bad_request` names the operation.
   virtual Result<ProgramId> record(const StepProgram& program) = 0;

@@ -16,12 +16,21 @@ Result<WeightShape> check_weight(const HostTensor& tensor) {
     return fail(ErrorCode::bad_request, "a weight of {} x {} is not whole {} blocks of {}",
                 tensor.rows, tensor.cols, format.name, format.block_elements);
   }
-  const std::size_t bytes = tensor.rows * row_bytes(tensor.format, tensor.cols);
+  const std::size_t row = row_bytes(tensor.format, tensor.cols);
+  if (row_stride(tensor) < row) {
+    return fail(ErrorCode::bad_request, "rows of {} bytes lie {} bytes apart", row,
+                tensor.row_stride);
+  }
+  const std::size_t bytes = (tensor.rows - 1) * row_stride(tensor) + row;
   if (tensor.data.size() != bytes) {
     return fail(ErrorCode::bad_request, "a {} weight of {} x {} has {} bytes, not {}", format.name,
                 tensor.rows, tensor.cols, tensor.data.size(), bytes);
   }
   return WeightShape{tensor.format, tensor.rows, tensor.cols};
+}
+
+std::size_t row_stride(const HostTensor& tensor) {
+  return tensor.row_stride == 0 ? row_bytes(tensor.format, tensor.cols) : tensor.row_stride;
 }
 
 Result<void> check_pool(const PoolShape& pool) {
@@ -40,8 +49,9 @@ namespace {
 /// Checks operations one by one.
 class Checker {
  public:
-  Checker(const StepProgram& program, std::span<const WeightShape> weights, const PoolShape& pool)
-      : program_(program), weights_(weights), pool_(pool) {}
+  Checker(const StepProgram& program, std::span<const WeightShape> weights, const PoolShape& pool,
+          const std::optional<Shard>& shard)
+      : program_(program), weights_(weights), pool_(pool), shard_(shard) {}
 
   Result<void> check() {
     for (index_ = 0; index_ < program_.ops.size(); ++index_) {
@@ -67,6 +77,11 @@ class Checker {
 
   Checked check(const Embed& op) {
     if (!has(op.table) || !has(op.out)) return refuse("Embed", "no such weight or buffer");
+    if (op.first_token &&
+        *op.first_token + std::uint64_t{shape(op.table).rows} > pool_.vocabulary) {
+      return refuse("Embed", "{} tokens from {} on are not in a vocabulary of {}",
+                    shape(op.table).rows, *op.first_token, pool_.vocabulary);
+    }
     if (shape(op.out).rows != RowSpace::batch || shape(op.out).width != shape(op.table).cols) {
       return refuse("Embed", "the table has {} columns, the output {}", shape(op.table).cols,
                     shape(op.out).width);
@@ -184,6 +199,25 @@ class Checker {
     return {};
   }
 
+  Checked check(const AllReduce& op) {
+    if (!has(op.values)) return refuse("AllReduce", "no such buffer");
+    if (!shard_) return refuse("AllReduce", "the backend has joined no group");
+    return {};
+  }
+
+  Checked check(const AllGather& op) {
+    if (!has(op.in) || !has(op.out)) return refuse("AllGather", "no such buffer");
+    if (!shard_) return refuse("AllGather", "the backend has joined no group");
+    const BufferShape& in = shape(op.in);
+    const BufferShape& out = shape(op.out);
+    const std::uint32_t due = shard_count(out.width, *shard_);
+    if (in.rows != out.rows || in.width != due || op.in.index == op.out.index) {
+      return refuse("AllGather", "an input of {}, where rank {} of {} has {} of the output's {}",
+                    in.width, shard_->rank, shard_->size, due, out.width);
+    }
+    return {};
+  }
+
   Checked check(const Select& op) {
     if (!has(op.in) || !has(op.out)) return refuse("Select", "no such buffer");
     const BufferShape& in = shape(op.in);
@@ -209,14 +243,15 @@ class Checker {
   const StepProgram& program_;
   std::span<const WeightShape> weights_;
   const PoolShape& pool_;
+  const std::optional<Shard>& shard_;
   std::size_t index_ = 0;
 };
 
 }  // namespace
 
 Result<void> check_program(const StepProgram& program, std::span<const WeightShape> weights,
-                           const PoolShape& pool) {
-  return Checker(program, weights, pool).check();
+                           const PoolShape& pool, const std::optional<Shard>& shard) {
+  return Checker(program, weights, pool, shard).check();
 }
 
 }  // namespace sluice::kernels

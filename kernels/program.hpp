@@ -2,6 +2,7 @@
 // The checks that every backend makes of what it is given: weights, the pool's sizes, and a
 // program's shapes. What a backend makes of a program that fits is its own affair.
 
+#include <optional>
 #include <span>
 
 #include "kernels/backend.hpp"
@@ -27,8 +28,12 @@ Result<WeightShape> check_weight(const HostTensor& tensor);
 /// `bad_request` for sizes that are missing, or a block that is no power of two.
 Result<void> check_pool(const PoolShape& pool);
 
-/// `bad_request` names the operation that does not fit its buffers, weights or the pool.
+/// `bad_request` names the operation that does not fit its buffers, weights, the pool or the place
+/// in a group; without one, collectives do not fit.
 Result<void> check_program(const StepProgram& program, std::span<const WeightShape> weights,
-                           const PoolShape& pool);
+                           const PoolShape& pool, const std::optional<Shard>& shard = {});
+
+/// Bytes from a tensor's row to the next.
+std::size_t row_stride(const HostTensor& tensor);
 
 }  // namespace sluice::kernels

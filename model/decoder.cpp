@@ -25,17 +25,26 @@ struct LayerWeights {
   std::optional<Weight> feed_forward_branch_norm;
 };
 
-/// Loads tensors one by one, counting. The first error stays, and nothing is loaded after it.
+/// Loads a rank's parts of tensors one by one, counting. The first error stays, and nothing is
+/// loaded after it.
 class WeightLoader {
  public:
-  WeightLoader(const Checkpoint& file, kernels::Backend& backend, const Progress& progress)
-      : file_(file), backend_(backend), progress_(progress) {
+  WeightLoader(const Checkpoint& file, const ShardCut& cut, kernels::Backend& backend,
+               const Progress& progress)
+      : file_(file), cut_(cut), backend_(backend), progress_(progress) {
     for (const Tensor& tensor : file.tensors()) total_bytes_ += tensor.data.size();
   }
 
-  Weight load(const Tensor& tensor) {
+  /// The rank's rows of a matrix with a row for each token.
+  Weight load_tokens(const Tensor& tensor) {
+    return load(tensor, rows_of(tensor, cut_.token, cut_.tokens));
+  }
+
+  Weight load(const Tensor& tensor) { return load(tensor, tensor.matrix()); }
+
+  Weight load(const Tensor& tensor, const kernels::HostTensor& part) {
     if (error_) return {};
-    const auto weight = backend_.load(tensor.matrix());
+    const auto weight = backend_.load(part);
     if (!weight) {
       error_ = weight.error();
       error_->message = fmt::format("{}: tensor '{}': {}", file_.name(),
@@ -43,15 +52,28 @@ class WeightLoader {
                                     weight.error().message);
       return {};
     }
-    loaded_bytes_ += tensor.data.size();
-    if (progress_) progress_(loaded_bytes_, total_bytes_);
+    loaded_bytes_ += std::size_t{part.rows} * kernels::row_bytes(part.format, part.cols);
+    passed_bytes_ += tensor.data.size();
+    if (progress_) progress_(passed_bytes_, total_bytes_);
     return *weight;
   }
 
-  LinearWeights load(const LinearTensors& tensors) {
+  /// Some of the outputs: those are this rank's alone.
+  LinearWeights load_rows(const LinearTensors& tensors, std::uint32_t first, std::uint32_t count) {
     LinearWeights weights;
-    weights.weight = load(*tensors.weight);
-    if (tensors.bias != nullptr) weights.bias = load(*tensors.bias);
+    weights.weight = load(*tensors.weight, rows_of(*tensors.weight, first, count));
+    if (tensors.bias != nullptr) {
+      weights.bias = load(*tensors.bias, columns_of(*tensors.bias, first, count));
+    }
+    return weights;
+  }
+
+  /// Some of the inputs: the ranks' outputs add up, and one of them brings the bias.
+  LinearWeights load_columns(const LinearTensors& tensors, std::uint32_t first,
+                             std::uint32_t count) {
+    LinearWeights weights;
+    weights.weight = load(*tensors.weight, columns_of(*tensors.weight, first, count));
+    if (tensors.bias != nullptr && cut_.shard.rank == 0) weights.bias = load(*tensors.bias);
     return weights;
   }
 
@@ -60,15 +82,27 @@ class WeightLoader {
   }
 
   LayerWeights load(const LayerTensors& layer) {
-    return {load(*layer.attention_norm), load(layer.q), load(layer.k), load(layer.v),
-            load(layer.attention_output), load_if(layer.q_norm), load_if(layer.k_norm),
-            load_if(layer.attention_branch_norm), load(*layer.feed_forward_norm), load(layer.gate),
-            load(layer.up), load(layer.down), load_if(layer.feed_forward_branch_norm)};
+    const std::uint32_t q_width = cut_.heads.heads * cut_.heads.head_dim;
+    const std::uint32_t kv_width = cut_.heads.kv_heads * cut_.heads.head_dim;
+    const std::uint32_t ff_row = cut_.feed_forward_row;
+    return {load(*layer.attention_norm),
+            load_rows(layer.q, cut_.q_row, q_width),
+            load_rows(layer.k, cut_.kv_row, kv_width),
+            load_rows(layer.v, cut_.kv_row, kv_width),
+            load_columns(layer.attention_output, cut_.q_row, q_width),
+            load_if(layer.q_norm),
+            load_if(layer.k_norm),
+            load_if(layer.attention_branch_norm),
+            load(*layer.feed_forward_norm),
+            load_rows(layer.gate, ff_row, cut_.feed_forward),
+            load_rows(layer.up, ff_row, cut_.feed_forward),
+            load_columns(layer.down, ff_row, cut_.feed_forward),
+            load_if(layer.feed_forward_branch_norm)};
   }
 
   /// What no tensor of the file holds: says so in the progress too.
   void finish() {
-    if (!error_ && progress_ && loaded_bytes_ < total_bytes_) progress_(total_bytes_, total_bytes_);
+    if (!error_ && progress_ && passed_bytes_ < total_bytes_) progress_(total_bytes_, total_bytes_);
   }
 
   std::size_t loaded_bytes() const { return loaded_bytes_; }
@@ -76,37 +110,45 @@ class WeightLoader {
 
  private:
   const Checkpoint& file_;
+  const ShardCut& cut_;
   kernels::Backend& backend_;
   const Progress& progress_;
   std::size_t loaded_bytes_ = 0;
+  std::size_t passed_bytes_ = 0;  ///< of whole tensors, this rank's or not
   std::size_t total_bytes_ = 0;
   std::optional<Error> error_;
 };
 
-/// Writes the forward pass down, operation by operation.
+/// Writes a rank's forward pass down, operation by operation. What every rank has whole, the
+/// residual above all, is the same to the bit on all of them.
 class Recorder {
  public:
-  explicit Recorder(const ModelConfig& config) : config_(config) {
-    const std::uint32_t q_width = config.heads.heads * config.heads.head_dim;
-    const std::uint32_t kv_width = config.heads.kv_heads * config.heads.head_dim;
+  Recorder(const ModelConfig& config, const ShardCut& cut) : config_(config), cut_(cut) {
+    const std::uint32_t q_width = cut.heads.heads * cut.heads.head_dim;
+    const std::uint32_t kv_width = cut.heads.kv_heads * cut.heads.head_dim;
     residual_ = buffer(RowSpace::batch, config.hidden);
     normed_ = buffer(RowSpace::batch, config.hidden);
     qkv_ = buffer(RowSpace::batch, q_width + 2 * kv_width);
     attended_ = buffer(RowSpace::batch, q_width);
-    gate_up_ = buffer(RowSpace::batch, 2 * config.feed_forward);
-    gated_ = buffer(RowSpace::batch, config.feed_forward);
+    gate_up_ = buffer(RowSpace::batch, 2 * cut.feed_forward);
+    gated_ = buffer(RowSpace::batch, cut.feed_forward);
     if (config.branch_norms) branch_ = buffer(RowSpace::batch, config.hidden);
     selected_ = buffer(RowSpace::sampled, config.hidden);
     last_ = buffer(RowSpace::sampled, config.hidden);
     logits_ = buffer(RowSpace::sampled, config.vocabulary);
+    own_logits_ = several() ? buffer(RowSpace::sampled, cut.tokens) : logits_;
   }
 
+  /// Of several ranks, the one that has a token's row brings it, and the others zeros.
   void embed(Weight table) {
-    steps_.ops.push_back(kernels::Embed{table, residual_, config_.embedding_scale});
+    kernels::Embed embed{table, residual_, config_.embedding_scale};
+    if (several()) embed.first_token = cut_.token;
+    steps_.ops.push_back(embed);
+    add_up(residual_);
   }
 
   void layer(std::uint32_t index, const LayerWeights& weights, Weight inverse_frequencies) {
-    const kernels::HeadShape& heads = config_.heads;
+    const kernels::HeadShape& heads = cut_.heads;
     const std::uint32_t k_column = heads.heads * heads.head_dim;
     const std::uint32_t v_column = k_column + heads.kv_heads * heads.head_dim;
     norm(residual_, weights.attention_norm, normed_);
@@ -126,7 +168,7 @@ class Recorder {
     add_branch(attended_, weights.attention_output, weights.attention_branch_norm);
     norm(residual_, weights.feed_forward_norm, normed_);
     linear(normed_, weights.gate, gate_up_);
-    linear(normed_, weights.up, gate_up_, config_.feed_forward);
+    linear(normed_, weights.up, gate_up_, cut_.feed_forward);
     steps_.ops.push_back(kernels::Gate{gate_up_, config_.activation, gated_});
     add_branch(gated_, weights.down, weights.feed_forward_branch_norm);
   }
@@ -135,10 +177,11 @@ class Recorder {
   void finish(Weight output_norm, Weight output) {
     steps_.ops.push_back(kernels::Select{residual_, selected_});
     norm(selected_, output_norm, last_);
-    linear(last_, {output, std::nullopt}, logits_);
+    linear(last_, {output, std::nullopt}, own_logits_);
     if (config_.logit_soft_cap > 0) {
-      steps_.ops.push_back(kernels::SoftCap{logits_, config_.logit_soft_cap});
+      steps_.ops.push_back(kernels::SoftCap{own_logits_, config_.logit_soft_cap});
     }
+    if (several()) steps_.ops.push_back(kernels::AllGather{own_logits_, logits_});
     steps_.ops.push_back(kernels::Sample{logits_});
   }
 
@@ -161,17 +204,30 @@ class Recorder {
         kernels::Linear{in, weights.weight, weights.bias, out, column, accumulate});
   }
 
-  /// The residual connection.
+  bool several() const { return cut_.shard.size > 1; }
+
+  void add_up(Buffer buffer) {
+    if (several()) steps_.ops.push_back(kernels::AllReduce{buffer});
+  }
+
+  /// The residual connection. Each rank has part of the branch; rank 0 adds its own to the
+  /// residual, so that the sum over ranks is residual and branch.
   void add_branch(Buffer in, const LinearWeights& weights, std::optional<Weight> gain) {
-    if (!gain) return linear(in, weights, residual_, 0, true);
+    if (!gain) {
+      linear(in, weights, residual_, 0, cut_.shard.rank == 0);
+      return add_up(residual_);
+    }
     linear(in, weights, branch_);
+    add_up(branch_);
     steps_.ops.push_back(
         kernels::Norm{branch_, *gain, config_.norm_epsilon, residual_, true});
   }
 
   const ModelConfig& config_;
+  const ShardCut& cut_;
   kernels::StepProgram steps_;
-  Buffer residual_, normed_, qkv_, attended_, gate_up_, gated_, branch_, selected_, last_, logits_;
+  Buffer residual_, normed_, qkv_, attended_, gate_up_, gated_, branch_, selected_, last_;
+  Buffer own_logits_, logits_;
 };
 
 Result<Weight> load_vector(kernels::Backend& backend, std::span<const float> values) {
@@ -182,9 +238,12 @@ Result<Weight> load_vector(kernels::Backend& backend, std::span<const float> val
 }  // namespace
 
 Result<Decoder> load_decoder(const Checkpoint& file, const ModelConfig& config,
-                             kernels::Backend& backend, const Progress& progress) {
+                             kernels::Backend& backend, const Progress& progress,
+                             const Shard& shard) {
   const auto tensors = find_tensors(file, config);
   if (!tensors) return tl::unexpected<Error>(tensors.error());
+  const auto cut = cut_model(file, config, *tensors, shard);
+  if (!cut) return tl::unexpected<Error>(cut.error());
 
   Decoder decoder;
   // Of layers that see everything, and of local ones: one weight where they are equal, so that the
@@ -201,21 +260,21 @@ Result<Decoder> load_decoder(const Checkpoint& file, const ModelConfig& config,
       local == all ? rotation : load_vector(backend, both.last(local.size()));
   if (!local_rotation) return tl::unexpected<Error>(local_rotation.error());
 
-  WeightLoader loader(file, backend, progress);
-  Recorder recorder(config);
-  const Weight embedding = loader.load(*tensors->embedding);
+  WeightLoader loader(file, *cut, backend, progress);
+  Recorder recorder(config, *cut);
+  const Weight embedding = loader.load_tokens(*tensors->embedding);
   recorder.embed(embedding);
   for (std::uint32_t layer = 0; layer < config.layers; ++layer) {
     recorder.layer(layer, loader.load(tensors->layers[layer]),
                    config.local[layer] ? *local_rotation : *rotation);
   }
   const Weight output_norm = loader.load(*tensors->output_norm);
-  const Weight output = config.tied_embeddings ? embedding : loader.load(*tensors->output);
+  const Weight output = config.tied_embeddings ? embedding : loader.load_tokens(*tensors->output);
   recorder.finish(output_norm, output);
   loader.finish();
   if (loader.error()) return tl::unexpected<Error>(*loader.error());
 
-  const kernels::HostTensor table = tensors->embedding->matrix();
+  const kernels::HostTensor table = rows_of(*tensors->embedding, cut->token, cut->tokens);
   decoder.weight_bytes = loader.loaded_bytes() + table.data.size() / table.rows -
                          (config.tied_embeddings ? 0 : table.data.size());
   decoder.logits = recorder.logits();

@@ -1,5 +1,6 @@
 #pragma once
-// The one decoder: a checkpoint becomes weights on a backend and one recorded program.
+// The one decoder: a checkpoint, or a rank's part of it, becomes weights on a backend and one
+// recorded program.
 
 #include <functional>
 #include <memory>
@@ -9,6 +10,7 @@
 #include "kernels/core.hpp"
 #include "model/checkpoint.hpp"
 #include "model/config.hpp"
+#include "model/shards.hpp"
 #include "model/weights.hpp"
 
 namespace sluice::model {
@@ -21,15 +23,19 @@ struct Decoder {
   kernels::ProgramId program;
   kernels::StepProgram steps;     ///< as recorded; tests read buffers by it
   kernels::Buffer logits;         ///< sampled, [R, vocabulary]
-  std::size_t weight_bytes = 0;   ///< read per token by one decode row: embedding counted as a row
+  /// Of this rank, read per token by one decode row: embedding counted as a row.
+  std::size_t weight_bytes = 0;
   /// Of all layers, then of local ones if theirs differ. Read in place by the backend, as the file
   /// is: keep both until the backend is gone.
   std::shared_ptr<const std::vector<float>> inverse_frequencies;
 };
 
-/// Loads every weight and records the forward pass. Call after `backend.allocate`. The errors of
-/// `find_tensors`, and of the backend with the tensor's name before them.
+/// Loads a rank's weights and records its forward pass; one rank alone has all of it. Call after
+/// `backend.allocate`, with a pool of the rank's key heads, and with several ranks after
+/// `backend.join`. The errors of `find_tensors` and `cut_model`, and of the backend with the
+/// tensor's name before them.
 Result<Decoder> load_decoder(const Checkpoint& file, const ModelConfig& config,
-                             kernels::Backend& backend, const Progress& progress);
+                             kernels::Backend& backend, const Progress& progress,
+                             const Shard& shard = {});
 
 }  // namespace sluice::model

@@ -86,8 +86,7 @@ class CpuBackend final : public Backend {
   Result<Weight> load(const HostTensor& tensor) override {
     auto shape = check_weight(tensor);
     if (!shape) return tl::unexpected(shape.error());
-    weights_.push_back(
-        {*shape, row_bytes(tensor.format, tensor.cols), tensor.data.data(), tensor.paged, nullptr});
+    weights_.push_back({*shape, row_stride(tensor), tensor.data.data(), tensor.paged, nullptr});
     return Weight{static_cast<std::uint32_t>(weights_.size() - 1)};
   }
 
@@ -101,12 +100,31 @@ class CpuBackend final : public Backend {
     return {};
   }
 
+  Result<void> join(std::shared_ptr<Communicator> group) override {
+    SLUICE_ASSERT(group != nullptr, "a group to join");
+    std::unique_lock lock(mutex_);
+    if (!programs_.empty() && (group_ == nullptr || group_->shard() != group->shard())) {
+      const Shard was = group_ == nullptr ? Shard{} : group_->shard();
+      return fail(ErrorCode::bad_request,
+                  "rank {} of {}: this backend's programs are recorded for rank {} of {}",
+                  group->shard().rank, group->shard().size, was.rank, was.size);
+    }
+    group_ = std::move(group);
+    Item item;
+    item.joins = true;
+    queue_.push_back(std::move(item));
+    wake_.notify_one();
+    wait_idle(lock);
+    return {};
+  }
+
   Result<ProgramId> record(const StepProgram& steps) override {
     if (!allocated_) return fail(ErrorCode::bad_request, "record before allocate");
     std::unique_lock lock(mutex_);
     wait_idle(lock);
     if (auto made = pack(steps); !made) return tl::unexpected(made.error());
-    auto program = Program::compile(steps, weights_, shape_);
+    const auto shard = group_ == nullptr ? std::nullopt : std::optional(group_->shard());
+    auto program = Program::compile(steps, weights_, shape_, shard);
     if (!program) return tl::unexpected(program.error());
     programs_.push_back(std::move(*program));
     runner_.prepare(programs_.back(), shape_);
@@ -117,11 +135,11 @@ class CpuBackend final : public Backend {
     SLUICE_ASSERT(program.index < programs_.size(), "a program never recorded");
     SLUICE_ASSERT(ticket > last_ticket_ || last_ticket_ == 0, "tickets must increase");
     last_ticket_ = ticket;
-    push({program.index, ticket, std::move(batch), {}, false});
+    push({program.index, ticket, std::move(batch), {}, false, false});
   }
 
   void sample(Ticket ticket, std::vector<Mask> masks) override {
-    push({0, ticket, {}, std::move(masks), true});
+    push({0, ticket, {}, std::move(masks), true, false});
   }
 
   Result<double> read_bandwidth(std::size_t bytes) override {
@@ -172,7 +190,7 @@ class CpuBackend final : public Backend {
     for (const CpuWeight* weight : fresh) {
       packed->data = std::exchange(at, at + packed->bytes());
       const auto each =
-          static_cast<std::uint32_t>(pack_bytes / (weight->row_bytes * cpu::strip_rows) + 1);
+          static_cast<std::uint32_t>(pack_bytes / (weight->row_stride * cpu::strip_rows) + 1);
       for (std::uint32_t first = 0; first < packed->strips(); first += each) {
         stretches.push_back({weight, &*packed, first, std::min(packed->strips(), first + each)});
       }
@@ -197,11 +215,13 @@ class CpuBackend final : public Backend {
   static void pack(const Stretch& stretch) {
     const auto& [weight, packed, first, last] = stretch;
     for (std::uint32_t strip = first; strip < last; ++strip) {
-      packed->fill(strip, weight->data, weight->row_bytes);
+      packed->fill(strip, weight->data, weight->row_stride);
     }
     if (!weight->paged) return;
-    const std::size_t strip_bytes = weight->row_bytes * cpu::strip_rows;
-    const std::size_t end = std::min(weight->row_bytes * weight->rows, last * strip_bytes);
+    const std::size_t strip_bytes = weight->row_stride * cpu::strip_rows;  // in the file
+    const std::size_t bytes =
+        (weight->rows - 1) * weight->row_stride + row_bytes(weight->format, weight->cols);
+    const std::size_t end = std::min(bytes, last * strip_bytes);
     cpu::give_pages_back(weight->data + first * strip_bytes, end - first * strip_bytes);
   }
 
@@ -212,6 +232,7 @@ class CpuBackend final : public Backend {
     Batch batch;
     std::vector<Mask> masks;
     bool masks_came = false;
+    bool joins = false;  ///< no step: the group changes
   };
 
   /// A step whose completion is still owed.
@@ -253,23 +274,33 @@ class CpuBackend final : public Backend {
       if (queue_.empty()) idle_.notify_all();
     }
     lock.unlock();
+    fail_pending("the backend closed before the step's masks came");
+  }
+
+  void fail_pending(const char* why) {
     for (Pending& pending : pending_) {
       if (pending.done) continue;
       pending.done = true;
       pending.result.failed = true;
-      pending.result.error = {ErrorCode::unavailable,
-                              "the backend closed before the step's masks came", 0};
+      pending.result.error = {ErrorCode::unavailable, why, 0};
     }
     complete_done();
   }
 
   void run(const Item& item) {
+    if (item.joins) {
+      fail_pending("the group was left before the step's masks came");
+      runner_.join(group_.get());
+      return;
+    }
     const auto start = std::chrono::steady_clock::now();
     Pending* pending = nullptr;
     if (item.masks_came) {
       for (Pending& owed : pending_) {
         if (owed.result.ticket == item.ticket && !owed.done) pending = &owed;
       }
+      // A failed step was answered at once, and its masks may be on their way by then.
+      if (pending == nullptr && runner_.failure()) return;
       SLUICE_ASSERT(pending != nullptr, "masks for a step that was not held back");
       complete_done();
       runner_.sample(item.masks, pending->result.slots);
@@ -279,7 +310,13 @@ class CpuBackend final : public Backend {
       runner_.run(programs_[item.program], item.batch, pending->result.slots,
                   [this] { complete_done(); });
     }
-    pending->done = item.masks_came || item.batch.sample_now;
+    const std::optional<Error>& failure = runner_.failure();
+    if (failure) {
+      pending->result.failed = true;
+      pending->result.error = *failure;
+      pending->result.slots.clear();
+    }
+    pending->done = item.masks_came || item.batch.sample_now || failure.has_value();
     const auto time = std::chrono::steady_clock::now() - start;
     pending->result.device_ns += static_cast<std::uint64_t>(
         std::chrono::duration_cast<std::chrono::nanoseconds>(time).count());
@@ -297,6 +334,7 @@ class CpuBackend final : public Backend {
   DeviceInfo info_;
   Completion completion_;
   PoolShape shape_;
+  std::shared_ptr<Communicator> group_;  ///< the driver reads it while `busy_`
   bool allocated_ = false;
   Ticket last_ticket_ = 0;
   std::vector<CpuWeight> weights_;

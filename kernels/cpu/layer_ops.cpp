@@ -114,10 +114,11 @@ HWY_EXPORT(store_head);
 
 namespace cpu {
 
-void embed_row(const CpuWeight& table, Token token, float scale, float* out) {
-  SLUICE_ASSERT(token < table.rows, "a token outside the embedding table");
-  const std::span row(table.data + std::size_t{token} * table.row_bytes, table.row_bytes);
-  dequantize(table.format, row, {out, table.cols});
+void embed_row(const CpuWeight& table, std::uint32_t row, float scale, float* out) {
+  SLUICE_ASSERT(row < table.rows, "a token outside the embedding table");
+  const std::span bytes(table.data + std::size_t{row} * table.row_stride,
+                        row_bytes(table.format, table.cols));
+  dequantize(table.format, bytes, {out, table.cols});
   std::fill(out + table.cols, out + padded(table.cols), 0.0F);
   if (scale == 1.0F) return;
   for (std::size_t i = 0; i < table.cols; ++i) out[i] *= scale;

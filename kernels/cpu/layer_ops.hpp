@@ -8,8 +8,8 @@
 
 namespace sluice::kernels::cpu {
 
-/// out[0, padded(width)) = row `token` of the table times `scale`.
-void embed_row(const CpuWeight& table, Token token, float scale, float* out);
+/// out[0, padded(width)) = row `row` of the table times `scale`.
+void embed_row(const CpuWeight& table, std::uint32_t row, float scale, float* out);
 
 /// `in`, `gain` and `out` are padded with zeros to padded(width); `in` may be `out`. Accumulating
 /// adds to `out`.

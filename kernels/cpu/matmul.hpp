@@ -25,7 +25,7 @@ constexpr std::size_t padded(std::size_t width) {
 
 /// A weight where it lies, and as products read it.
 struct CpuWeight : WeightShape {
-  std::size_t row_bytes = 0;
+  std::size_t row_stride = 0;  ///< bytes
   const std::byte* data = nullptr;
   bool paged = false;  ///< `data` lies in a mapped file
   const PackedWeight* packed = nullptr;

@@ -163,11 +163,12 @@ PackedWeight PackedWeight::of(const WeightShape& shape) {
   return weight;
 }
 
-void PackedWeight::fill(std::uint32_t index, const std::byte* rows_in_file, std::size_t row_bytes) {
+void PackedWeight::fill(std::uint32_t index, const std::byte* rows_in_file,
+                        std::size_t row_stride) {
   std::uint8_t* to = data + index * strip_bytes;
   const std::uint32_t first = index * strip_rows;
   for (std::uint32_t r = 0; r < std::min(strip_rows, rows - first); ++r) {
-    Bytes row = reinterpret_cast<Bytes>(rows_in_file) + (first + r) * row_bytes;
+    Bytes row = reinterpret_cast<Bytes>(rows_in_file) + (first + r) * row_stride;
     switch (format) {
       case Format::f32: write_floats<std::uint32_t>(row, r, cols, to); break;
       case Format::f16:

@@ -77,8 +77,9 @@ struct PackedWeight {
   /// Of this shape; `data` is for the caller to give.
   static PackedWeight of(const WeightShape& shape);
 
-  /// Fills a strip from the weight's rows as the file has them. Any thread, a strip each.
-  void fill(std::uint32_t index, const std::byte* rows_in_file, std::size_t row_bytes);
+  /// Fills a strip from the weight's rows as the file has them, `row_stride` bytes apart. Any
+  /// thread, a strip each.
+  void fill(std::uint32_t index, const std::byte* rows_in_file, std::size_t row_stride);
 };
 
 }  // namespace sluice::kernels::cpu

@@ -8,16 +8,25 @@
 #include "kernels/program.hpp"
 
 namespace sluice::kernels::cpu {
+namespace {
+
+// Of several short rows one message is made, as long as two of them are small to a socket.
+constexpr std::uint32_t gather_floats_wanted = 16U << 10;
+
+std::uint32_t divide_up(std::uint32_t a, std::uint32_t b) { return (a + b - 1) / b; }
+
+}  // namespace
 
 /// Appends the stages of operations that fit.
 class Compiler {
  public:
-  Compiler(const StepProgram& steps, std::span<const CpuWeight> weights, const PoolShape& pool)
-      : steps_(steps), weights_(weights), pool_(pool) {}
+  Compiler(const StepProgram& steps, std::span<const CpuWeight> weights, const PoolShape& pool,
+           const std::optional<Shard>& shard)
+      : steps_(steps), weights_(weights), pool_(pool), shard_(shard) {}
 
   Result<Program> compile() {
     const std::vector<WeightShape> shapes(weights_.begin(), weights_.end());
-    if (auto fits = check_program(steps_, shapes, pool_); !fits) {
+    if (auto fits = check_program(steps_, shapes, pool_, shard_); !fits) {
       return tl::unexpected(fits.error());
     }
     if (auto made = plan_memory(); !made) return tl::unexpected(made.error());
@@ -55,6 +64,12 @@ class Compiler {
         floats += std::size_t{pool_.rows_max} * padded(rope->shape.head_dim);
       }
     }
+    gathers_end_ = floats;
+    for (const Op& op : steps_.ops) {
+      if (const auto* gather = std::get_if<AllGather>(&op)) {
+        floats += (shard_->size + 1) * gather_floats(steps_.buffers[gather->out.index]);
+      }
+    }
     auto arena = ZeroPages::make(floats * sizeof(float), "a program's activations");
     if (!arena) return tl::unexpected(arena.error());
     program_.arena_ = std::move(*arena);
@@ -71,6 +86,17 @@ class Compiler {
     return {};
   }
 
+  /// Columns of the rank that has most.
+  std::uint32_t widest(const BufferShape& out) const { return divide_up(out.width, shard_->size); }
+
+  std::uint32_t gathered_rows(const BufferShape& out) const {
+    return std::clamp(gather_floats_wanted / widest(out), 1U, rows_max(pool_, out.rows));
+  }
+
+  std::size_t gather_floats(const BufferShape& out) const {
+    return std::size_t{gathered_rows(out)} * widest(out);
+  }
+
   const BufferShape& shape(Buffer buffer) const { return steps_.buffers[buffer.index]; }
   RowView view(Buffer buffer) const { return program_.view(buffer); }
 
@@ -78,7 +104,7 @@ class Compiler {
   const float* vector(Weight weight) {
     const CpuWeight& w = weights_[weight.index];
     std::vector<float>& values = program_.vectors_.emplace_back(padded(w.cols), 0.0F);
-    dequantize(w.format, {w.data, w.row_bytes}, std::span(values).first(w.cols));
+    dequantize(w.format, {w.data, row_bytes(w.format, w.cols)}, std::span(values).first(w.cols));
     return values.data();
   }
 
@@ -119,7 +145,8 @@ class Compiler {
   }
 
   void add(const Embed& op) {
-    add_writer(EmbedStage{weights_[op.table.index], op.scale, view(op.out)}, op.out);
+    add_writer(EmbedStage{weights_[op.table.index], op.scale, op.first_token, view(op.out)},
+               op.out);
   }
 
   void add(const Norm& op) {
@@ -207,6 +234,23 @@ class Compiler {
         SoftCapStage{shape(op.values).rows, view(op.values), shape(op.values).width, op.cap});
   }
 
+  void add(const AllReduce& op) {
+    writers_[op.values.index].reset();
+    program_.stages_.push_back(
+        AllReduceStage{program_.stages_.size(), shape(op.values).rows, view(op.values)});
+  }
+
+  void add(const AllGather& op) {
+    const BufferShape& out = shape(op.out);
+    float* own = program_.arena_.as<float>() + gathers_end_;
+    float* all = own + gather_floats(out);
+    gathers_end_ += (shard_->size + 1) * gather_floats(out);
+    writers_[op.out.index].reset();
+    program_.stages_.push_back(AllGatherStage{program_.stages_.size(), out.rows, view(op.in),
+                                              view(op.out), out.width, widest(out),
+                                              gathered_rows(out), own, all});
+  }
+
   void add(const Select& op) {
     add_writer(SelectStage{view(op.in), shape(op.in).width, view(op.out)}, op.out);
   }
@@ -222,6 +266,7 @@ class Compiler {
   const StepProgram& steps_;
   std::span<const CpuWeight> weights_;
   const PoolShape& pool_;
+  const std::optional<Shard>& shard_;
   std::size_t index_ = 0;
   std::vector<std::size_t> beside_;  ///< products of the last stage, as operations
   std::vector<Angles> angles_;
@@ -229,13 +274,14 @@ class Compiler {
   /// The stage that wrote a buffer's whole rows last, or that they are rounded already.
   std::vector<std::optional<std::size_t>> writers_;
   static constexpr std::size_t rounded_already = SIZE_MAX;
-  std::size_t angles_end_ = 0;  ///< floats of the arena in use
+  std::size_t angles_end_ = 0;   ///< floats of the arena in use
+  std::size_t gathers_end_ = 0;  ///< likewise
   Program program_;
 };
 
 Result<Program> Program::compile(const StepProgram& steps, std::span<const CpuWeight> weights,
-                                 const PoolShape& pool) {
-  return Compiler(steps, weights, pool).compile();
+                                 const PoolShape& pool, const std::optional<Shard>& shard) {
+  return Compiler(steps, weights, pool, shard).compile();
 }
 
 }  // namespace sluice::kernels::cpu

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <optional>
 #include <span>
 #include <variant>
 #include <vector>
@@ -18,6 +19,7 @@ namespace sluice::kernels::cpu {
 struct EmbedStage {
   CpuWeight table;
   float scale = 1.0F;
+  std::optional<Token> first_token;
   RowView out;
 };
 
@@ -86,6 +88,25 @@ struct SoftCapStage {
   float cap = 0.0F;
 };
 
+/// One thread adds up with the other ranks; the others wait at the stage's end.
+struct AllReduceStage {
+  std::size_t index = 0;  ///< of the stage
+  RowSpace space = RowSpace::batch;
+  RowView values;
+};
+
+struct AllGatherStage {
+  std::size_t index = 0;  ///< of the stage
+  RowSpace space = RowSpace::batch;
+  RowView in;
+  RowView out;
+  std::uint32_t width = 0;    ///< of `out`
+  std::uint32_t widest = 0;   ///< of all ranks' inputs
+  std::uint32_t rows = 0;     ///< that are gathered at a time
+  float* own = nullptr;       ///< [rows, widest]
+  float* all = nullptr;       ///< [ranks, rows, widest]
+};
+
 struct SelectStage {
   RowView in;
   std::uint32_t width = 0;
@@ -97,14 +118,15 @@ struct SampleStage {
 };
 
 using Stage = std::variant<EmbedStage, NormStage, LinearStage, QuantizeStage, AnglesStage,
-                           RopeStage, AttentionStage, GateStage, SoftCapStage, SelectStage,
-                           SampleStage>;
+                           RopeStage, AttentionStage, GateStage, SoftCapStage, AllReduceStage,
+                           AllGatherStage, SelectStage, SampleStage>;
 
 class Program {
  public:
-  /// `bad_request` names the operation that does not fit.
+  /// `bad_request` names the operation that does not fit. `shard`: this rank's place in its group,
+  /// if it has one.
   static Result<Program> compile(const StepProgram& steps, std::span<const CpuWeight> weights,
-                                 const PoolShape& pool);
+                                 const PoolShape& pool, const std::optional<Shard>& shard);
 
   std::span<const Stage> stages() const { return stages_; }
   std::span<const BufferShape> shapes() const { return shapes_; }

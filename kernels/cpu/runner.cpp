@@ -76,8 +76,16 @@ void StepRunner::place(const Batch& batch, std::vector<SlotTokens>& results) {
   }
 }
 
+void StepRunner::join(Communicator* group) {
+  group_ = group;
+  failure_.reset();
+  failed_stage_ = none_failed;
+  slots_.close_all();
+}
+
 void StepRunner::run(const Program& program, const Batch& batch, std::vector<SlotTokens>& results,
                      const std::function<void()>& meanwhile) {
+  if (failure_) return;
   for (const SlotOpen& open : batch.opens) slots_.open(open);
   for (const BlockGrant& grant : batch.grants) slots_.grant(grant);
   results.reserve(batch.segments.size());
@@ -100,6 +108,7 @@ void StepRunner::run(const Program& program, const Batch& batch, std::vector<Slo
 }
 
 void StepRunner::sample(std::span<const Mask> masks, std::vector<SlotTokens>& results) {
+  if (failure_) return;
   for (const Mask& mask : masks) {
     Slot* slot = slots_.find(mask.slot);
     if (slot == nullptr || !slot->held) continue;
@@ -143,6 +152,7 @@ void StepRunner::run_stages(std::uint32_t thread) {
           if (i % breath_stages == 0) breathers_[thread].breathe();
         },
         stages[i]);
+    if (failed_stage_.load(std::memory_order_relaxed) <= i) return;
   }
 }
 
@@ -179,7 +189,13 @@ void StepRunner::task(const EmbedStage& stage, std::uint32_t index, std::uint32_
   const std::uint32_t rows = row_count(RowSpace::batch);
   const std::uint32_t chunk = row_chunk(rows);
   for (std::uint32_t r = index * chunk; r < std::min(rows, (index + 1) * chunk); ++r) {
-    embed_row(stage.table, rows_[r].slot->input(rows_[r].position), stage.scale, stage.out.row(r));
+    const Token token = rows_[r].slot->input(rows_[r].position);
+    const Token first = stage.first_token.value_or(0);
+    if (stage.first_token && (token < first || token - first >= stage.table.rows)) {
+      std::fill_n(stage.out.row(r), stage.out.stride, 0.0F);
+    } else {
+      embed_row(stage.table, token - first, stage.scale, stage.out.row(r));
+    }
   }
 }
 
@@ -336,6 +352,58 @@ void StepRunner::task(const SoftCapStage& stage, std::uint32_t index, std::uint3
   const std::uint32_t first = index % per_row * gate_columns;
   soft_cap_row(stage.cap, first, std::min(stage.width, first + gate_columns),
                stage.values.row(index / per_row));
+}
+
+/// By the one thread that runs a collective.
+void StepRunner::note(Result<void> done, std::size_t stage) {
+  if (done) return;
+  failure_ = std::move(done.error());
+  failed_stage_.store(stage, std::memory_order_relaxed);
+}
+
+std::uint32_t StepRunner::tasks(const AllReduceStage& stage) const {
+  return std::min(1U, row_count(stage.space));
+}
+
+void StepRunner::task(const AllReduceStage& stage, std::uint32_t, std::uint32_t) {
+  const std::size_t floats = row_count(stage.space) * stage.values.stride;
+  note(group_->all_reduce({stage.values.data, floats}), stage.index);
+}
+
+std::uint32_t StepRunner::tasks(const AllGatherStage& stage) const {
+  return std::min(1U, row_count(stage.space));
+}
+
+void StepRunner::task(const AllGatherStage& stage, std::uint32_t, std::uint32_t) {
+  note(gather(stage), stage.index);
+}
+
+/// Ranks' columns differ by one at most: what is sent is as wide as the widest.
+Result<void> StepRunner::gather(const AllGatherStage& stage) {
+  const Shard shard = group_->shard();
+  const std::uint32_t rows = row_count(stage.space);
+  const std::size_t own_width = shard_count(stage.width, shard);
+  for (std::uint32_t first = 0; first < rows; first += stage.rows) {
+    const std::uint32_t count = std::min(stage.rows, rows - first);
+    const std::size_t floats = std::size_t{count} * stage.widest;
+    for (std::uint32_t r = 0; r < count; ++r) {
+      std::copy_n(stage.in.row(first + r), own_width, stage.own + std::size_t{r} * stage.widest);
+    }
+    const std::span<const float> own(stage.own, floats);
+    const std::span<float> all(stage.all, floats * shard.size);
+    if (auto done = group_->all_gather(std::as_bytes(own), std::as_writable_bytes(all)); !done) {
+      return done;
+    }
+    for (std::uint32_t rank = 0; rank < shard.size; ++rank) {
+      const std::uint32_t column = shard_begin(stage.width, rank, shard.size);
+      const std::size_t width = shard_count(stage.width, {rank, shard.size});
+      for (std::uint32_t r = 0; r < count; ++r) {
+        std::copy_n(stage.all + rank * floats + std::size_t{r} * stage.widest, width,
+                    stage.out.row(first + r) + column);
+      }
+    }
+  }
+  return {};
 }
 
 std::uint32_t StepRunner::tasks(const SelectStage&) const { return row_count(RowSpace::sampled); }

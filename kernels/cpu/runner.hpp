@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -21,9 +22,15 @@ class StepRunner {
   /// Makes room for a program, so that its steps allocate nothing.
   void prepare(const Program& program, const PoolShape& pool);
 
+  /// Closes all slots and forgets a failure; collectives go to `group` from now on.
+  void join(Communicator* group);
+
+  /// Why a step failed; no step runs after that. None: all is well.
+  const std::optional<Error>& failure() const { return failure_; }
+
   /// Runs a batch. Afterwards `results` has an entry for each sampled segment, with its token if
-  /// the batch samples now.
-  /// Thread 0 calls `meanwhile` once the others are at work.
+  /// the batch samples now, unless the step failed. Thread 0 calls `meanwhile` once the others are
+  /// at work.
   void run(const Program& program, const Batch& batch, std::vector<SlotTokens>& results,
            const std::function<void()>& meanwhile);
 
@@ -49,6 +56,8 @@ class StepRunner {
 
   void place(const Batch& batch, std::vector<SlotTokens>& results);
   void run_stages(std::uint32_t thread);
+  Result<void> gather(const AllGatherStage& stage);
+  void note(Result<void> done, std::size_t stage);
   template <class Run>
   void share(Counter& counter, std::uint32_t tasks, Run run);
 
@@ -66,6 +75,8 @@ class StepRunner {
   std::uint32_t tasks(const AttentionStage& stage) const;
   std::uint32_t tasks(const GateStage& stage) const;
   std::uint32_t tasks(const SoftCapStage& stage) const;
+  std::uint32_t tasks(const AllReduceStage& stage) const;
+  std::uint32_t tasks(const AllGatherStage& stage) const;
   std::uint32_t tasks(const SelectStage& stage) const;
   std::uint32_t tasks(const SampleStage& stage) const;
 
@@ -78,6 +89,8 @@ class StepRunner {
   void task(const AttentionStage& stage, std::uint32_t index, std::uint32_t thread);
   void task(const GateStage& stage, std::uint32_t index, std::uint32_t thread);
   void task(const SoftCapStage& stage, std::uint32_t index, std::uint32_t thread);
+  void task(const AllReduceStage& stage, std::uint32_t index, std::uint32_t thread);
+  void task(const AllGatherStage& stage, std::uint32_t index, std::uint32_t thread);
   void task(const SelectStage& stage, std::uint32_t index, std::uint32_t thread);
   void task(const SampleStage& stage, std::uint32_t index, std::uint32_t thread);
 
@@ -85,6 +98,7 @@ class StepRunner {
   const KvPool& kv_;
   SlotTable& slots_;
   std::vector<Breather> breathers_;  ///< one a thread
+  Communicator* group_ = nullptr;
   std::uint32_t vocabulary_ = 0;
 
   std::vector<ZeroPages> scratch_;  ///< one a thread
@@ -92,6 +106,12 @@ class StepRunner {
   std::vector<SampleScratch> sample_scratch_;  ///< one a thread
   std::unique_ptr<Counter[]> counters_;        ///< one a stage
   std::size_t counter_count_ = 0;
+
+  std::optional<Error> failure_;
+  /// The stage whose collective failed. Threads leave after its barrier: all of them, for a later
+  /// stage's failure is none of one that is still on its way.
+  std::atomic<std::size_t> failed_stage_{none_failed};
+  static constexpr std::size_t none_failed = SIZE_MAX;
 
   // The step that is running.
   const Program* program_ = nullptr;

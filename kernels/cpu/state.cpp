@@ -98,8 +98,15 @@ void SlotTable::grant(const BlockGrant& grant) {
   std::copy(grant.blocks.begin(), grant.blocks.end(), slot.blocks.begin() + grant.first_block);
 }
 
-void SlotTable::close(SlotRef ref) {
-  Slot& slot = at(ref);
+void SlotTable::close(SlotRef ref) { close(at(ref)); }
+
+void SlotTable::close_all() {
+  for (Slot& slot : slots_) {
+    if (slot.open) close(slot);
+  }
+}
+
+void SlotTable::close(Slot& slot) {
   slot.open = false;
   slot.held = false;
   for (const Token token : slot.used) slot.uses[token] = 0;

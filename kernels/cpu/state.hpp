@@ -70,6 +70,7 @@ class SlotTable {
   void open(const SlotOpen& open);
   void grant(const BlockGrant& grant);
   void close(SlotRef ref);
+  void close_all();
 
   /// Asserts that the reference is of the current tenant.
   Slot& at(SlotRef ref);
@@ -78,6 +79,8 @@ class SlotTable {
   Slot* find(SlotRef ref);
 
  private:
+  void close(Slot& slot);
+
   PoolShape shape_;
   std::vector<Slot> slots_;
   ZeroPages tokens_, uses_, logits_;

@@ -139,7 +139,8 @@ class CudaBackend final : public Backend {
     SLUICE_TRY(leave_reserve(stride * tensor.rows, "a weight"));
     auto memory = DeviceMemory::make(stride * tensor.rows, "a weight");
     if (!memory) return tl::unexpected(memory.error());
-    SLUICE_TRY(uploader_.copy(tensor.data, row, memory->as<std::byte>(), stride));
+    SLUICE_TRY(uploader_.copy(tensor.data, row, row_stride(tensor), memory->as<std::byte>(),
+                              stride));
     const DeviceWeight device{memory->as<std::uint8_t>(), stride, tensor.rows, tensor.cols,
                               tensor.format};
     weights_.push_back({*shape, device, tensor});

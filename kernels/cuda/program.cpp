@@ -82,9 +82,19 @@ class Compiler {
   }
 
   Result<void> add(const Embed& op) {
+    if (op.first_token) return no_ranks("Embed of a rank's part");
     program_.launches_.push_back(EmbedArgs{
         state_.step, state_.slots, weights_[op.table.index].device, op.scale, rows(op.out)});
     return {};
+  }
+
+  Result<void> add(const AllReduce&) { return no_ranks("AllReduce"); }
+  Result<void> add(const AllGather&) { return no_ranks("AllGather"); }
+
+  Result<void> no_ranks(const char* name) const {
+    return fail(ErrorCode::unsupported,
+                "operation {} ({}): the cuda backend runs as one rank alone: use cpu", index_,
+                name);
   }
 
   Result<void> add(const Norm& op) {

@@ -28,11 +28,11 @@ Result<void> Uploader::prepare() {
   return {};
 }
 
-Result<void> Uploader::copy(std::span<const std::byte> from, std::size_t row_bytes, std::byte* to,
-                            std::size_t stride) {
+Result<void> Uploader::copy(std::span<const std::byte> from, std::size_t row_bytes,
+                            std::size_t from_stride, std::byte* to, std::size_t stride) {
   SLUICE_TRY(prepare());
   // The bytes of the destination in their order: each row's own, then zeros up to the stride.
-  const std::size_t rows = from.size() / row_bytes;
+  const std::size_t rows = (from.size() - row_bytes) / from_stride + 1;
   std::size_t row = 0, at = 0;
   while (row < rows) {
     Buffer& buffer = buffers_[next_];
@@ -43,12 +43,12 @@ Result<void> Uploader::copy(std::span<const std::byte> from, std::size_t row_byt
     while (row < rows && filled < buffer_bytes) {
       const std::size_t room = buffer_bytes - filled;
       std::size_t count;
-      if (row_bytes == stride) {  // whole rows at once
+      if (row_bytes == stride && row_bytes == from_stride) {  // whole rows at once
         count = std::min(room, (rows - row) * stride - at);
         std::memcpy(data + filled, from.data() + row * row_bytes + at, count);
       } else if (at < row_bytes) {
         count = std::min(room, row_bytes - at);
-        std::memcpy(data + filled, from.data() + row * row_bytes + at, count);
+        std::memcpy(data + filled, from.data() + row * from_stride + at, count);
       } else {
         count = std::min(room, stride - at);
         std::memset(data + filled, 0, count);

@@ -11,10 +11,10 @@ namespace sluice::kernels::cuda {
 
 class Uploader {
  public:
-  /// Copies `rows` rows of `row_bytes` to rows of `stride` bytes, zeros between them. Returns when
-  /// the source has been read.
-  Result<void> copy(std::span<const std::byte> from, std::size_t row_bytes, std::byte* to,
-                    std::size_t stride);
+  /// Copies rows of `row_bytes`, `from_stride` apart, to rows of `stride` bytes, zeros between
+  /// them. Returns when the source has been read.
+  Result<void> copy(std::span<const std::byte> from, std::size_t row_bytes,
+                    std::size_t from_stride, std::byte* to, std::size_t stride);
 
   /// Waits for what is under way.
   Result<void> finish();

@@ -263,10 +263,19 @@ class Reference {
 
   const Tensor& tensor(Weight w) const { return model_.tensors[w.index]; }
 
+  /// One rank: it has all there is.
+  void apply(const AllReduce&) {}
+  void apply(const AllGather& op) { buffers[op.out.index] = buffers[op.in.index]; }
+
   void apply(const Embed& op) {
     const Tensor& table = tensor(op.table);
+    const Token first = op.first_token.value_or(0);
     for (std::size_t r = 0; r < rows_.size(); ++r) {
-      const Token token = tokens[rows_[r].slot].at(rows_[r].position);
+      const Token token = tokens[rows_[r].slot].at(rows_[r].position) - first;
+      if (op.first_token && token >= table.host.rows) {
+        std::fill(buffers[op.out.index][r].begin(), buffers[op.out.index][r].end(), 0.0);
+        continue;
+      }
       for (std::size_t i = 0; i < table.host.cols; ++i) {
         buffers[op.out.index][r][i] = table.values[token * table.host.cols + i] * op.scale;
       }

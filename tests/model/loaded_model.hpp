@@ -40,8 +40,10 @@ class LoadedModel {
   static constexpr std::uint32_t slots = 3;
   static constexpr std::uint32_t rows_max = 64;
 
+  /// With a group, the part of the model that this rank has.
   explicit LoadedModel(const std::string& path, std::uint32_t context_tokens = 128,
-                       std::uint32_t threads = 2)
+                       std::uint32_t threads = 2,
+                       const std::shared_ptr<kernels::Communicator>& group = nullptr)
       : file(require(open_checkpoint(path))), config(require(file->config())) {
     backend = require(kernels::make_cpu_backend({threads}, [this](kernels::StepResult&& result) {
       const std::lock_guard lock(mutex_);
@@ -50,7 +52,8 @@ class LoadedModel {
     }));
     kernels::PoolShape pool;
     pool.layers = config.layers;
-    pool.kv_heads = config.heads.kv_heads;
+    const Shard shard = group == nullptr ? Shard{} : group->shard();
+    pool.kv_heads = shard_heads(config.heads, shard).kv_heads;
     pool.head_dim = config.heads.head_dim;
     slot_blocks_ = (context_tokens + block_tokens - 1) / block_tokens;
     pool.blocks = slots * slot_blocks_;
@@ -61,7 +64,11 @@ class LoadedModel {
     pool.vocabulary = config.vocabulary;
     const auto allocated = backend->allocate(pool);
     BOOST_REQUIRE_MESSAGE(allocated.has_value(), allocated.error().message);
-    decoder = require(load_decoder(*file, config, *backend, {}));
+    if (group != nullptr) {
+      const auto joined = backend->join(group);
+      BOOST_REQUIRE_MESSAGE(joined.has_value(), joined.error().message);
+    }
+    decoder = require(load_decoder(*file, config, *backend, {}, shard));
     record_every_row();
   }
 
@@ -114,27 +121,33 @@ class LoadedModel {
   std::unique_ptr<kernels::Backend> backend;  ///< declared after what it reads in place
 
  private:
+  /// What comes after the selection, over all rows of the batch instead.
   void record_every_row() {
     kernels::StepProgram steps = decoder.steps;
     const auto select = std::find_if(steps.ops.begin(), steps.ops.end(), [](const auto& op) {
       return std::holds_alternative<kernels::Select>(op);
     });
-    BOOST_REQUIRE(std::distance(select, steps.ops.end()) == (config.logit_soft_cap > 0 ? 5 : 4));
-    const kernels::Buffer residual = std::get<kernels::Select>(*select).in;
-    auto norm = std::get<kernels::Norm>(*(select + 1));
-    auto linear = std::get<kernels::Linear>(*(select + 2));
+    BOOST_REQUIRE(select != steps.ops.end());
+    const auto [residual, selected] = std::get<kernels::Select>(*select);
+    std::vector<kernels::Op> rest(select + 1, steps.ops.end());
     steps.ops.erase(select, steps.ops.end());
-    const auto add = [&steps](std::uint32_t width) {
-      steps.buffers.push_back({kernels::RowSpace::batch, width});
-      return kernels::Buffer{static_cast<std::uint32_t>(steps.buffers.size() - 1)};
-    };
-    norm.in = residual;
-    norm.out = linear.in = add(config.hidden);
-    linear.out = row_logits_ = add(config.vocabulary);
-    steps.ops.push_back(norm);
-    steps.ops.push_back(linear);
-    if (config.logit_soft_cap > 0) {
-      steps.ops.push_back(kernels::SoftCap{row_logits_, config.logit_soft_cap});
+    std::vector<kernels::Buffer> over_rows;
+    const std::size_t count = steps.buffers.size();
+    for (std::uint32_t i = 0; i < count; ++i) {
+      over_rows.push_back({i});
+      if (steps.buffers[i].rows == kernels::RowSpace::batch) continue;
+      over_rows[i] = {static_cast<std::uint32_t>(steps.buffers.size())};
+      steps.buffers.push_back({kernels::RowSpace::batch, steps.buffers[i].width});
+    }
+    over_rows[selected.index] = residual;
+    row_logits_ = over_rows[decoder.logits.index];
+    for (kernels::Op& op : rest) {
+      std::visit([&](auto& one) {
+        if constexpr (requires { one.in; }) one.in = over_rows[one.in.index];
+        if constexpr (requires { one.out; }) one.out = over_rows[one.out.index];
+        if constexpr (requires { one.values; }) one.values = over_rows[one.values.index];
+      }, op);
+      if (!std::holds_alternative<kernels::Sample>(op)) steps.ops.push_back(op);
     }
     every_row_ = require(backend->record(steps));
   }

@@ -19,9 +19,10 @@ using kernels::Path;
 inline constexpr double tolerance = 0.02;
 
 /// Compares the logits of every position with those of `fixture` (scripts/fixtures/checkpoints.py).
-inline void check_logits(const std::string& path, const std::string& fixture_path) {
+inline void check_logits(const std::string& path, const std::string& fixture_path,
+                         const std::shared_ptr<kernels::Communicator>& group = nullptr) {
   WordReader fixture(fixture_path);
-  LoadedModel model(path);
+  LoadedModel model(path, 128, group == nullptr ? 2 : 1, group);
   const std::uint32_t positions = fixture.u32();
   const std::uint32_t vocabulary = fixture.u32();
   BOOST_REQUIRE_EQUAL(model.config.vocabulary, vocabulary);
