@@ -3,8 +3,10 @@
 #include <sodium.h>
 
 #include <algorithm>
+#include <array>
 #include <future>
 #include <utility>
+#include <vector>
 
 #include "model/chat_template.hpp"
 #include "model/decoder.hpp"
@@ -15,10 +17,10 @@ namespace sluice::actors {
 namespace {
 
 /// Design section 6.10: what "the same replica" means, as 32 hex digits.
-std::string numerics_id(const std::string& weights, const model::Tokenizer& tokenizer,
-                        const kernels::DeviceInfo& device) {
-  const std::string text = fmt::format("{}\n{}\n{}\n{}\ntp=1\n", weights, tokenizer.fingerprint(),
-                                       device.backend, device.arithmetic);
+std::string numerics_id(const std::string& weights, std::string_view tokenizer,
+                        const kernels::DeviceInfo& device, std::uint32_t ranks) {
+  const std::string text = fmt::format("{}\n{}\n{}\n{}\ntp={}\n", weights, tokenizer,
+                                       device.backend, device.arithmetic, ranks);
   std::array<std::uint8_t, crypto_hash_sha256_BYTES> hash{};
   crypto_hash_sha256(hash.data(), reinterpret_cast<const unsigned char*>(text.data()), text.size());
   return transport::to_hex(std::span(hash).first(16));
@@ -79,6 +81,58 @@ Result<std::shared_ptr<EngineFacts>> facts_of(const EngineConfig& config, const 
   return facts;
 }
 
+/// What ranks must have in common, or agree on.
+struct RankFacts {
+  std::array<char, 32> numerics{};
+  std::uint32_t slots = 0;
+  std::uint32_t rows_max = 0;
+  std::uint32_t blocks = 0;          ///< the smallest counts
+  std::uint32_t context_tokens = 0;  ///< likewise
+};
+
+Result<void> agree(kernels::Communicator& group, const std::string& numerics,
+                   kernels::PoolShape& pool) {
+  const kernels::Shard shard = group.shard();
+  RankFacts own{{}, pool.slots, pool.rows_max, pool.blocks, pool.context_tokens};
+  SLUICE_ASSERT(numerics.size() == own.numerics.size(), "a numerics id has 32 digits");
+  std::copy(numerics.begin(), numerics.end(), own.numerics.begin());
+  std::vector<RankFacts> all(shard.size);
+  if (auto done = group.all_gather(std::as_bytes(std::span(&own, 1)),
+                                   std::as_writable_bytes(std::span(all)));
+      !done)
+    return done;
+  for (std::uint32_t rank = 0; rank < shard.size; ++rank) {
+    const RankFacts& other = all[rank];
+    if (other.numerics != own.numerics)
+      return fail(ErrorCode::bad_request,
+                  "rank {} has another model, backend or processor than rank {}: every rank needs "
+                  "the same files and the same kind of device",
+                  rank, shard.rank);
+    if (other.slots != own.slots || other.rows_max != own.rows_max)
+      return fail(ErrorCode::bad_request,
+                  "rank {} has {} slots and {} rows a step, rank {} has {} and {}: give every rank "
+                  "the same",
+                  rank, other.slots, other.rows_max, shard.rank, own.slots, own.rows_max);
+    pool.blocks = std::min(pool.blocks, other.blocks);
+    pool.context_tokens = std::min(pool.context_tokens, other.context_tokens);
+  }
+  return {};
+}
+
+/// The model as the pool sees it: with this rank's heads.
+Result<model::ModelConfig> pool_config(const model::Checkpoint& file,
+                                       const model::ModelConfig& config,
+                                       const kernels::Shard& shard) {
+  if (shard.size == 1) return config;
+  const auto tensors = model::find_tensors(file, config);
+  if (!tensors) return tl::unexpected(tensors.error());
+  const auto cut = model::cut_model(file, config, *tensors, shard);
+  if (!cut) return tl::unexpected(cut.error());
+  model::ModelConfig part = config;
+  part.heads = cut->heads;
+  return part;
+}
+
 }  // namespace
 
 Result<kernels::PoolShape> plan_pool(const EngineConfig& config, const model::ModelConfig& model,
@@ -120,9 +174,13 @@ Result<std::shared_ptr<EngineFacts>> load_facts(const EngineConfig& config,
   return facts_of(config, site, **file);
 }
 
-Result<LoadedEngine> load_engine(const EngineConfig& config, const SiteConfig& site,
-                                 const BackendFactory& make_backend, kernels::Completion completion,
-                                 const LoadProgress& progress) {
+namespace {
+
+Result<LoadedEngine> load(const EngineConfig& config, const SiteConfig& site,
+                          const BackendFactory& make_backend, kernels::Completion completion,
+                          const LoadProgress& progress,
+                          const std::shared_ptr<kernels::Communicator>& group) {
+  const kernels::Shard shard = group ? group->shard() : kernels::Shard{};
   LoadedEngine loaded;
   auto file = model::open_checkpoint(config.model);
   if (!file) return tl::unexpected(file.error());
@@ -132,27 +190,36 @@ Result<LoadedEngine> load_engine(const EngineConfig& config, const SiteConfig& s
   // Made while the weights are packed: a quarter of a small model's start.
   auto making =
       std::async(std::launch::async, [&] { return facts_of(config, site, **loaded.file); });
+  auto part = pool_config(**file, *model_config, shard);
+  if (!part) return tl::unexpected(part.error());
 
   auto backend = make_backend(config, std::move(completion));
   if (!backend) return tl::unexpected(backend.error());
   loaded.backend = std::move(*backend);
   const auto& device = loaded.backend->device();
-  auto pool = plan_pool(config, *model_config, device.memory_free_bytes);
+  auto pool = plan_pool(config, *part, device.memory_free_bytes);
   if (!pool) return tl::unexpected(pool.error());
-  if (auto allocated = loaded.backend->allocate(*pool); !allocated)
-    return tl::unexpected(allocated.error());
   // Before the weights load: a backend that copies them gives the file's pages back.
   const std::string weights = model::weights_fingerprint(**file);
+  if (group) {
+    if (auto agreed = agree(*group, numerics_id(weights, "", device, shard.size), *pool); !agreed)
+      return tl::unexpected(agreed.error());
+    if (auto joined = loaded.backend->join(group); !joined) return tl::unexpected(joined.error());
+  }
+  if (auto allocated = loaded.backend->allocate(*pool); !allocated)
+    return tl::unexpected(allocated.error());
   const std::string name = name_of(config, **file);
-  auto decoder = model::load_decoder(**file, *model_config, *loaded.backend,
-                                     [&](std::size_t done, std::size_t total) {
-                                       if (progress) progress(name, done, total);
-                                     });
+  auto decoder = model::load_decoder(
+      **file, *model_config, *loaded.backend,
+      [&](std::size_t done, std::size_t total) {
+        if (progress) progress(name, done, total);
+      },
+      shard);
   if (!decoder) return tl::unexpected(decoder.error());
   auto read = making.get();
   if (!read) return tl::unexpected(read.error());
   const auto facts = std::move(*read);
-  facts->numerics = numerics_id(weights, *facts->tokenizer, device);
+  facts->numerics = numerics_id(weights, facts->tokenizer->fingerprint(), device, shard.size);
   loaded.program = decoder->program;
   loaded.decoder = std::move(*decoder);
 
@@ -167,6 +234,18 @@ Result<LoadedEngine> load_engine(const EngineConfig& config, const SiteConfig& s
                       .paths_equal = device.paths_equal};
   if (config.prefix_cache) facts->scheduler.prefix_root = prefix_root(facts->numerics);
   loaded.facts = facts;
+  return loaded;
+}
+
+}  // namespace
+
+Result<LoadedEngine> load_engine(const EngineConfig& config, const SiteConfig& site,
+                                 const BackendFactory& make_backend, kernels::Completion completion,
+                                 const LoadProgress& progress,
+                                 const std::shared_ptr<kernels::Communicator>& group) {
+  auto loaded = load(config, site, make_backend, std::move(completion), progress, group);
+  // The others wait for this rank.
+  if (!loaded && group) group->abort(loaded.error().message);
   return loaded;
 }
 

@@ -1,5 +1,6 @@
 #pragma once
-// A model's files become a loaded engine: weights on a backend, a recorded program, and its facts.
+// A model's files become a loaded engine, or one rank of one: weights on a backend, a recorded
+// program, and its facts.
 
 #include <functional>
 #include <memory>
@@ -31,12 +32,20 @@ using BackendFactory = std::function<Result<std::unique_ptr<kernels::Backend>>(
     const EngineConfig&, kernels::Completion)>;
 
 /// Loads everything `config` names. Blocks for as long as that takes.
+///
+/// With a group, this rank's part of it. The ranks compare what they are about to load, and take
+/// the smallest of their KV pools, for the same plans reach all: `bad_request` names a rank whose
+/// model, backend or sizes differ. A rank that fails aborts the group. Weights may take one rank
+/// longer than another: the first step must wait until every rank has loaded, or it runs into the
+/// group's deadline.
 Result<LoadedEngine> load_engine(const EngineConfig& config, const SiteConfig& site,
                                  const BackendFactory& make_backend, kernels::Completion completion,
-                                 const LoadProgress& progress);
+                                 const LoadProgress& progress,
+                                 const std::shared_ptr<kernels::Communicator>& group = nullptr);
 
-/// Sizes of KV pool and slots for a model: as configured, else every slot's full context as far as
-/// a quarter of the free memory goes. `bad_request` when not even one short sequence fits.
+/// Sizes of KV pool and slots for a model or a rank's part of one: as configured, else every slot's
+/// full context as far as a quarter of the free memory goes. `bad_request` when not even one short
+/// sequence fits.
 Result<kernels::PoolShape> plan_pool(const EngineConfig& config, const model::ModelConfig& model,
                                      std::size_t memory_free_bytes);
 
