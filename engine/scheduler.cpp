@@ -20,6 +20,11 @@ Scheduler::State::State(const SchedulerConfig& given,
   SLUICE_ASSERT(config.slots > 0 && config.rows_max > 0 && config.steps_in_flight > 0 &&
                     config.block_tokens > 0 && context_tokens > 1,
                 "a scheduler needs slots, rows, steps and a context of two tokens or more");
+  free_all_slots();
+}
+
+void Scheduler::State::free_all_slots() {
+  free_slots.clear();
   for (std::uint32_t slot = config.slots; slot > 0; --slot) free_slots.push_back(slot - 1);
 }
 
@@ -36,6 +41,32 @@ void Scheduler::cancel(SequenceId id, FinishReason reason, Error why, Nanosecond
   s.finish(q, s.ending(q, reason, std::move(why)), now, s.pending);
 }
 
+// Slots keep their generations and tickets go on, so that nothing of the old device is mistaken for
+// the new one's.
+void Scheduler::lose_device(Nanoseconds now) {
+  State& s = *state_;
+  ++s.counters.devices_lost;
+  s.lost = s.counters.steps;
+  s.in_flight.clear();
+  while (!s.running.empty()) {
+    Sequence& q = *s.running.back();
+    if (++q.losses == losses_max) {
+      Error why{ErrorCode::internal,
+                fmt::format("{} devices in a row were lost while they computed this request",
+                            losses_max),
+                0};
+      s.finish(q, s.ending(q, FinishReason::error, std::move(why)), now, s.pending);
+    } else {
+      s.release(q);
+      s.wait(q);
+    }
+  }
+  s.closing.clear();
+  s.free_all_slots();
+  s.blocks = KvBlocks(s.config.blocks);
+  s.cache = PrefixCache(s.config.blocks);
+}
+
 void Scheduler::State::expire(Nanoseconds now) {
   while (!deadlines.empty() && deadlines.begin()->first <= now) {
     Sequence& q = *sequences.at(deadlines.begin()->second);
@@ -47,6 +78,7 @@ void Scheduler::State::expire(Nanoseconds now) {
 
 Applied Scheduler::apply(const StepResult& result, Nanoseconds now) {
   State& s = *state_;
+  if (result.ticket <= s.lost) return take_events();
   SLUICE_ASSERT(!s.in_flight.empty() && s.in_flight.front().ticket == result.ticket,
                 "results come oldest first, one a plan");
   const StepInFlight step = std::move(s.in_flight.front());
@@ -104,6 +136,7 @@ void Scheduler::State::yield(Sequence& q, const kernels::SlotTokens& gained, Nan
   event.finish = absorb(q, gained.tokens.front());
   if (q.text) event.text_bytes = q.text->stopped();
   if (q.timing.first_token == 0) q.timing.first_token = now;
+  q.losses = 0;
   ++counters.tokens;
   if (event.finish == FinishReason::none) {
     out.events.push_back(std::move(event));

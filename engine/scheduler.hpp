@@ -41,6 +41,7 @@ struct SchedulerStats {
   std::uint64_t steps = 0;
   std::uint64_t tokens = 0;
   std::uint64_t preemptions = 0;
+  std::uint64_t devices_lost = 0;
   std::uint32_t blocks_cached = 0;     ///< free blocks whose content is kept for whoever wants it
   std::uint64_t prompt_tokens = 0;     ///< of all sequences admitted
   std::uint64_t cached_tokens = 0;     ///< of these, found in the cache
@@ -72,8 +73,18 @@ class Scheduler {
   std::optional<StepMasks> take_masks();
 
   /// Takes a step's result, oldest first. A failed step ends its sequences with its error. One
-  /// token, or an error of its own, is expected of every sampled segment.
+  /// token, or an error of its own, is expected of every sampled segment. A lost device's result
+  /// brings only what `take_events` would.
   Applied apply(const StepResult& result, Nanoseconds now);
+
+  /// The device is gone with all that it held, and another of the same shape takes its place,
+  /// empty. What was in flight is forgotten, and nothing is left in blocks, slots or prefix cache;
+  /// what ran waits again, in its order, to be computed anew from the tokens that it has, which
+  /// gives the same tokens to the bit. Results of the old device's plans are ignored from here on.
+  /// A sequence that ran at `losses_max` losses and gained no token between ends with `internal`,
+  /// lest one that kills every device goes on for ever: see `take_events`.
+  void lose_device(Nanoseconds now);
+  static constexpr std::uint32_t losses_max = 3;
 
   /// Events that arose outside `apply`: cancelled, expired, or complete when submitted. Ask after
   /// every other call but `apply`, which brings them along.

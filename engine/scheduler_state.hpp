@@ -38,6 +38,7 @@ struct Sequence {
   std::vector<BlockHash> hashes;   // of the whole blocks of known tokens, as far as asked for
   SequenceTiming timing;
   Ticket answered = 0;             // step that yielded its latest token
+  std::uint32_t losses = 0;        // devices lost under it since it gained a token
 
   // Meaningful while it runs.
   SlotRef slot;
@@ -104,6 +105,7 @@ struct Scheduler::State {
   std::set<std::pair<Nanoseconds, SequenceId>> deadlines;
 
   std::deque<StepInFlight> in_flight;
+  Ticket lost = 0;              // plans up to this one ran on devices that are lost
   StepTime step_time;
   std::uint32_t rows_left = 0;  // of the step being planned
   Applied pending;              // events that arose outside `apply`
@@ -148,6 +150,7 @@ struct Scheduler::State {
 
   void preempt(Sequence& q);
   void release(Sequence& q);
+  void free_all_slots();
   void expire(Nanoseconds now);
 
   void share_time(const StepInFlight& step, std::uint64_t device_ns);

@@ -247,6 +247,68 @@ BOOST_AUTO_TEST_CASE(preempted_goes_on_in_decode_path_chunks) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(a_lost_device_is_replaced_by_an_empty_one) {
+  SchedulerConfig config = small();
+  config.prefix_root = BlockHash{};
+  Engine engine(config);
+  BOOST_REQUIRE(engine.scheduler.submit(request(1, 9, 20), 0));
+  BOOST_REQUIRE(engine.scheduler.submit(request(2, 3, 20), 0));
+  engine.apply(engine.device.run(*engine.step()));  // both have a token
+  const auto lost = engine.step();
+  const auto lost_too = engine.step();
+  BOOST_TEST(engine.scheduler.stats().blocks_cached + engine.scheduler.stats().running > 0U);
+  const StepResult stale = engine.device.run(*lost);
+  engine.device = FakeDevice(config);
+  engine.scheduler.lose_device(5);
+  BOOST_TEST(engine.scheduler.stats().blocks_free == 64U);
+  BOOST_TEST(engine.scheduler.stats().waiting == 2U);
+  BOOST_TEST(engine.scheduler.stats().devices_lost == 1U);
+
+  auto plan = engine.step();  // in their order, with their tokens, from the first position on
+  BOOST_REQUIRE(plan && plan->batch.opens.size() == 2);
+  BOOST_TEST(plan->ticket == lost_too->ticket + 1);
+  BOOST_TEST(plan->batch.opens[0].sampling.seed == 1U);
+  BOOST_TEST(plan->batch.opens[0].tokens.size() == 10U);
+  BOOST_TEST(plan->batch.opens[1].tokens.size() == 4U);
+  BOOST_REQUIRE(
+      (rows(plan) == std::vector<Row>{{0, 9, Path::prompt, false}, {0, 3, Path::prompt, false}}));
+  BOOST_TEST(engine.scheduler.apply(stale, 6).events.empty());
+  engine.apply(engine.device.run(*plan));
+  const auto ended = engine.drain();
+  BOOST_REQUIRE(ended.at(1).tokens == run_alone(request(1, 9, 20), 64).tokens);
+  BOOST_REQUIRE(ended.at(2).tokens == run_alone(request(2, 3, 20), 64).tokens);
+}
+
+// So that a request which kills every device does not take the node with it.
+BOOST_AUTO_TEST_CASE(three_losses_without_a_token_end_a_sequence) {
+  Engine engine(small());
+  const auto lose = [&] {
+    engine.device = FakeDevice(small());
+    engine.scheduler.lose_device(5);
+    return engine.scheduler.take_events();
+  };
+  BOOST_REQUIRE(engine.scheduler.submit(request(1, 2, 20), 0));
+  for (int loss = 1; loss < 3; ++loss) {
+    BOOST_REQUIRE(engine.step());
+    BOOST_TEST(lose().events.empty());
+  }
+  engine.apply(engine.device.run(*engine.step()));  // a token: it is not the one
+  BOOST_REQUIRE(engine.scheduler.submit(request(2, 2, 20), 0));
+  BOOST_TEST(lose().events.empty());  // does not run yet: does not count for 2
+  for (int loss = 1; loss < 3; ++loss) {
+    BOOST_REQUIRE(engine.step());
+    const auto news = lose();
+    BOOST_REQUIRE_EQUAL(news.events.size(), loss == 2 ? 1U : 0U);
+    if (loss < 2) continue;
+    BOOST_TEST(news.events[0].id == 1U);
+    BOOST_TEST(news.events[0].first_index == 1U);
+    BOOST_TEST(to_string(news.events[0].error.code) == "internal");
+    BOOST_TEST(news.finished.size() == 1U);
+  }
+  engine.apply(engine.device.run(*engine.step()));
+  BOOST_REQUIRE(engine.drain().at(2).tokens == run_alone(request(2, 2, 20), 64).tokens);
+}
+
 BOOST_AUTO_TEST_CASE(priority_then_arrival_decides_who_runs) {
   SchedulerConfig config = small();
   config.slots = 1;

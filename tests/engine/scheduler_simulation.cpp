@@ -1,7 +1,7 @@
 // Hundreds of seeded runs of the real scheduler against the fake device: random arrivals, lengths,
 // stops, constraints, resumptions, cancels, deadlines, priorities, pools so small that sequences
 // are preempted, steps and single slots that fail, 1 to 3 steps in flight with results at random
-// times. Whatever
+// times, devices lost whose results come late. Whatever
 // happens, each sequence yields what it yields alone, gapless, with one finish, and nothing is left
 // behind. FakeDevice checks slots, blocks, positions, paths and rows of each plan.
 #include <boost/test/unit_test.hpp>
@@ -22,6 +22,7 @@ struct Tally {
   int stopped = 0, by_string = 0, length = 0, cancelled = 0, deadline = 0, failed = 0;
   int too_long = 0, overloaded = 0, at_once = 0, too_late = 0, resumed = 0, surplus = 0;
   int constrained = 0, sat_out = 0;
+  int lost = 0, lost_in_flight = 0, stale = 0, killers = 0;
   std::uint64_t preempted = 0, cached = 0;
 };
 
@@ -45,6 +46,7 @@ struct Expected {
   bool ended = false;
   bool may_fail = false;      // a step or slot failed on it
   bool cancelled = false;
+  int losses = 0;             // devices lost while it ran, since its latest token
 };
 
 class Simulation {
@@ -64,7 +66,11 @@ class Simulation {
         submit();
       } else if (what == 3 && !expected_.empty()) {
         cancel(below(expected_.size() + 1));
-      } else if (what < 12) {
+      } else if (what == 4 && below(4) == 0) {
+        lose_device();
+      } else if (what == 5) {
+        apply_stale();
+      } else if (what < 13) {
         plan();
       } else {
         complete();
@@ -138,7 +144,7 @@ class Simulation {
 
   void submit() {
     Request request = random_request();
-    Expected expected{request, {}, {}, false, false, false};
+    Expected expected{request, {}, {}, false, false, false, 0};
     const std::size_t longest = request.prompt.size() + std::max(request.max_tokens, 1U);
     if (longest <= context_) {
       expected.alone = run_alone(request, context_, text_of(request.constraint));
@@ -256,6 +262,37 @@ class Simulation {
     take_masks();
   }
 
+  // Some of what was in flight it had computed: those results come later, or never.
+  void lose_device() {
+    ++tally_.lost;
+    tally_.lost_in_flight += !plans_.empty();
+    if (!plans_.empty() && below(2)) {
+      const auto masks = masks_.find(plans_.front().ticket);
+      if (plans_.front().batch.sample_now || masks != masks_.end())
+        stale_.push_back(device_.run(plans_.front(), below(4) == 0, {},
+                                     masks == masks_.end() ? nullptr : &masks->second));
+    }
+    for (const auto& [slot, state] : open_) ++expected_[state.id].losses;
+    plans_.clear();
+    masks_.clear();
+    open_.clear();
+    tenants_.clear();
+    device_ = FakeDevice(config_);
+    scheduler_.lose_device(now_);
+    BOOST_REQUIRE(!scheduler_.take_masks());
+    const SchedulerStats stats = scheduler_.stats();
+    BOOST_REQUIRE_EQUAL(stats.blocks_free, stats.blocks_total);
+    BOOST_REQUIRE_EQUAL(stats.blocks_cached + stats.running, 0U);
+    if (below(2)) take(scheduler_.take_events());
+  }
+
+  void apply_stale() {
+    if (stale_.empty()) return;
+    ++tally_.stale;
+    take(scheduler_.apply(stale_.front(), now_));
+    stale_.pop_front();
+  }
+
   void take(const Applied& applied) {
     std::size_t ends = 0;
     for (const SequenceEvent& event : applied.events) {
@@ -266,6 +303,7 @@ class Simulation {
         BOOST_REQUIRE_LT(expected.tokens.size(), expected.alone.tokens.size());
         BOOST_REQUIRE_EQUAL(token, expected.alone.tokens[expected.tokens.size()]);
         expected.tokens.push_back(token);
+        expected.losses = 0;
       }
       if (event.finish == FinishReason::none) continue;
       check_end(expected, event);
@@ -297,6 +335,9 @@ class Simulation {
         if (event.error.code == ErrorCode::deadline) {
           BOOST_REQUIRE_LE(*expected.request.deadline, now_);
           ++tally_.deadline;
+        } else if (event.error.message.find("in a row were lost") != std::string::npos) {
+          BOOST_REQUIRE_EQUAL(expected.losses, static_cast<int>(Scheduler::losses_max));
+          ++tally_.killers;
         } else {
           BOOST_REQUIRE(expected.may_fail);
           ++tally_.failed;
@@ -324,6 +365,7 @@ class Simulation {
   std::map<kernels::SlotIndex, Open> open_;  // as of the latest plan
   std::map<kernels::SlotIndex, SequenceId> tenants_;  // as of the step that runs
   std::deque<StepPlan> plans_;               // in flight
+  std::deque<StepResult> stale_;             // of lost devices
   std::map<Ticket, StepMasks> masks_;
 };
 
@@ -333,7 +375,7 @@ BOOST_AUTO_TEST_SUITE(scheduler_simulation)
 
 BOOST_AUTO_TEST_CASE(every_sequence_is_as_if_alone) {
   Tally tally;
-  for (std::uint64_t seed = 0; seed < 1500; ++seed) {
+  for (std::uint64_t seed = 0; seed < 3000; ++seed) {
     BOOST_TEST_CONTEXT("seed " << seed) { Simulation(seed, tally).run(); }
   }
   BOOST_TEST(tally.stopped > 500);
@@ -350,6 +392,10 @@ BOOST_AUTO_TEST_CASE(every_sequence_is_as_if_alone) {
   BOOST_TEST(tally.surplus > 200);
   BOOST_TEST(tally.constrained > 1000);
   BOOST_TEST(tally.sat_out > 100);
+  BOOST_TEST(tally.lost > 1000);
+  BOOST_TEST(tally.lost_in_flight > 500);
+  BOOST_TEST(tally.stale > 200);
+  BOOST_TEST(tally.killers > 20);
   BOOST_TEST(tally.preempted > 500U);
   BOOST_TEST(tally.cached > 2000U);
 }
