@@ -106,12 +106,19 @@ struct Front {
 };
 using FrontPtr = std::shared_ptr<const Front>;
 
+/// An engine as fronts know it: a batcher here, or the proxy of one on another node.
+using EngineActor =
+    caf::typed_actor<caf::reacts_to<admit_atom, FrontPtr, Admission>,
+                     caf::reacts_to<cancel_atom, transport::StreamId, std::uint64_t>,  ///< stream,
+                                                                                       ///< epoch
+                     caf::reacts_to<lost_atom, FrontPtr>,  ///< its streams have no keeper any more
+                     caf::replies_to<stats_atom>::with<NamedValues>>;
+
 /// Owns one engine's scheduler; serves any number of fronts.
-using BatcherActor = caf::typed_actor<
-    caf::reacts_to<admit_atom, FrontPtr, Admission>,
-    caf::reacts_to<cancel_atom, transport::StreamId, std::uint64_t>,  ///< stream, epoch
-    caf::reacts_to<lost_atom, FrontPtr>,  ///< its streams have no keeper any more
-    caf::reacts_to<engine::StepResult>, caf::replies_to<stats_atom>::with<NamedValues>>;
+using BatcherActor = EngineActor::extend_with<ResultSink>::extend<
+    caf::reacts_to<lost_atom>,                   ///< its executor ended
+    caf::reacts_to<engine_atom, ExecutorActor>,  ///< another takes over, its device empty
+    caf::reacts_to<tick_atom>>;
 
 /// Where a tokenizer's answers go: a session.
 using AdmissionSink = caf::typed_actor<caf::reacts_to<tokenize_atom, Admission>,
@@ -145,10 +152,11 @@ using SessionActor = caf::typed_actor<
     caf::reacts_to<accepted_atom, transport::Accepted>, caf::reacts_to<refused_atom, Refusal>,
     caf::reacts_to<finished_atom, StreamEnd>,
     caf::reacts_to<cancel_atom, transport::StreamId, std::uint64_t>,  ///< nobody follows it
-    caf::reacts_to<engine_atom, EngineFactsPtr, BatcherActor>,        ///< serves from now on
+    caf::reacts_to<engine_atom, EngineFactsPtr, EngineActor>,         ///< serves from now on
     caf::reacts_to<engine_atom, EngineFactsPtr, Error>,               ///< no longer
-    caf::replies_to<stats_atom>::with<NamedValues>,  ///< sums over all parts, and what follows
-    caf::replies_to<drain_atom>::with<bool>>;        ///< when every stream ended and arrived
+    caf::reacts_to<engine_atom, EngineFactsPtr, bool>,  ///< its executor is there, or is not
+    caf::replies_to<stats_atom>::with<NamedValues>,     ///< sums over all parts, and what follows
+    caf::replies_to<drain_atom>::with<bool>>;           ///< when every stream ended and arrived
 
 /// Where an executor says that its model is loaded, or why not.
 using LoadNews = caf::typed_actor<caf::reacts_to<ready_atom, EngineReady>,

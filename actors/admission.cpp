@@ -105,10 +105,9 @@ Result<Admission> admit(EngineFactsPtr engine, transport::Peer owner,
     std::sort(stops.begin(), stops.end());
     stops.erase(std::unique(stops.begin(), stops.end()), stops.end());
   }
-  admission.accepted = {submit.stream, submit.epoch, engine->numerics,
-                        static_cast<std::uint32_t>(prompt->size()),
-                        engine::chain_start(engine->numerics, *prompt, request.sampling,
-                                            submit.constraint)};
+  admission.accepted = {
+      submit.stream, submit.epoch, engine->numerics, static_cast<std::uint32_t>(prompt->size()),
+      engine::chain_start(engine->numerics, *prompt, request.sampling, submit.constraint)};
   request.prompt = std::move(*prompt);
   request.max_tokens = submit.max_tokens;
   request.stops = submit.stops;

@@ -40,10 +40,10 @@ struct Admission {
   transport::Peer owner;
   EngineFactsPtr engine;
   transport::StreamId stream{};
-  engine::Request request;       ///< of its first choice; its id is the batcher's to give
+  engine::Request request;             ///< of its first choice; its id is the batcher's to give
   std::vector<ResumedChoice> choices;  ///< one each; the further ones differ from `request` in them
-  transport::Accepted accepted;  ///< what the owner is told if the batcher takes it
-  engine::Nanoseconds received = 0;  ///< when it was taken up
+  transport::Accepted accepted;        ///< what the owner is told if the batcher takes it
+  engine::Nanoseconds received = 0;    ///< when it was taken up
 };
 
 /// The request of a choice: it goes on after its own tokens, and draws with the seed plus its

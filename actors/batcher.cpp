@@ -1,5 +1,6 @@
 #include "actors/batcher.hpp"
 
+#include <chrono>
 #include <cstring>
 #include <utility>
 
@@ -58,7 +59,8 @@ void forward(Self self, engine::Applied applied) {
 /// meanwhile (a deadline, a cancel). The device does not wait for the telling.
 void advance(Self self, engine::Applied applied) {
   auto& scheduler = *self->state.scheduler;
-  while (true) {
+  if (!self->state.executor) scheduler.expire(now(self));
+  while (self->state.executor) {
     if (auto masks = scheduler.take_masks())
       self->send(self->state.executor, sample_atom::value, std::move(*masks));
     auto next = scheduler.plan(now(self));
@@ -117,9 +119,21 @@ void admit(Self self, const FrontPtr& front, Admission& admission) {
 }
 
 void cancel(Self self, const BatcherState::Running& running) {
+  auto& scheduler = *self->state.scheduler;
   for (std::uint32_t i = 0; i < running.choices; ++i)
-    self->state.scheduler->cancel(running.first + i, engine::FinishReason::cancelled, {},
-                                  now(self));
+    scheduler.cancel(running.first + i, engine::FinishReason::cancelled, {}, now(self));
+}
+
+/// Deadlines hold while there is no executor, to within this.
+constexpr std::chrono::milliseconds expire_period{100};
+
+void lose_executor(Self self) {
+  auto& state = self->state;
+  if (!state.executor) return;
+  state.executor = nullptr;
+  state.scheduler->lose_device(now(self));
+  advance(self, {});
+  self->delayed_send(self, expire_period, tick_atom::value);
 }
 
 }  // namespace
@@ -150,6 +164,17 @@ BatcherActor::behavior_type batcher(Self self, EngineFactsPtr engine, ExecutorAc
           if (running.front == front) cancel(self, running);
         advance(self, {});
       },
+      [self](lost_atom) { lose_executor(self); },
+      [self](engine_atom, ExecutorActor& next) {
+        lose_executor(self);
+        self->state.executor = std::move(next);
+        advance(self, {});
+      },
+      [self](tick_atom) {
+        if (self->state.executor) return;
+        advance(self, {});
+        self->delayed_send(self, expire_period, tick_atom::value);
+      },
       [self](const engine::StepResult& result) {
         advance(self, self->state.scheduler->apply(result, now(self)));
       },
@@ -161,6 +186,7 @@ BatcherActor::behavior_type batcher(Self self, EngineFactsPtr engine, ExecutorAc
           values.emplace_back(prefix + ".blocks_free", stats.blocks_free);
           values.emplace_back(prefix + ".blocks_total", stats.blocks_total);
           values.emplace_back(prefix + ".preemptions", stats.preemptions);
+          values.emplace_back(prefix + ".devices_lost", static_cast<double>(stats.devices_lost));
           values.emplace_back(prefix + ".blocks_cached", stats.blocks_cached);
           values.emplace_back(prefix + ".prompt_tokens", stats.prompt_tokens);
           values.emplace_back(prefix + ".cached_tokens", stats.cached_tokens);

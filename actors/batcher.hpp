@@ -31,7 +31,7 @@ struct BatcherState {
     FrontPtr front;
   };
   EngineFactsPtr engine;
-  ExecutorActor executor;
+  ExecutorActor executor;  ///< none while another is awaited
   std::unique_ptr<engine::Scheduler> scheduler;
   std::unordered_map<engine::SequenceId, Sequence> sequences;
   std::map<transport::StreamId, Running> by_stream;
@@ -39,7 +39,7 @@ struct BatcherState {
 };
 
 /// Admits, plans ahead as far as the scheduler allows, and hands every step's news to the streamers
-/// in one message each.
+/// in one message each. It outlives its executor: until it is given another, streams wait.
 BatcherActor::behavior_type batcher(BatcherActor::stateful_pointer<BatcherState> self,
                                     EngineFactsPtr engine, ExecutorActor executor);
 

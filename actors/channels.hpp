@@ -15,6 +15,7 @@ namespace sluice::actors {
 
 using channel_atom = caf::atom_constant<caf::atom("channel")>;
 using peer_atom = caf::atom_constant<caf::atom("peer")>;
+using join_atom = caf::atom_constant<caf::atom("join")>;
 
 /// A channel on one session with one node; never used again.
 struct ChannelRef {
@@ -35,7 +36,7 @@ using HostActor =
     caf::typed_actor<caf::reacts_to<peer_atom, transport::LinkUp>,
                      caf::reacts_to<lost_atom, transport::LinkDown>,
                      caf::reacts_to<peer_atom, transport::LinkId, transport::NodeMessage>,
-                     caf::reacts_to<engine_atom, EngineFactsPtr, BatcherActor>,
+                     caf::reacts_to<engine_atom, EngineFactsPtr, EngineActor>,
                      caf::reacts_to<engine_atom, EngineFactsPtr, Error>>;  ///< no longer
 
 /// What one node offers; with none, it is gone.

@@ -13,6 +13,10 @@ namespace sluice::actors {
 /// Loads the engine, given where its steps' results go. Called on the executor's own thread.
 using EngineLoader = std::function<Result<LoadedEngine>(kernels::Completion)>;
 
+/// The same for one rank of a group; without a group, for all of the model.
+using RankLoader = std::function<Result<LoadedEngine>(
+    kernels::Completion, const std::shared_ptr<kernels::Communicator>&)>;
+
 /// Where the backend's completions go: straight to the batcher, on the backend's thread, as the
 /// executor's messages. A hop through the executor would cost every token two switches of threads.
 class ResultRoute {

@@ -51,10 +51,20 @@ Error serve(Self self, ChannelRef channel, const transport::OpenChannel& what) {
     return {};
   }
   if (what.service == "executor" && engine != nullptr && engine->executor) {
+    // A leader that was started anew, and goes on all the same, asks with the epoch that it had.
+    auto& newest = state.epochs[{what.engine, state.peers.at(channel.link)}];
+    if (what.epoch < newest)
+      return {ErrorCode::conflict,
+              fmt::format("the leader of engine {} has a newer group, of epoch {}", what.engine,
+                          newest),
+              0};
+    newest = what.epoch;
     if (state.executors.contains(what.engine))
       return {ErrorCode::unavailable, "the executor of engine " + what.engine + " is taken", 0};
-    auto stub = self->spawn<caf::monitored>(executor_stub, channel, engine->executor,
-                                            state.setup.peers, state.setup.own_threads);
+    RankSetup rank{engine->executor, state.setup.collectives, state.setup.group_start_ms,
+                   state.setup.own_threads};
+    auto stub = self->spawn<caf::monitored>(executor_stub, channel, what, std::move(rank),
+                                            state.setup.peers);
     state.executors.emplace(what.engine, std::move(stub));
     offer_to_all(self);
     return {};
@@ -94,13 +104,14 @@ HostActor::behavior_type host(Self self, HostSetup setup) {
       },
       [self](lost_atom, const transport::LinkDown& down) {
         self->state.peers.erase(down.link);
-        self->state.setup.log->node_warning("peer_down", down.why.message);
+        if (down.why.code != ErrorCode::cancelled)  // else it is this node that stops
+          self->state.setup.log->node("peer_down", down.why.message);
         self->send(self->state.setup.news, peer_atom::value, PeerOffers{down.link, down.peer, {}});
       },
       [self](peer_atom, transport::LinkId link, transport::NodeMessage& message) {
         receive(self, link, message);
       },
-      [self](engine_atom, const EngineFactsPtr& facts, const BatcherActor& batcher) {
+      [self](engine_atom, const EngineFactsPtr& facts, const EngineActor& batcher) {
         self->state.batchers.push_back({facts, batcher});
         offer_to_all(self);
       },

@@ -18,7 +18,7 @@ struct HostedEngine {
   std::string name;
   FactsLoader facts;
   bool tokenizer = false;  ///< offers one
-  EngineLoader executor;   ///< offers one, loaded when a channel opens; empty: none
+  RankLoader executor;     ///< offers one, loaded when a channel opens; empty: none
 };
 
 struct HostSetup {
@@ -26,6 +26,8 @@ struct HostSetup {
   std::vector<HostedEngine> engines;
   OfferNews news;
   std::shared_ptr<RequestLog> log;
+  kernels::CommunicatorOptions collectives;  ///< of the ranks that run here
+  std::uint32_t group_start_ms = 0;
   bool own_threads = true;  ///< for executors; false under the test coordinator
 };
 
@@ -33,11 +35,13 @@ struct HostState {
   static inline const char* name = "host";
   struct Serving {
     EngineFactsPtr facts;
-    BatcherActor batcher;
+    EngineActor batcher;
   };
   HostSetup setup;
   std::map<transport::LinkId, std::string> peers;  ///< names, while they are connected
   std::vector<Serving> batchers;
+  /// By engine and leader: the highest epoch that asked.
+  std::map<std::pair<std::string, std::string>, std::uint64_t> epochs;
   std::map<std::string, ExecutorStubActor> executors;  ///< by engine: one device, one channel
 };
 

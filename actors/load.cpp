@@ -189,7 +189,7 @@ Result<LoadedEngine> load(const EngineConfig& config, const SiteConfig& site,
   if (!model_config) return tl::unexpected(model_config.error());
   // Made while the weights are packed: a quarter of a small model's start.
   auto making =
-      std::async(std::launch::async, [&] { return facts_of(config, site, **loaded.file); });
+      std::async(std::launch::async, [&] { return facts_of(config, site, *loaded.file); });
   auto part = pool_config(**file, *model_config, shard);
   if (!part) return tl::unexpected(part.error());
 
@@ -234,6 +234,7 @@ Result<LoadedEngine> load(const EngineConfig& config, const SiteConfig& site,
                       .paths_equal = device.paths_equal};
   if (config.prefix_cache) facts->scheduler.prefix_root = prefix_root(facts->numerics);
   loaded.facts = facts;
+  loaded.pool = *pool;
   return loaded;
 }
 

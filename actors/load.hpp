@@ -22,6 +22,7 @@ struct LoadedEngine {
   std::unique_ptr<kernels::Backend> backend;
   kernels::ProgramId program;
   EngineFactsPtr facts;
+  kernels::PoolShape pool{};  ///< as allocated
 };
 
 /// What can be known of an engine without its weights: name, site, tokenizer, chat format.

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <mutex>
 #include <thread>
 #include <utility>
 
@@ -48,7 +49,8 @@ bool plays(const NodeConfig& config, std::string_view role) {
 }
 
 bool has_peers(const NodeConfig& config) {
-  return !config.peers.listen.empty() || !config.peers.join.empty();
+  const auto& peers = config.peers;
+  return !peers.listen.empty() || !peers.local_listen.empty() || !peers.join.empty();
 }
 
 Result<void> check_roles(const NodeConfig& config) {
@@ -153,11 +155,6 @@ Node::~Node() = default;
 
 namespace {
 
-std::string file_title(const std::string& model) {
-  const std::filesystem::path path(model);
-  return (std::filesystem::is_directory(path) ? path.filename() : path.stem()).string();
-}
-
 transport::NodeIdentity identity_of(const transport::PeerConfig& config) {
   // Later starts have higher numbers; two of one name within a clock's step are not told apart.
   const auto now = std::chrono::system_clock::now().time_since_epoch();
@@ -186,25 +183,56 @@ BackendFactory backend_factory(const NodeConfig& settings) {
   };
 }
 
+/// Every channel that opens needs its own copy, but a tokenizer is read once.
+FactsLoader load_once(FactsLoader load) {
+  struct Cache {
+    std::mutex mutex;
+    std::shared_ptr<EngineFacts> facts;
+  };
+  return [cache = std::make_shared<Cache>(),
+          load = std::move(load)]() -> Result<std::shared_ptr<EngineFacts>> {
+    const std::lock_guard lock(cache->mutex);
+    if (!cache->facts) {
+      auto loaded = load();
+      if (!loaded) return loaded;
+      cache->facts = std::move(*loaded);
+    }
+    return std::make_shared<EngineFacts>(*cache->facts);
+  };
+}
+
 /// What runs here of each engine, and what of it is offered to other nodes.
 void set_up_engines(const NodeConfig& settings, const LoadProgress& progress,
                     SupervisorSetup& supervised, HostSetup& hosted) {
   for (const auto& engine : settings.engines) {
-    const EngineLoader executor = [engine, site = settings.site,
-                                   backends = backend_factory(settings),
-                                   progress](kernels::Completion completion) {
-      return load_engine(engine, site, backends, std::move(completion), progress);
+    const RankLoader executor = [engine = std::make_shared<EngineConfig>(engine),
+                                 site = settings.site, backends = backend_factory(settings),
+                                 progress](kernels::Completion completion,
+                                           const std::shared_ptr<kernels::Communicator>& group) {
+      auto loaded = load_engine(*engine, site, backends, std::move(completion), progress, group);
+      // An executor that takes another's place needs as large a pool, whatever memory is free
+      // by then.
+      if (loaded) engine->kv_bytes = loaded->pool.blocks * kv_block_bytes(loaded->pool);
+      return loaded;
     };
-    const FactsLoader facts = [engine, site = settings.site] { return load_facts(engine, site); };
+    const FactsLoader facts = load_once([engine, site = settings.site] {
+      return load_facts(engine, site);
+    });
     const bool batcher = plays(settings, "engine");
     const bool computes = plays(settings, "executor");
-    supervised.engines.push_back({engine.name, batcher, computes ? executor : nullptr, facts});
+    supervised.engines.push_back(
+        {engine.name, batcher, computes ? executor : nullptr, facts, engine.tensor_parallel});
     hosted.engines.push_back({engine.name, facts, plays(settings, "tokenizer"),
                               computes && !batcher ? executor : nullptr});
   }
 }
 
 }  // namespace
+
+std::string engine_title(const std::string& model) {
+  const std::filesystem::path path(model);
+  return (std::filesystem::is_directory(path) ? path.filename() : path.stem()).string();
+}
 
 Result<std::unique_ptr<Node>> Node::start(NodeConfig config, zmq::context_t& context,
                                           const LoadProgress& progress) {
@@ -218,7 +246,7 @@ Result<std::unique_ptr<Node>> Node::start(NodeConfig config, zmq::context_t& con
   state->config = std::move(config);
   if (has_peers(state->config))  // nodes know an engine by its name
     for (auto& engine : state->config.engines)
-      if (engine.name.empty()) engine.name = file_title(engine.model);
+      if (engine.name.empty()) engine.name = engine_title(engine.model);
   const auto& settings = state->config;
   state->identity = identity_of(settings.peers);
   SupervisorSetup setup;
@@ -245,6 +273,10 @@ Result<std::unique_ptr<Node>> Node::start(NodeConfig config, zmq::context_t& con
   setup.log = *log;
   setup.status = state->status;
   setup.peers = state->peers;
+  setup.epoch = state->identity.incarnation;
+  setup.collectives = settings.peers.collectives;
+  setup.group_start_ms = settings.peers.group_start_ms;
+  setup.step_ms = settings.peers.step_ms;
   state->supervisor = state->system.spawn(supervisor, std::move(setup));
   state->supervisor->attach_functor([status = state->status](const caf::error&) {
     status->set_failed({ErrorCode::internal, "the supervisor ended: restart the node"});
@@ -253,6 +285,8 @@ Result<std::unique_ptr<Node>> Node::start(NodeConfig config, zmq::context_t& con
     hosted.peers = state->peers;
     hosted.news = state->supervisor;
     hosted.log = *log;
+    hosted.collectives = {settings.peers.collectives, settings.peers.step_ms};
+    hosted.group_start_ms = settings.peers.group_start_ms;
     auto hosting = state->system.spawn(host, std::move(hosted));
     caf::anon_send(state->supervisor, ready_atom::value, hosting);
     if (auto started = state->peers->start(std::move(hosting)); !started)

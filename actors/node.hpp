@@ -24,12 +24,15 @@ namespace sluice::actors {
 using transport::SiteConfig;
 
 struct EngineConfig {
-  std::string name;                  ///< what `submit.model` picks; empty: the file's own name
-  std::string model;                 ///< path that open_checkpoint takes
-  std::string backend = "auto";      ///< auto, cpu, cuda
-  std::uint32_t device = 0;          ///< cuda: which of its devices
-  std::uint32_t threads = 0;         ///< 0: one a core
-  std::uint32_t slots = 64;          ///< sequences running at once
+  std::string name;                   ///< what `submit.model` picks; empty: the file's own name
+  std::string model;                  ///< path that open_checkpoint takes
+  std::string backend = "auto";       ///< auto, cpu, cuda
+  std::uint32_t device = 0;           ///< cuda: which of its devices
+  std::uint32_t tensor_parallel = 1;  ///< executors that share the model
+  std::uint32_t ranks = 0;    ///< how many of them this node starts; 0: all where the batcher
+                              ///< is, one elsewhere
+  std::uint32_t threads = 0;  ///< 0: one a core
+  std::uint32_t slots = 64;   ///< sequences running at once
   std::uint32_t context_tokens = 0;  ///< 0: the model's own, as far as the KV pool holds one
   std::uint64_t kv_bytes = 0;        ///< KV pool; 0: slots x context, at most 1/4 of free memory
   std::uint32_t step_rows = 512;     ///< rows of a step
@@ -38,6 +41,9 @@ struct EngineConfig {
   std::uint32_t queue = 1024;        ///< waiting requests; beyond: `overloaded`
   std::string chat_format;           ///< overrides what the file's template is recognised as
 };
+
+/// What an engine is called where nobody says: the model file's name without its ending.
+std::string engine_title(const std::string& model);
 
 struct NodeConfig {
   /// What runs here of "front" (session, streamers), "tokenizer", "engine" (batcher), "executor"

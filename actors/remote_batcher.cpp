@@ -106,7 +106,6 @@ BatcherProxyActor::behavior_type batcher_proxy(Proxy self, std::size_t engine,
         self->state.peers->send(self->state.channel, transport::CancelStream{stream, epoch});
       },
       [self](lost_atom, const FrontPtr&) { self->quit(); },
-      [](const engine::StepResult&) {},  // nobody sends a proxy results
       [self](stats_atom) -> caf::result<NamedValues> {
         const auto number = ++self->state.last_question;
         auto promise = self->make_response_promise<NamedValues>();
@@ -136,7 +135,7 @@ BatcherProxyActor::behavior_type batcher_proxy(Proxy self, std::size_t engine,
 }
 
 BatcherStubActor::behavior_type batcher_stub(Stub self, ChannelRef channel, EngineFactsPtr engine,
-                                             BatcherActor batcher, PeerBoxPtr peers) {
+                                             EngineActor batcher, PeerBoxPtr peers) {
   self->state.peers = std::move(peers);
   self->state.channel = channel;
   self->state.engine = std::move(engine);

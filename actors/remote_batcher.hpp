@@ -13,7 +13,7 @@ namespace sluice::actors {
 transport::Admit to_wire(Admission&& admission, engine::Nanoseconds now);
 Admission from_wire(transport::Admit&& admit, EngineFactsPtr engine, engine::Nanoseconds now);
 
-using BatcherProxyActor = BatcherActor::extend_with<ChannelEnd>;
+using BatcherProxyActor = EngineActor::extend_with<ChannelEnd>;
 
 struct BatcherProxyState {
   static inline const char* name = "batcher proxy";
@@ -39,13 +39,13 @@ struct BatcherStubState {
   PeerBoxPtr peers;
   ChannelRef channel;
   EngineFactsPtr engine;
-  BatcherActor batcher;
+  EngineActor batcher;
   FrontPtr front;  ///< itself, as the batcher knows it
 };
 
 /// Serves one channel of a batcher that runs here: to the batcher it is a front.
 BatcherStubActor::behavior_type batcher_stub(
     BatcherStubActor::stateful_pointer<BatcherStubState> self, ChannelRef channel,
-    EngineFactsPtr engine, BatcherActor batcher, PeerBoxPtr peers);
+    EngineFactsPtr engine, EngineActor batcher, PeerBoxPtr peers);
 
 }  // namespace sluice::actors

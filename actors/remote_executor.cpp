@@ -70,29 +70,39 @@ ExecutorProxyActor::behavior_type executor_proxy(
 
 ExecutorStubActor::behavior_type executor_stub(
     ExecutorStubActor::stateful_pointer<ExecutorStubState> self, ChannelRef channel,
-    EngineLoader load, PeerBoxPtr peers, bool detach) {
-  self->state.peers = std::move(peers);
+    transport::OpenChannel what, RankSetup setup, PeerBoxPtr peers) {
+  self->state.peers = peers;
   self->state.channel = channel;
-  self->state.peers->join(channel, ChannelEnd(self));
+  peers->join(channel, ChannelEnd(self));
+  if (what.world > 1)
+    self->state.rendezvous = std::make_shared<Rendezvous>(
+        kernels::Shard{what.rank, what.world}, setup.collectives,
+        [peers, channel, what](std::string address) {
+          peers->send(channel,
+                      transport::RankBlob{what.rank, what.world, what.epoch, std::move(address)});
+        },
+        setup.start_ms);
   const LoadNews news(self);
-  self->state.executor =
-      detach ? self->spawn<caf::detached + caf::monitored>(executor, 0, std::move(load), news)
-             : self->spawn<caf::monitored>(executor, 0, std::move(load), news);
-  const auto end = [self] {
-    self->state.peers->close(self->state.channel);
-    self->send_exit(self->state.executor, caf::exit_reason::kill);
-    self->quit();
-  };
-  self->set_down_handler([end](const caf::down_msg&) { end(); });
-  self->set_exit_handler([end](const caf::exit_msg&) { end(); });
+  const EngineLoader load = load_rank(std::move(setup.load), self->state.rendezvous);
+  self->state.executor = setup.own_thread
+                             ? self->spawn<caf::detached + caf::linked>(executor, 0, load, news)
+                             : self->spawn<caf::linked>(executor, 0, load, news);
+  // However this actor ends: no thread waits in a collective, and the far end hears of it.
+  self->attach_functor([peers, channel, rendezvous = self->state.rendezvous] {
+    if (rendezvous) rendezvous->cancel("the rank's channel closed");
+    peers->close(channel);
+  });
   return {
       [self](channel_atom, const ChannelRef&, transport::NodeMessage& message) {
+        auto& state = self->state;
         if (auto* plan = std::get_if<transport::RunPlan>(&message))
-          self->send(self->state.executor, run_atom::value, std::move(*plan));
+          self->send(state.executor, run_atom::value, std::move(*plan));
         else if (auto* masks = std::get_if<transport::SampleMasks>(&message))
-          self->send(self->state.executor, sample_atom::value, std::move(*masks));
+          self->send(state.executor, sample_atom::value, std::move(*masks));
+        else if (auto* blobs = std::get_if<transport::RankBlobs>(&message))
+          if (state.rendezvous) state.rendezvous->give(std::move(blobs->blobs));
       },
-      [end](lost_atom, const ChannelRef&, const Error&) { end(); },
+      [self](lost_atom, const ChannelRef&, const Error&) { self->quit(caf::exit_reason::kill); },
       [self](ready_atom, const EngineReady& ready) {
         self->state.peers->send(self->state.channel, describe_channel(*ready.facts));
       },

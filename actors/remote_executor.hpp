@@ -5,6 +5,7 @@
 
 #include "actors/channels.hpp"
 #include "actors/executor.hpp"
+#include "actors/rendezvous.hpp"
 
 namespace sluice::actors {
 
@@ -43,11 +44,21 @@ struct ExecutorStubState {
   PeerBoxPtr peers;
   ChannelRef channel;
   ExecutorActor executor;
+  std::shared_ptr<Rendezvous> rendezvous;  ///< of a rank's
 };
 
-/// Serves one channel: starts an executor for it, loads its model, and ends it with the channel.
+/// What a stub needs besides its channel.
+struct RankSetup {
+  RankLoader load;
+  kernels::CommunicatorOptions collectives;
+  std::uint32_t start_ms = 0;  ///< how long the other ranks are waited for
+  bool own_thread = true;
+};
+
+/// Serves one channel: starts an executor for it, loads its model, or the rank's part of it, and
+/// ends it with the channel.
 ExecutorStubActor::behavior_type executor_stub(
     ExecutorStubActor::stateful_pointer<ExecutorStubState> self, ChannelRef channel,
-    EngineLoader load, PeerBoxPtr peers, bool detach);
+    transport::OpenChannel what, RankSetup setup, PeerBoxPtr peers);
 
 }  // namespace sluice::actors

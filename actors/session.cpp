@@ -77,15 +77,18 @@ std::set<std::string> engine_names(const SessionState& state) {
   return names;
 }
 
-/// Of replicas the one with the fewest of this front's streams.
+/// Of replicas the one with the fewest of this front's streams, and an executor if any has one.
 EngineFactsPtr least_loaded(const SessionState& state, const std::string& name) {
   std::map<EngineFactsPtr, std::size_t> streams;
   for (const auto& [stream, open] : state.open) ++streams[open.engine];
-  EngineFactsPtr best;
+  const SessionState::Engine* best = nullptr;
+  const auto load = [&](const auto& engine) {
+    return std::pair(engine.away, streams[engine.facts]);
+  };
   for (const auto& engine : state.engines)
-    if (engine.facts->name == name && (!best || streams[engine.facts] < streams[best]))
-      best = engine.facts;
-  return best;
+    if (engine.facts->name == name && (best == nullptr || load(engine) < load(*best)))
+      best = &engine;
+  return best == nullptr ? nullptr : best->facts;
 }
 
 Result<EngineFactsPtr> pick_engine(const SessionState& state, const std::string& model) {
@@ -150,7 +153,10 @@ void admit(Self self, Admission& admission) {
 }
 
 transport::Health health_of(const SessionState& state) {
-  const auto serving = engine_names(state).size();
+  std::set<std::string> there;
+  for (const auto& engine : state.engines)
+    if (!engine.away) there.insert(engine.facts->name);
+  const auto serving = there.size();
   if (state.session == nullptr)
     return {false, fmt::format("loading: {} of {} engines ready", serving, state.setup.engines)};
   if (state.draining) return {false, "draining: no new streams are taken"};
@@ -303,12 +309,16 @@ SessionActor::behavior_type session(Self self, SessionSetup setup) {
       [self](cancel_atom, const transport::StreamId& stream, std::uint64_t epoch) {
         stop(self, stream, epoch);
       },
-      [self](engine_atom, const EngineFactsPtr& facts, const BatcherActor& batcher) {
-        self->state.engines.push_back({facts, batcher});
+      [self](engine_atom, const EngineFactsPtr& facts, const EngineActor& batcher) {
+        self->state.engines.push_back({facts, batcher, false});
         begin(self);
       },
       [self](engine_atom, const EngineFactsPtr& facts, const Error& why) {
         lose_engine(self, facts, why);
+      },
+      [self](engine_atom, const EngineFactsPtr& facts, bool there) {
+        for (auto& engine : self->state.engines)
+          if (engine.facts == facts) engine.away = !there;
       },
       [self](stats_atom) -> caf::result<NamedValues> {
         auto promise = self->make_response_promise<NamedValues>();

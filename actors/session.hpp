@@ -25,7 +25,8 @@ struct SessionState {
   static inline const char* name = "session";
   struct Engine {
     EngineFactsPtr facts;
-    BatcherActor batcher;
+    EngineActor batcher;
+    bool away = false;  ///< its executor was lost; streams wait for the next
   };
   struct Open {
     EngineFactsPtr engine;

@@ -58,9 +58,9 @@ void open(Self self, StreamOpen& open) {
   state.streams.erase(id);  // a higher epoch takes a lower one's place
   const std::vector<engine::ChainHash> starts(open.choices.size(), open.accepted.chain);
   auto& kept = state.streams
-                   .emplace(id, StreamerState::Kept{transport::StreamState(
-                                                        id, open.accepted.epoch, open.owner, starts,
-                                                        state.config, now(self)),
+                   .emplace(id, StreamerState::Kept{transport::StreamState(id, open.accepted.epoch,
+                                                                           open.owner, starts,
+                                                                           state.config, now(self)),
                                                     {},
                                                     open.engine,
                                                     open.accepted.epoch})

@@ -15,10 +15,6 @@ namespace {
 using Self = SupervisorActor::stateful_pointer<SupervisorState>;
 using Engine = SupervisorState::Engine;
 
-/// A model that loads and then loses its executor this often has a fault that reloading does not
-/// mend.
-constexpr std::uint32_t restarts_max = 3;
-
 /// How long clients of a lost engine are asked to wait before they submit again.
 constexpr std::uint32_t retry_after_loss_ms = 1000;
 
@@ -41,6 +37,47 @@ transport::OpenChannel channel_of(const std::string& service, const std::string&
   return what;
 }
 
+/// In another process: lost and found as those please.
+bool is_remote(const EngineSetup& engine) { return !engine.executor || engine.ranks > 1; }
+
+void start_group(Self self, std::size_t index, std::vector<RankNode> others) {
+  auto& state = self->state;
+  const auto& setup = state.setup;
+  const auto& own = setup.engines[index];
+  state.epoch = std::max(state.epoch, setup.epoch) + 1;
+  const LoadNews me = SupervisorActor(self);
+  state.engines[index].executor = self->spawn<caf::monitored>(
+      group, GroupSetup{index, own.name, state.epoch, own.executor, std::move(others),
+                        setup.collectives, setup.group_start_ms, setup.step_ms, setup.peers, me,
+                        setup.log, setup.own_threads});
+}
+
+/// An executor for an engine of this node, once enough are offered.
+void find_executor(Self self, std::size_t index) {
+  auto& state = self->state;
+  const auto& own = state.setup.engines[index];
+  auto& engine = state.engines[index];
+  std::vector<RankNode> found;
+  const std::size_t wanted = own.executor ? own.ranks - 1 : 1;
+  for (const auto& [link, peer] : state.offers)
+    if (found.size() < wanted && offers(peer, "executor", own.name))
+      found.push_back({link, peer.node});
+  if (found.size() < wanted) {
+    if (!std::exchange(engine.waits, true))
+      state.setup.log->node(
+          "engine_waits", fmt::format("engine {}: {} of {} executors on other nodes are offered",
+                                      own.name, found.size(), wanted));
+    return;
+  }
+  engine.waits = false;
+  engine.ending = false;
+  if (own.ranks > 1) return start_group(self, index, std::move(found));
+  const LoadNews me = SupervisorActor(self);
+  engine.executor = self->spawn<caf::monitored>(executor_proxy, index, found.front().link,
+                                                channel_of("executor", own.name), own.facts,
+                                                state.setup.peers, me);
+}
+
 /// Takes what peers offer and this node lacks.
 void look(Self self) {
   auto& state = self->state;
@@ -49,10 +86,8 @@ void look(Self self) {
   for (std::size_t i = 0; i < state.engines.size(); ++i) {
     auto& engine = state.engines[i];
     const auto& own = setup.engines[i];
+    if (own.batcher && is_remote(own) && !engine.executor && !engine.failed) find_executor(self, i);
     for (const auto& [link, peer] : state.offers) {
-      if (own.batcher && !own.executor && !engine.executor && offers(peer, "executor", own.name))
-        engine.executor = self->spawn<caf::monitored>(
-            executor_proxy, i, link, channel_of("executor", own.name), own.facts, setup.peers, me);
       if (!own.batcher && setup.session && !engine.replicas.contains(link) &&
           offers(peer, "batcher", own.name))
         engine.replicas[link].batcher = self->spawn<caf::monitored>(
@@ -71,12 +106,14 @@ void look_later(Self self) {
 void start_engine(Self self, std::size_t index) {
   auto& setup = self->state.setup;
   const auto& own = setup.engines[index];
-  if (!own.batcher || !own.executor) return look_later(self);
+  if (!own.batcher || is_remote(own)) return look_later(self);
   const LoadNews me = SupervisorActor(self);
-  self->state.engines[index].executor =
-      setup.own_threads
-          ? self->spawn<caf::detached + caf::monitored>(executor, index, own.executor, me)
-          : self->spawn<caf::monitored>(executor, index, own.executor, me);
+  auto& engine = self->state.engines[index];
+  engine.ending = false;
+  const EngineLoader load = load_rank(own.executor, nullptr);
+  engine.executor = setup.own_threads
+                        ? self->spawn<caf::detached + caf::monitored>(executor, index, load, me)
+                        : self->spawn<caf::monitored>(executor, index, load, me);
 }
 
 void start_front(Self self) {
@@ -109,24 +146,20 @@ void settle(Self self) {
   state.setup.status->set_ready();
 }
 
-void serve(Self self, EngineReady& ready) {
+void tell_session(Self self, const Engine& engine, bool there) {
+  const auto& session = self->state.setup.session;
+  if (session) self->send(session, engine_atom::value, engine.facts, there);
+}
+
+void serve(Self self, Engine& engine, EngineFactsPtr facts) {
   auto& state = self->state;
-  auto& engine = state.engines[ready.engine];
-  const auto sender = self->current_sender();
-  for (auto& [link, replica] : engine.replicas) {
-    if (replica.batcher != sender) continue;
-    replica.facts = ready.facts;
-    self->send(state.setup.session, engine_atom::value, ready.facts, BatcherActor(replica.batcher));
-    state.setup.log->node("engine_joined", ready.facts->name);
-    return;
-  }
-  if (engine.executor != sender) return;  // lost meanwhile
-  engine.facts = ready.facts;
-  engine.batcher = self->spawn<caf::monitored>(batcher, ready.facts, engine.executor);
+  engine.facts = std::move(facts);
+  engine.batcher = self->spawn<caf::monitored>(batcher, engine.facts, engine.executor);
   if (state.setup.session)
-    self->send(state.setup.session, engine_atom::value, ready.facts, engine.batcher);
-  if (state.host) self->send(state.host, engine_atom::value, ready.facts, engine.batcher);
-  state.setup.log->node("engine_ready", ready.facts->name);
+    self->send(state.setup.session, engine_atom::value, engine.facts, EngineActor(engine.batcher));
+  if (state.host)
+    self->send(state.host, engine_atom::value, engine.facts, EngineActor(engine.batcher));
+  state.setup.log->node("engine_ready", engine.facts->name);
   settle(self);
 }
 
@@ -135,10 +168,56 @@ void fail_node(Self self, Error why) {
   self->state.setup.status->set_failed(std::move(why));
 }
 
+void fail_engine(Self self, Engine& engine, Error why) {
+  engine.failed = true;
+  if (engine.batcher) self->send_exit(engine.batcher, caf::exit_reason::kill);
+  fail_node(self, std::move(why));
+}
+
+/// Streams that wait would go on here as if nothing had happened.
+bool can_replace(const EngineFacts& lost, const EngineFacts& found) {
+  const auto& had = lost.scheduler;
+  const auto& has = found.scheduler;
+  return found.numerics == lost.numerics && has.slots >= had.slots && has.blocks >= had.blocks &&
+         has.rows_max >= had.rows_max && has.context_tokens >= had.context_tokens &&
+         has.block_tokens == had.block_tokens && has.paths_equal == had.paths_equal;
+}
+
+void ready(Self self, const EngineReady& ready) {
+  auto& state = self->state;
+  auto& engine = state.engines[ready.engine];
+  const auto sender = self->current_sender();
+  for (auto& [link, replica] : engine.replicas) {
+    if (replica.batcher != sender) continue;
+    replica.facts = ready.facts;
+    self->send(state.setup.session, engine_atom::value, ready.facts, EngineActor(replica.batcher));
+    state.setup.log->node("engine_joined", ready.facts->name);
+    return;
+  }
+  if (engine.executor != sender || engine.ending || engine.failed) return;
+  if (!engine.batcher) return serve(self, engine, ready.facts);
+  if (can_replace(*engine.facts, *ready.facts)) {
+    self->send(engine.batcher, engine_atom::value, engine.executor);
+    tell_session(self, engine, true);
+    state.setup.log->node("engine_replaced", engine.facts->name);
+    return;
+  }
+  state.setup.log->node_warning("engine_changed",
+                                "it came back with other numerics or a smaller pool: streams end");
+  engine.next = ready.facts;
+  self->send_exit(engine.batcher, caf::exit_reason::kill);
+}
+
 /// Its own model cannot be loaded: nothing will mend that. What another node says may change.
 void fail_load(Self self, const EngineFailed& failed) {
-  if (self->state.setup.engines[failed.engine].executor) return fail_node(self, failed.error);
-  self->state.setup.log->node_failed("engine_not_joined", failed.error);
+  auto& state = self->state;
+  auto& engine = state.engines[failed.engine];
+  const auto code = failed.error.code;
+  const bool passes = code == ErrorCode::unavailable || code == ErrorCode::deadline;
+  if (!is_remote(state.setup.engines[failed.engine]) ||
+      (state.setup.engines[failed.engine].batcher && engine.facts == nullptr && !passes))
+    return fail_engine(self, engine, failed.error);
+  state.setup.log->node_failed("engine_not_joined", failed.error);
 }
 
 void lose(Self self, const EngineFactsPtr& facts, std::uint32_t retry_ms) {
@@ -149,30 +228,49 @@ void lose(Self self, const EngineFactsPtr& facts, std::uint32_t retry_ms) {
   if (state.host) self->send(state.host, engine_atom::value, facts, why);
 }
 
-/// Executor and batcher live and die together; called once for each.
-void lose_engine(Self self, Engine& engine, std::size_t index) {
-  const bool remote = !self->state.setup.engines[index].executor;
-  if (engine.executor) self->send_exit(engine.executor, caf::exit_reason::kill);
-  if (engine.batcher) {  // its own end comes first, so that nothing of it follows the loss
-    self->send_exit(engine.batcher, caf::exit_reason::kill);
-    return;
+/// The batcher keeps what streams need to go on with the next.
+void lose_executor(Self self, Engine& engine, std::size_t index) {
+  auto& state = self->state;
+  const bool remote = is_remote(state.setup.engines[index]);
+  engine.executor = nullptr;
+  engine.next = nullptr;
+  if (engine.failed) return;
+  if (!engine.batcher && !engine.ending && !remote)
+    return fail_engine(self, engine,
+                       {ErrorCode::internal,
+                        "an executor ended while it loaded its model: see the "
+                        "log for the cause"});
+  if (engine.batcher) {
+    self->send(engine.batcher, lost_atom::value);
+    tell_session(self, engine, false);
   }
-  if (engine.executor) return;
-  if (engine.facts != nullptr)
-    lose(self, std::exchange(engine.facts, nullptr),
-         remote ? retry_elsewhere_ms : retry_after_loss_ms);
-  else if (!remote)
-    return;  // it never loaded, which the node has heard
-  if (!remote && ++engine.restarts > restarts_max)
-    return fail_node(self, {ErrorCode::internal,
-                            fmt::format("engine {} was lost {} times: see the log for the cause",
-                                        index, engine.restarts)});
+  if (remote) return look_later(self);
+  if (engine.restarts == state.setup.restarts_max)
+    return fail_engine(
+        self, engine,
+        {ErrorCode::internal, fmt::format("engine {} was lost {} times: see the log for the cause",
+                                          index, engine.restarts + 1)});
+  ++engine.restarts;
   start_engine(self, index);
+}
+
+/// Its streams are lost with it. Nothing of it follows: whoever hears of the loss hears it last.
+void lose_batcher(Self self, Engine& engine) {
+  engine.batcher = nullptr;
+  lose(self, std::exchange(engine.facts, nullptr), retry_after_loss_ms);
+  if (engine.failed) return;
+  if (engine.next) return serve(self, engine, std::exchange(engine.next, nullptr));
+  engine.ending = true;
+  if (engine.executor)
+    self->send_exit(engine.executor, caf::exit_reason::kill);
+  else
+    look_later(self);
 }
 
 void down(Self self, const caf::down_msg& message) {
   auto& state = self->state;
   if (state.stopping) return;
+  const std::string reason = self->system().render(message.reason);
   for (std::size_t i = 0; i < state.engines.size(); ++i) {
     auto& engine = state.engines[i];
     for (auto& [link, replica] : engine.replicas) {
@@ -184,15 +282,12 @@ void down(Self self, const caf::down_msg& message) {
     const bool executor_down = engine.executor && engine.executor.address() == message.source;
     const bool batcher_down = engine.batcher && engine.batcher.address() == message.source;
     if (!executor_down && !batcher_down) continue;
-    if (engine.executor && engine.batcher)  // the first to end has the cause
-      state.setup.log->node_failed("engine_lost",
-                                   {ErrorCode::internal, self->system().render(message.reason), 0});
-    if (executor_down) engine.executor = nullptr;
-    if (batcher_down) engine.batcher = nullptr;
-    return lose_engine(self, engine, i);
+    if (!engine.failed && !engine.ending && !engine.next)  // else it was ended by us
+      state.setup.log->node_failed("engine_lost", {ErrorCode::internal, reason, 0});
+    return executor_down ? lose_executor(self, engine, i) : lose_batcher(self, engine);
   }
-  fail_node(self, {ErrorCode::internal, fmt::format("a front actor ended ({}): restart the node",
-                                                    self->system().render(message.reason))});
+  fail_node(self, {ErrorCode::internal,
+                   fmt::format("a front actor ended ({}): restart the node", reason)});
 }
 
 void stop(Self self, const caf::error& reason) {
@@ -224,7 +319,7 @@ SupervisorActor::behavior_type supervisor(Self self, SupervisorSetup setup) {
   for (std::size_t i = 0; i < self->state.engines.size(); ++i) start_engine(self, i);
   settle(self);
   return {
-      [self](ready_atom, EngineReady& ready) { serve(self, ready); },
+      [self](ready_atom, const EngineReady& news) { ready(self, news); },
       [self](ready_atom, const EngineFailed& failed) { fail_load(self, failed); },
       [self](peer_atom, PeerOffers& peer) {
         const auto link = peer.link;
@@ -239,7 +334,8 @@ SupervisorActor::behavior_type supervisor(Self self, SupervisorSetup setup) {
         state.host = host;
         self->monitor(host);
         for (const auto& engine : state.engines)
-          if (engine.facts) self->send(host, engine_atom::value, engine.facts, engine.batcher);
+          if (engine.facts)
+            self->send(host, engine_atom::value, engine.facts, EngineActor(engine.batcher));
       },
       [self](tick_atom) {
         self->state.looking = false;

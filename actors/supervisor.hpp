@@ -10,6 +10,7 @@
 #include "actors/actors.hpp"
 #include "actors/channels.hpp"
 #include "actors/executor.hpp"
+#include "actors/group.hpp"
 #include "actors/remote_batcher.hpp"
 #include "actors/remote_executor.hpp"
 #include "actors/remote_tokenizer.hpp"
@@ -22,8 +23,9 @@ namespace sluice::actors {
 struct EngineSetup {
   std::string name;
   bool batcher = true;
-  EngineLoader executor;  ///< callable again, for a restart; empty: on another node
-  FactsLoader facts;      ///< where a part is on another node
+  RankLoader executor;      ///< callable again, for a restart; empty: on another node
+  FactsLoader facts;        ///< where a part is on another node
+  std::uint32_t ranks = 1;  ///< of its group; above 1, rank 0 is here and the others are offered
 };
 
 struct SupervisorSetup {
@@ -36,7 +38,14 @@ struct SupervisorSetup {
   std::uint32_t streamers = 1;
   std::shared_ptr<RequestLog> log;
   std::shared_ptr<NodeStatus> status;
-  PeerBoxPtr peers;              ///< null: there are no other nodes
+  PeerBoxPtr peers;         ///< null: there are no other nodes
+  std::uint64_t epoch = 0;  ///< of this process: groups' epochs begin above it
+  std::string collectives;  ///< this host's address for them
+  std::uint32_t group_start_ms = 60'000;
+  std::uint32_t step_ms = 10'000;
+  /// A model that loads and then loses its executor more often has a fault that reloading does not
+  /// mend. No less than `Scheduler::losses_max`, by which one request's fault is told apart.
+  std::uint32_t restarts_max = engine::Scheduler::losses_max;
   bool own_threads = true;  ///< for executors and tokenizers; false under the test coordinator
 };
 
@@ -48,10 +57,14 @@ struct SupervisorState {
     EngineFactsPtr facts;  ///< set while it serves
   };
   struct Engine {
-    ExecutorActor executor;  ///< or its proxy
+    ExecutorActor executor;  ///< or its proxy, or its group
     BatcherActor batcher;
     EngineFactsPtr facts;  ///< set while it serves
+    EngineFactsPtr next;   ///< of an executor that waits for the former batcher's end
     std::uint32_t restarts = 0;
+    bool ending = false;  ///< the executor was killed, to be started again
+    bool failed = false;  ///< for good, and the node with it
+    bool waits = false;   ///< for offers, which was logged
     std::map<transport::LinkId, Replica> replicas;
   };
   SupervisorSetup setup;
@@ -60,14 +73,17 @@ struct SupervisorState {
   TokenizerProxyActor tokenizer_proxy;
   HostActor host;
   std::map<transport::LinkId, PeerOffers> offers;
-  bool looking = false;  ///< a tick is on its way
+  std::uint64_t epoch = 0;  ///< of the last group
+  bool looking = false;     ///< a tick is on its way
   bool stopping = false;
 };
 
-/// An engine whose executor or batcher ends is loaded again, its streams failed with `unavailable`;
-/// three times, then the node has failed. A part on another node may be lost any number of times:
-/// it is looked for until it is offered again. A front actor that ends fails the node: clients hold
-/// what they need to go on elsewhere.
+/// An engine whose executor ends gets another, and its batcher goes on with that: streams pause.
+/// They fail with `unavailable` where that cannot be: the batcher ended, or the engine comes back
+/// with other numerics or a smaller pool. An executor of this process is loaded again
+/// `restarts_max` times, then the node has failed; one of other processes may be lost any number of
+/// times, and is looked for until it is offered again. A front actor that ends fails the node:
+/// clients hold what they need to go on elsewhere.
 SupervisorActor::behavior_type supervisor(SupervisorActor::stateful_pointer<SupervisorState> self,
                                           SupervisorSetup setup);
 

@@ -4,14 +4,13 @@
 // under it: on a busy machine the worker takes the core at once, finds the lock held, and gives the
 // core back, two switches of threads for nothing in every token's way.
 
+#include <caf/policy/unprofiled.hpp>
+#include <caf/scheduler/coordinator.hpp>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
 
 #include "actors/actors.hpp"
-
-#include <caf/policy/unprofiled.hpp>
-#include <caf/scheduler/coordinator.hpp>
 
 namespace sluice::actors {
 

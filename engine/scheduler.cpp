@@ -41,6 +41,8 @@ void Scheduler::cancel(SequenceId id, FinishReason reason, Error why, Nanosecond
   s.finish(q, s.ending(q, reason, std::move(why)), now, s.pending);
 }
 
+void Scheduler::expire(Nanoseconds now) { state_->expire(now); }
+
 // Slots keep their generations and tickets go on, so that nothing of the old device is mistaken for
 // the new one's.
 void Scheduler::lose_device(Nanoseconds now) {

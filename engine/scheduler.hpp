@@ -77,6 +77,9 @@ class Scheduler {
   /// brings only what `take_events` would.
   Applied apply(const StepResult& result, Nanoseconds now);
 
+  /// Ends what is past its deadline, as `plan` does: for when there is no device to plan for.
+  void expire(Nanoseconds now);
+
   /// The device is gone with all that it held, and another of the same shape takes its place,
   /// empty. What was in flight is forgotten, and nothing is left in blocks, slots or prefix cache;
   /// what ran waits again, in its order, to be computed anew from the tokens that it has, which

@@ -17,7 +17,7 @@ struct Metric {
   const char* help;
 };
 
-constexpr std::array<Metric, 9> of_engines = {{
+constexpr std::array<Metric, 10> of_engines = {{
     {"running", "sluice_num_requests_running", "gauge", "Sequences in the engine's batch."},
     {"waiting", "sluice_num_requests_waiting", "gauge", "Sequences in the engine's queue."},
     {"blocks_total", "sluice_kv_cache_blocks", "gauge", "Blocks of the KV pool."},
@@ -25,6 +25,8 @@ constexpr std::array<Metric, 9> of_engines = {{
      "Blocks that no sequence holds, those kept for the prefix cache included."},
     {"preemptions", "sluice_num_preemptions_total", "counter",
      "Sequences that gave up their blocks and were computed again."},
+    {"devices_lost", "sluice_engine_devices_lost_total", "counter",
+     "Executors that ended; what ran on them was computed again."},
     {"steps", "sluice_engine_steps_total", "counter", "Forward passes."},
     {"prompt_tokens", "sluice_prompt_tokens_total", "counter", "Tokens of admitted prompts."},
     {"cached_tokens", "sluice_prefix_cache_hits_total", "counter",

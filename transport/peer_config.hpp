@@ -11,9 +11,16 @@ namespace sluice::transport {
 struct PeerConfig {
   std::string name;               ///< of this node, unique in the fleet; empty: drawn at random
   std::string listen;             ///< where other nodes connect: tcp or ipc; empty: nowhere
+  std::string local_listen;       ///< a second one, for processes of this host: ipc
   std::vector<std::string> join;  ///< nodes that this one connects to, and again when lost
   std::uint32_t lost_ms = 1000;   ///< a peer silent for so long is lost
   std::uint64_t message_bytes_max = 64U << 20;
+  /// This host's address for the collectives of tensor-parallel groups. What passes there is not
+  /// encrypted: loopback, or a network of the group's own.
+  std::string collectives = "127.0.0.1";
+  /// A rank not there by then is named, and a new start made.
+  std::uint32_t group_start_ms = 60'000;
+  std::uint32_t step_ms = 10'000;         ///< longest that a rank waits for the others in a step
 };
 
 }  // namespace sluice::transport

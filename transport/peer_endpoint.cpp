@@ -94,7 +94,7 @@ struct PeerEndpoint::State {
   }
 
   Result<void> open() {
-    if (!config.listen.empty()) {
+    if (!config.listen.empty() || !config.local_listen.empty()) {
       try {
         router = zmq::socket_t(context, zmq::socket_type::router);
         prepare(router);
@@ -104,9 +104,14 @@ struct PeerEndpoint::State {
         return fail(ErrorCode::io, "cannot make a socket: {}; raise the limits of open files",
                     error.what());
       }
-      auto bound = bind_to(router, config.listen);
-      if (!bound) return tl::unexpected(bound.error());
-      listen_address = *bound;
+      if (!config.local_listen.empty())
+        if (auto bound = bind_to(router, config.local_listen); !bound)
+          return tl::unexpected(bound.error());
+      if (!config.listen.empty()) {
+        auto bound = bind_to(router, config.listen);
+        if (!bound) return tl::unexpected(bound.error());
+        listen_address = *bound;
+      }
     }
     for (const auto& address : config.join) {
       dials.push_back({address, {}, {}});
@@ -149,7 +154,7 @@ struct PeerEndpoint::State {
       if (!worked) sleep(next);
     }
     drain();
-    links.end_all({ErrorCode::unavailable, "the node stops", 0}, now_ns(), out);
+    links.end_all({ErrorCode::cancelled, "the node stops", 0}, now_ns(), out);
     settle();
     if (router) router.set(zmq::sockopt::linger, linger_ms);
     for (auto& dial : dials) dial.socket.set(zmq::sockopt::linger, linger_ms);

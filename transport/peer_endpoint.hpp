@@ -46,7 +46,8 @@ class PeerEndpoint {
   /// `bad_request` one that cannot be dialed.
   Result<void> start();
 
-  /// Says goodbye on every link, closes the sockets, joins the thread.
+  /// Says goodbye on every link (which is down with `cancelled`), closes the sockets, joins the
+  /// thread.
   void stop();
 
   /// Any thread. Messages on one link arrive in the order they were posted, or the link is lost.

@@ -84,8 +84,9 @@ FleetNode& Fleet::add(const std::string& name, const std::string& roles) {
   actors::NodeConfig quiet;
   quiet.log_level = "off";
   auto log = *actors::RequestLog::open(quiet);
-  const actors::EngineLoader load =
-      [this, &node](kernels::Completion completion) -> Result<actors::LoadedEngine> {
+  const actors::RankLoader load =
+      [this, &node](kernels::Completion completion,
+                    const std::shared_ptr<kernels::Communicator>&) -> Result<actors::LoadedEngine> {
     ++node.loads;
     actors::LoadedEngine loaded;
     auto backend = std::make_unique<bench::InstantBackend>(std::move(completion), hold_);

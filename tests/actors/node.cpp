@@ -3,6 +3,7 @@
 
 #include "actors/node.hpp"
 
+#include <atomic>
 #include <boost/test/unit_test.hpp>
 #include <chrono>
 #include <filesystem>
@@ -149,6 +150,82 @@ BOOST_AUTO_TEST_CASE(eight_streams_together_give_what_each_gives_alone) {
   for (std::size_t i = 0; i < prompts.size(); ++i) {
     BOOST_TEST(together.at(streams[i]).tokens == alone[i].tokens, boost::test_tools::per_element());
     BOOST_TEST(together.at(streams[i]).text == alone[i].text);
+  }
+}
+
+namespace {
+
+/// The CPU's, but its 3rd and its 7th step, counted over all of them, are the last of their device.
+class MortalBackend : public kernels::Backend {
+ public:
+  MortalBackend(std::unique_ptr<kernels::Backend> inner, std::shared_ptr<std::atomic<int>> steps)
+      : inner_(std::move(inner)), steps_(std::move(steps)) {}
+
+  const kernels::DeviceInfo& device() const override { return inner_->device(); }
+  Result<kernels::Weight> load(const kernels::HostTensor& tensor) override {
+    return inner_->load(tensor);
+  }
+  Result<void> allocate(const kernels::PoolShape& shape) override {
+    return inner_->allocate(shape);
+  }
+  Result<kernels::ProgramId> record(const kernels::StepProgram& program) override {
+    return inner_->record(program);
+  }
+  void submit(kernels::ProgramId program, kernels::Ticket ticket, kernels::Batch batch) override {
+    const int step = ++*steps_;
+    if (step == 3 || step == 7) throw std::runtime_error("the device was lost on purpose");
+    inner_->submit(program, ticket, std::move(batch));
+  }
+  void sample(kernels::Ticket ticket, std::vector<kernels::Mask> masks) override {
+    inner_->sample(ticket, std::move(masks));
+  }
+  Result<double> read_bandwidth(std::size_t bytes) override {
+    return inner_->read_bandwidth(bytes);
+  }
+  Result<void> read(kernels::ProgramId program, kernels::Buffer buffer,
+                    std::span<float> out) override {
+    return inner_->read(program, buffer, out);
+  }
+
+ private:
+  std::unique_ptr<kernels::Backend> inner_;
+  std::shared_ptr<std::atomic<int>> steps_;
+};
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(streams_outlive_the_devices_of_their_engine) {
+  const auto answers_of = [](actors::NodeConfig config, double losses) {
+    zmq::context_t context;
+    auto node = actors::Node::start(std::move(config), context);
+    BOOST_REQUIRE(node);
+    auto client = transport::Client::connect({.connect = (*node)->address()}, &context);
+    BOOST_REQUIRE(client);
+    std::vector<transport::StreamId> streams;
+    for (std::uint64_t seed = 1; seed <= 3; ++seed)
+      streams.push_back(*(*client)->submit(request("Once upon a time", answer_tokens, seed)));
+    auto answers = collect(**client, streams.size());
+    BOOST_TEST(stat(**client, "engine.smol.devices_lost") == losses);
+    BOOST_TEST((*node)->health().has_value());
+    std::vector<Answer> out;
+    for (const auto& stream : streams) out.push_back(answers.at(stream));
+    return out;
+  };
+  const auto undisturbed = answers_of(config_for("inproc://steady", false), 0);
+  auto config = config_for("inproc://mortal", false);
+  config.make_backend = [steps = std::make_shared<std::atomic<int>>(0)](
+                            const actors::EngineConfig& engine, kernels::Completion completion)
+      -> Result<std::unique_ptr<kernels::Backend>> {
+    auto inner =
+        kernels::make_backend("cpu", {.threads = engine.threads}, std::move(completion));
+    if (!inner) return tl::unexpected(inner.error());
+    return std::make_unique<MortalBackend>(std::move(*inner), steps);
+  };
+  const auto disturbed = answers_of(std::move(config), 2);
+  for (std::size_t i = 0; i < disturbed.size(); ++i) {
+    BOOST_TEST(disturbed[i].done.has_value());
+    BOOST_TEST(disturbed[i].tokens == undisturbed[i].tokens, boost::test_tools::per_element());
+    BOOST_TEST(disturbed[i].text == undisturbed[i].text);
   }
 }
 

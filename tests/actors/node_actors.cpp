@@ -513,40 +513,4 @@ BOOST_AUTO_TEST_CASE(a_model_that_cannot_be_loaded_fails_the_node) {
   BOOST_TEST(!std::get<transport::Health>(world.heard("ann").back()).ready);
 }
 
-BOOST_AUTO_TEST_CASE(a_lost_executor_is_replaced_and_its_streams_told) {
-  World world({.hold = true});
-  greet(world, "ann");
-  const auto doomed = World::submit(1, "hello", 50);
-  world.say("ann", doomed);
-  for (int i = 0; i < 3; ++i) BOOST_REQUIRE(world.step());
-  world.backend->die_next();
-  while (world.step()) {
-  }
-  const auto heard = listen(world, "ann", doomed.stream);
-  BOOST_REQUIRE(heard.failed);
-  BOOST_TEST(to_string(heard.failed->error.code) == "unavailable");
-  BOOST_TEST(heard.failed->error.retry_after_ms > 0U);
-  BOOST_TEST(world.loads == 2U);
-  const auto after = World::submit(2, "again", 10);
-  world.say("ann", after);
-  while (world.step()) {
-  }
-  BOOST_TEST(listen(world, "ann", after.stream).text == World::expected("again", 2, 10));
-  BOOST_TEST(world.status->now().has_value());
-}
-
-BOOST_AUTO_TEST_CASE(an_executor_that_keeps_dying_fails_the_node) {
-  World world({.hold = true});
-  greet(world, "ann");
-  for (std::uint8_t loss = 1; loss <= 4; ++loss) {
-    BOOST_TEST(world.status->now().has_value());
-    world.backend->die_next();
-    world.say("ann", World::submit(loss, "hello", 50));
-    BOOST_TEST(listen(world, "ann", World::submit(loss, "", 1).stream).failed.has_value());
-  }
-  BOOST_TEST(!world.status->now().has_value());
-  world.say("ann", transport::HealthRequest{});
-  BOOST_TEST(!std::get<transport::Health>(world.heard("ann").back()).ready);
-}
-
 BOOST_AUTO_TEST_SUITE_END()

@@ -1,6 +1,7 @@
 #include "tests/actors/world.hpp"
 
 #include <boost/test/unit_test.hpp>
+#include <stdexcept>
 
 namespace sluice::fakes {
 
@@ -17,14 +18,17 @@ World::World(WorldOptions options, std::shared_ptr<RecordingOutbox> recording)
 Result<actors::LoadedEngine> World::load(kernels::Completion completion) {
   ++loads;
   const bool fails = loads == 1 ? options_.fail_first_load : loads <= 1 + options_.fail_loads;
+  if (loads == 1 && options_.throw_first_load) throw std::runtime_error("loading threw on purpose");
   if (fails) return fail(ErrorCode::bad_file, "the model cannot be loaded on purpose");
   actors::LoadedEngine loaded;
   auto made = std::make_unique<bench::InstantBackend>(std::move(completion), options_.hold);
   backend = made.get();
+  if (loads <= options_.deadly_loads) backend->die_next();
   loaded.backend = std::move(made);
   auto facts = std::make_shared<actors::EngineFacts>();
   facts->name = "bytes";
   facts->numerics = "00112233445566778899aabbccddeeff";
+  if (loads > 1 && options_.other_numerics) facts->numerics[0] = 'f';
   facts->backend = "instant";
   facts->tokenizer = std::make_shared<ByteTokenizer>();
   facts->chat_refusal = {ErrorCode::unsupported, "bytes have no chat template", 0};
@@ -35,6 +39,7 @@ Result<actors::LoadedEngine> World::load(kernels::Completion completion) {
                       .rows_max = 64,
                       .queue_max = options_.queue_max};
   facts->scheduler.paths_equal = true;
+  if (loads > 1 && options_.other_blocks != 0) facts->scheduler.blocks = options_.other_blocks;
   if (options_.cache) facts->scheduler.prefix_root = engine::BlockHash{};
   loaded.facts = std::move(facts);
   return loaded;

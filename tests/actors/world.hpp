@@ -37,6 +37,10 @@ struct WorldOptions {
   std::uint32_t queue_max = 8;
   std::uint32_t fail_loads = 0;  ///< how many times loading fails, from the second on
   bool fail_first_load = false;
+  bool throw_first_load = false;
+  std::uint32_t deadly_loads = 0;  ///< backends, from the first on, that die of their first step
+  bool other_numerics = false;     ///< of every load behind the first
+  std::uint32_t other_blocks = 0;  ///< likewise; 0: as many
   bool cache = false;  ///< prompts' blocks are shared
   transport::StreamConfig stream = {};
 };

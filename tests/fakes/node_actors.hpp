@@ -17,6 +17,7 @@ struct NodeActorsSetup {
   actors::EngineLoader load;  ///< of the one engine; called when the actors run
   transport::StreamConfig stream;
   transport::SessionConfig session;
+  std::uint32_t restarts_max = actors::SupervisorSetup().restarts_max;
 };
 
 class NodeActors {
@@ -28,13 +29,19 @@ class NodeActors {
     session = system_.spawn(actors::session,
                             actors::SessionSetup{setup.outbox, setup.session, 1, log, status});
     actors::SupervisorSetup supervised;
-    supervised.engines.push_back({"bytes", true, std::move(setup.load), {}});
+    supervised.engines.push_back(
+        {"bytes", true,
+         [load = std::move(setup.load)](kernels::Completion completion, const auto&) {
+           return load(std::move(completion));
+         },
+         {}});
     supervised.session = session;
     supervised.outbox = std::move(setup.outbox);
     supervised.publish = "inproc://published";
     supervised.log = log;
     supervised.status = status;
     supervised.own_threads = false;
+    supervised.restarts_max = setup.restarts_max;
     supervised.streamers = 2;
     supervised.stream = setup.stream;
     supervisor = system_.spawn(actors::supervisor, std::move(supervised));

@@ -134,7 +134,7 @@ std::uint64_t Client::tokens() const {
   return sum;
 }
 
-void Client::judge(bool steps_failed) const {
+void Client::judge(bool steps_failed, std::uint32_t devices_lost) const {
   if (!over()) blame(stream(), "did not end");
   const bool owner = role_ == Role::owner;
   const auto only_if = [&](bool excused) {
@@ -181,7 +181,10 @@ void Client::judge(bool steps_failed) const {
     case ErrorCode::cancelled:
       return only_if(!owner || cancelled_);
     case ErrorCode::internal:
-      return only_if(steps_failed);
+      // Or one device after another was lost sooner than it could compute the stream's tokens.
+      return only_if(steps_failed || (devices_lost >= engine::Scheduler::losses_max &&
+                                      error_->message.find("devices in a row were lost") !=
+                                          std::string::npos));
     // A refusal, unless it was accepted: then it goes on when the node can serve again.
     case ErrorCode::unavailable:
       return only_if(!owner || !accepted_ || cancelled_);

@@ -42,9 +42,10 @@ class Client {
   std::uint64_t first_tokens() const { return choices_[0].tokens.size(); }   ///< of the first
   std::uint64_t resumptions() const { return resumptions_; }
 
-  /// Judges the end; throws a Violation. No loss of a connection, node or device excuses an error;
-  /// a step that fails does, for the request may be the cause.
-  void judge(bool steps_failed) const;
+  /// Judges the end; throws a Violation. No loss of a connection, node or device excuses an error,
+  /// unless one device after another was lost under a request, or a step failed: the request may be
+  /// the cause.
+  void judge(bool steps_failed, std::uint32_t devices_lost) const;
 
   std::uint64_t began_ns = 0;
   std::uint64_t ended_ns = 0;

@@ -8,6 +8,9 @@ namespace sluice::simulate {
 
 namespace {
 
+/// As often as a simulated hour brings it about: no node gives itself up here.
+constexpr std::uint32_t restarts_max = 1000;
+
 constexpr const char* numerics = "00112233445566778899aabbccddeeff";
 
 transport::SessionConfig session_config(const NodeShape& shape) {
@@ -127,6 +130,9 @@ class Node::Way : public actors::Outbox {
     if (known.over) return blame("something follows the terminal");
     if (chunk == nullptr) {
       known.over = true;
+      if (done == nullptr &&
+          std::get<transport::Failed>(message).error.code == ErrorCode::unavailable)
+        blame("a lost device ended it");
       for (const auto& [choice, next] : known.next)
         if (done != nullptr && done->tokens.at(choice) != next)
           blame("the terminal counts other tokens than were published");
@@ -148,7 +154,7 @@ Node::Node(const NodeShape& shape, std::uint64_t seed, std::uint64_t now_ns, Wir
       now_ns_(now_ns),
       way_(std::make_shared<Way>(std::move(wire))),
       actors_({way_, [this](kernels::Completion completion) { return load(std::move(completion)); },
-               shape.stream, session_config(shape)}) {}
+               shape.stream, session_config(shape), restarts_max}) {}
 
 Node::~Node() { way_->dead = true; }
 
@@ -201,7 +207,6 @@ void Node::complete_step() { device_->complete(); }
 
 void Node::lose_device() {
   if (device_ != nullptr) device_->lose();
-  device_lost_ = true;
 }
 
 void Node::check_idle() {

@@ -62,11 +62,11 @@ class Node {
   bool busy() const;
   /// The oldest step is done.
   void complete_step();
-  /// The device throws at the next step: its executor ends and the engine is loaded anew.
+  /// The device throws at the next step: its executor ends, another takes over with an empty
+  /// device, and streams go on.
   void lose_device();
 
   bool steps_failed() const { return steps_failed_; }
-  bool device_lost() const { return device_lost_; }
   /// After all streams have ended and retention is over: nothing is held any more.
   void check_idle();
 
@@ -82,7 +82,6 @@ class Node {
   std::shared_ptr<Way> way_;
   Device* device_ = nullptr;  // the engine's present one
   bool steps_failed_ = false;
-  bool device_lost_ = false;
   std::string fault_;  // what the device found wrong
   fakes::NodeActors actors_;
 };

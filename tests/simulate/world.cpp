@@ -66,7 +66,7 @@ World::World(std::uint64_t seed, Tally& tally, bool narrate)
   break_one_in_ = sometimes(2, 30);
   kill_one_in_ = sometimes(5, 60);
   cut_one_in_ = sometimes(5, 60);
-  lose_one_in_ = random_.one_in(4) ? random_.between(10, 60) : 0;
+  lose_one_in_ = random_.one_in(2) ? random_.between(2, 40) : 0;
   crash_one_in_ = sometimes(10, 100);
   drop_one_in_ = random_.between(2, 20);
 
@@ -378,10 +378,10 @@ void World::harm() {
   for (std::size_t i = 0; i < hosts_.size(); ++i) {
     if (strikes(kill_one_in_)) kill_host(i);
     if (strikes(cut_one_in_)) cut_off(i);
-    // Three make a node give itself up: one is enough here.
-    if (hosts_[i].node != nullptr && !hosts_[i].node->device_lost() && strikes(lose_one_in_)) {
+    if (hosts_[i].node != nullptr && strikes(lose_one_in_)) {
       tell("lost its device: node", i);
       ++tally_.counts["devices lost"];
+      ++devices_lost_;
       hosts_[i].node->lose_device();
     }
   }
@@ -416,7 +416,7 @@ void World::run() {
     steps_failed_ = steps_failed_ || (host.node != nullptr && host.node->steps_failed());
   for (const Place& place : places_) {
     const Client& client = *place.client;
-    client.judge(steps_failed_);
+    client.judge(steps_failed_, devices_lost_);
     const std::string who = client.role() == Role::owner ? "" : "follower ";
     ++tally_.counts[who + "ended with " + client.ending()];
     tally_.counts["streams resumed elsewhere"] += client.resumptions();

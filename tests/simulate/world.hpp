@@ -106,6 +106,7 @@ class World {
   std::deque<Connection> connections_;
   std::map<transport::Peer, std::size_t> peers_;  // connections as their node knows them
   bool steps_failed_ = false;
+  std::uint32_t devices_lost_ = 0;
 
   std::uint64_t delay_max_ns_ = 0;
   std::uint64_t step_max_ns_ = 0;

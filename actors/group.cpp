@@ -1,0 +1,197 @@
+#include "actors/group.hpp"
+
+#include <algorithm>
+#include <utility>
+#include <variant>
+
+namespace sluice::actors {
+namespace {
+
+using Self = GroupActor::stateful_pointer<GroupState>;
+
+/// The group is over; `start` made sure that everything of it ends with this actor.
+void fall(Self self, const Error& why) {
+  auto& state = self->state;
+  state.setup.log->node_failed("group_lost", why);
+  state.rendezvous->cancel(why.message);
+  if (!state.serving)
+    self->send(state.setup.news, ready_atom::value, EngineFailed{state.setup.engine, why});
+  self->quit(caf::exit_reason::remote_link_unreachable);
+}
+
+void fall(Self self, std::size_t rank, const Error& why) {
+  const auto& state = self->state;
+  fall(self, {why.code,
+              fmt::format("rank {} of engine {} on node {}: {}", rank, state.setup.name,
+                          state.ranks[rank].node, why.message),
+              why.retry_after_ms});
+}
+
+/// Once every rank has told its address, all of them get all.
+void take_address(Self self, std::size_t rank, std::string address) {
+  auto& state = self->state;
+  state.ranks[rank].address = std::move(address);
+  std::vector<std::string> all;
+  for (const auto& each : state.ranks) {
+    if (each.address.empty()) return;
+    all.push_back(each.address);
+  }
+  for (std::size_t i = 1; i < state.ranks.size(); ++i)
+    state.setup.peers->send(state.ranks[i].channel, transport::RankBlobs{state.setup.epoch, all});
+  state.rendezvous->give(std::move(all));
+}
+
+void take_ready(Self self, std::size_t rank) {
+  auto& state = self->state;
+  state.ranks[rank].ready = true;
+  if (state.serving || !std::ranges::all_of(state.ranks, &GroupState::Rank::ready)) return;
+  state.serving = true;
+  self->send(state.setup.news, ready_atom::value, EngineReady{state.setup.engine, state.facts});
+}
+
+/// Hands on what all ranks have computed, in order.
+void compare(Self self) {
+  auto& state = self->state;
+  while (
+      std::ranges::none_of(state.ranks, [](const auto& rank) { return rank.checksums.empty(); })) {
+    const auto first = state.ranks.front().checksums.front();
+    for (std::size_t i = 1; i < state.ranks.size(); ++i)
+      if (state.ranks[i].checksums.front() != first)
+        return fall(self, i,
+                    {ErrorCode::internal,
+                     fmt::format("computed other tokens than rank 0 in step {}: the ranks' weights "
+                                 "or processors differ",
+                                 state.results.front().ticket),
+                     0});
+    for (auto& rank : state.ranks) rank.checksums.pop_front();
+    auto result = std::move(state.results.front());
+    state.results.pop_front();
+    if (state.batcher) self->send(state.batcher, std::move(result));
+  }
+}
+
+void receive(Self self, std::size_t rank, transport::NodeMessage& message) {
+  if (auto* done = std::get_if<transport::StepDone>(&message)) {
+    if (done->result.failed) return fall(self, rank, done->result.error);
+    self->state.ranks[rank].checksums.push_back(done->checksum);
+    compare(self);
+  } else if (auto* blob = std::get_if<transport::RankBlob>(&message)) {
+    take_address(self, rank, std::move(blob->bytes));
+  } else if (std::holds_alternative<transport::ChannelOpened>(message)) {
+    take_ready(self, rank);
+  } else if (const auto* failed = std::get_if<transport::ChannelFailed>(&message)) {
+    fall(self, rank, failed->error);
+  }
+}
+
+std::size_t rank_of(const GroupState& state, const ChannelRef& channel) {
+  const auto found = std::ranges::find(state.ranks, channel, &GroupState::Rank::channel);
+  return static_cast<std::size_t>(found - state.ranks.begin());
+}
+
+/// Who is not there when the time to start is over.
+std::string missing(const GroupState& state) {
+  std::string text;
+  for (std::size_t i = 0; i < state.ranks.size(); ++i) {
+    const auto& rank = state.ranks[i];
+    if (rank.ready) continue;
+    text += fmt::format("{}rank {} on node {} {}", text.empty() ? "" : ", ", i, rank.node,
+                        rank.address.empty() ? "did not tell its address" : "did not load");
+  }
+  return text;
+}
+
+void start(Self self) {
+  auto& state = self->state;
+  const auto& setup = state.setup;
+  const auto world = static_cast<std::uint32_t>(setup.others.size() + 1);
+  state.ranks.resize(world);
+  state.ranks[0].node = "of the leader";
+  for (std::uint32_t rank = 1; rank < world; ++rank) {
+    const auto& node = setup.others[rank - 1];
+    state.ranks[rank].node = node.name;
+    state.ranks[rank].channel = setup.peers->open(
+        node.link, {0, "executor", setup.name, rank, world, setup.epoch}, ChannelEnd(self));
+  }
+  const caf::weak_intrusive_ptr<caf::actor_control_block> weak(self->ctrl());
+  state.rendezvous = std::make_shared<Rendezvous>(
+      kernels::Shard{0, world}, kernels::CommunicatorOptions{setup.host, setup.step_ms},
+      [weak](std::string address) {
+        if (auto strong = weak.lock())
+          caf::anon_send(caf::actor_cast<GroupActor>(strong), join_atom::value, std::move(address));
+      },
+      setup.start_ms);
+  const LoadNews me(self);
+  const EngineLoader load = load_rank(setup.load, state.rendezvous);
+  // Linked: however this actor ends, rank 0 does too. Its collectives fail everywhere, so that no
+  // thread waits in one; the channels close, and so the far executors end.
+  state.executor = setup.own_threads
+                       ? self->spawn<caf::detached + caf::linked>(executor, 0, load, me)
+                       : self->spawn<caf::linked>(executor, 0, load, me);
+  std::vector<ChannelRef> channels;
+  for (const auto& rank : state.ranks) channels.push_back(rank.channel);
+  self->attach_functor([peers = setup.peers, channels, rendezvous = state.rendezvous] {
+    rendezvous->cancel("the group ended");
+    for (const auto& channel : channels) peers->close(channel);
+  });
+  self->delayed_send(self, std::chrono::milliseconds(setup.start_ms), tick_atom::value);
+}
+
+}  // namespace
+
+GroupActor::behavior_type group(Self self, GroupSetup setup) {
+  self->state.setup = std::move(setup);
+  start(self);
+  self->set_exit_handler([self](const caf::exit_msg& message) {
+    if (message.source == self->state.executor.address())
+      fall(self, 0, {ErrorCode::unavailable, self->system().render(message.reason), 0});
+    else
+      self->quit(message.reason);
+  });
+  return {
+      [self](run_atom, engine::StepPlan& plan) {
+        auto& state = self->state;
+        state.batcher = caf::actor_cast<ResultSink>(self->current_sender());
+        const transport::NodeMessage message(plan);
+        for (std::size_t i = 1; i < state.ranks.size(); ++i)
+          state.setup.peers->send(state.ranks[i].channel, message);
+        self->send(state.executor, run_atom::value, std::move(plan));
+      },
+      [self](sample_atom, engine::StepMasks& masks) {
+        auto& state = self->state;
+        const transport::NodeMessage message(masks);
+        for (std::size_t i = 1; i < state.ranks.size(); ++i)
+          state.setup.peers->send(state.ranks[i].channel, message);
+        self->send(state.executor, sample_atom::value, std::move(masks));
+      },
+      [self](channel_atom, const ChannelRef& channel, transport::NodeMessage& message) {
+        receive(self, rank_of(self->state, channel), message);
+      },
+      [self](lost_atom, const ChannelRef& channel, const Error& why) {
+        if (why.code == ErrorCode::cancelled) return self->quit();  // this node stops
+        fall(self, rank_of(self->state, channel), why);
+      },
+      [self](ready_atom, const EngineReady& ready) {
+        self->state.facts = ready.facts;
+        take_ready(self, 0);
+      },
+      [self](ready_atom, const EngineFailed& failed) { fall(self, 0, failed.error); },
+      [self](engine::StepResult& result) {
+        if (result.failed) return fall(self, 0, result.error);
+        self->state.ranks[0].checksums.push_back(transport::tokens_checksum(result));
+        self->state.results.push_back(std::move(result));
+        compare(self);
+      },
+      [self](join_atom, std::string& address) { take_address(self, 0, std::move(address)); },
+      [self](tick_atom) {
+        if (self->state.serving) return;
+        fall(self,
+             {ErrorCode::deadline,
+              fmt::format("the group of engine {} did not form within {} ms: {}",
+                          self->state.setup.name, self->state.setup.start_ms, missing(self->state)),
+              0});
+      },
+  };
+}
+
+}  // namespace sluice::actors
