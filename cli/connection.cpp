@@ -1,5 +1,6 @@
 #include "cli/connection.hpp"
 
+#include "cli/children.hpp"
 #include "cli/command.hpp"
 #include "cli/terminal.hpp"
 
@@ -17,6 +18,9 @@ void add_connection_options(CLI::App& app, ConnectionOptions& options) {
       ->type_name("NAME")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  app.add_option("--tp", options.engine.tensor_parallel,
+                 "Of the embedded node: executors that share the model, each a process")
+      ->type_name("N");
   app.add_option("--threads", options.engine.threads, "Of the embedded node; 0: one a core")
       ->type_name("N");
   app.add_option("--context", options.engine.context_tokens,
@@ -35,11 +39,15 @@ Result<std::unique_ptr<Connection>> Connection::open(const ConnectionOptions& op
     if (options.model.empty()) {
       throw UsageError{"give --model FILE to run a model here, or --connect EP for a running node"};
     }
-    actors::NodeConfig config;
+    Config embedded;
+    auto& config = embedded.node;
     config.endpoint.listen = "inproc://sluice";
     config.log_level = "warn";  // its lines would land between the user's
     config.engines = {options.engine};
     config.engines.front().model = options.model;
+    auto children = ChildNodes::start(embedded);
+    if (!children) return tl::unexpected(children.error());
+    connection->children_ = std::move(*children);
     const auto bar = std::make_shared<ProgressBar>();
     auto node = actors::Node::start(std::move(config), connection->context_,
                                     [bar](const std::string& name, std::size_t done,

@@ -7,6 +7,7 @@
 #include <zmq.hpp>
 
 #include "actors/node.hpp"
+#include "cli/children.hpp"
 #include "kernels/core.hpp"
 #include "transport/client.hpp"
 
@@ -40,6 +41,7 @@ class Connection {
   Connection() = default;
 
   zmq::context_t context_;
+  std::unique_ptr<ChildNodes> children_;  ///< end after the node that uses them
   std::unique_ptr<actors::Node> node_;
   std::unique_ptr<transport::Client> client_;
   std::string model_;

@@ -13,6 +13,7 @@
 #include <thread>
 #include <zmq.hpp>
 
+#include "cli/children.hpp"
 #include "cli/command.hpp"
 #include "cli/config.hpp"
 #include "cli/terminal.hpp"
@@ -27,8 +28,7 @@ struct Options {
   std::vector<std::string> join, roles;
   std::optional<std::string> peers_listen, name;
   std::optional<std::string> listen, publish, metrics, backend, log_level, chat_format, site;
-  std::optional<std::uint32_t> threads, slots, context_tokens;
-  std::uint32_t tensor_parallel = 1;
+  std::optional<std::uint32_t> tensor_parallel, ranks, threads, slots, context_tokens;
   bool insecure = false;
   bool print = false;
 };
@@ -40,11 +40,6 @@ void override_with(T& target, const std::optional<T>& value) {
 
 /// The file's configuration with the command line's on top.
 Result<Config> effective_config(const Options& options) {
-  if (options.tensor_parallel != 1) {
-    return fail(ErrorCode::unsupported,
-                "--tp {}: one model over several devices is not offered yet; use --tp 1",
-                options.tensor_parallel);
-  }
   Config config;
   if (!options.config.empty()) {
     auto read = read_config(options.config);
@@ -62,6 +57,8 @@ Result<Config> effective_config(const Options& options) {
   if (engines.empty()) throw UsageError{"give --model FILE, or --config FILE with an [[engine]]"};
   for (actors::EngineConfig& engine : engines) {
     override_with(engine.backend, options.backend);
+    override_with(engine.tensor_parallel, options.tensor_parallel);
+    override_with(engine.ranks, options.ranks);
     override_with(engine.threads, options.threads);
     override_with(engine.slots, options.slots);
     override_with(engine.context_tokens, options.context_tokens);
@@ -121,8 +118,10 @@ class StopSignals {
 // How long a node that cannot serve any more goes unnoticed.
 constexpr int health_every_ms = 500;
 
-Result<void> serve(const Config& config) {
+Result<void> serve(Config config) {
   StopSignals signals;
+  const auto children = ChildNodes::start(config);
+  if (!children) return tl::unexpected(children.error());
   zmq::context_t context;
   const auto bar = std::make_shared<ProgressBar>();
   auto node = actors::Node::start(
@@ -186,7 +185,8 @@ Command node_command(CLI::App& root) {
   add("--name", options->name, "Of this node among others", "NAME");
   add("--backend", options->backend, "What computes: auto, cpu, cuda", "NAME")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
-  add("--tp", options->tensor_parallel, "Devices that share one model", "N");
+  add("--tp", options->tensor_parallel, "Executors that share the model, each with a part", "N");
+  add("--ranks", options->ranks, "How many of them run on this host; the rest join", "N");
   add("--threads", options->threads, "0: one a core", "N");
   add("--slots", options->slots, "Sequences running at once", "N");
   add("--context", options->context_tokens, "Longest sequence; 0: the model's own", "TOKENS");
