@@ -1,6 +1,6 @@
 // What collectives between processes on this machine take: real ranks over loopback, each with one
-// thread, as a tensor-parallel step runs them.
-//   sluice-bench-collectives [--ranks 2,3] [--rounds N]
+// thread, as a tensor-parallel step runs them. With a model, what its decoding steps take instead.
+//   sluice-bench-collectives [--ranks 2,3] [--rounds N] [--model FILE [--rows 1,16]]
 
 #include <fmt/core.h>
 #include <sys/wait.h>
@@ -15,6 +15,7 @@
 #include <string_view>
 #include <vector>
 
+#include "bench/collectives/steps.hpp"
 #include "kernels/communicator.hpp"
 
 namespace {
@@ -87,7 +88,30 @@ bool measure(Communicator& group, int rounds) {
   return true;
 }
 
-[[noreturn]] void live(const Shard& shard, int rounds, int in, int out) {
+struct Options {
+  std::vector<std::uint32_t> ranks = {2, 3};
+  int rounds = 4000;
+  std::string model;
+  std::vector<std::uint32_t> rows = {1, 16};
+};
+
+/// Rank 0 prints; the others take part.
+bool measure_model(const std::shared_ptr<Communicator>& group, const Options& options) {
+  for (const std::uint32_t rows : options.rows) {
+    const auto steps = static_cast<std::uint32_t>(std::min(options.rounds, 200));
+    const auto step_us = sluice::bench::measure_steps(options.model, group, rows, steps);
+    if (!step_us) {
+      fmt::print(stderr, "{}\n", step_us.error().message);
+      return false;
+    }
+    if (group->shard().rank != 0) continue;
+    fmt::print("{:5} {:5} {:13.1f}\n", group->shard().size, rows, *step_us);
+    std::fflush(stdout);
+  }
+  return true;
+}
+
+[[noreturn]] void live(const Shard& shard, const Options& options, int in, int out) {
   auto start = prepare_tcp(shard);
   if (!start) ::_exit(1);
   const Bytes own = (*start)->address();
@@ -98,17 +122,20 @@ bool measure(Communicator& group, int rounds) {
   }
   const auto group = (*start)->connect(addresses, 10'000);
   if (!group) fmt::print(stderr, "{}\n", group.error().message);
-  ::_exit(group && measure(**group, rounds) ? 0 : 1);
+  if (!group) ::_exit(1);
+  const bool well = options.model.empty() ? measure(**group, options.rounds)
+                                          : measure_model(*group, options);
+  ::_exit(well ? 0 : 1);
 }
 
-bool run(std::uint32_t size, int rounds) {
+bool run(std::uint32_t size, const Options& options) {
   std::vector<std::array<int, 2>> pipes;  // to a rank, from it
   std::vector<pid_t> processes;
   for (std::uint32_t rank = 0; rank < size; ++rank) {
     std::array<int, 2> down{}, up{};
     if (::pipe(down.data()) != 0 || ::pipe(up.data()) != 0) return false;
     processes.push_back(::fork());
-    if (processes.back() == 0) live({rank, size}, rounds, down[0], up[1]);
+    if (processes.back() == 0) live({rank, size}, options, down[0], up[1]);
     ::close(down[0]);
     ::close(up[1]);
     pipes.push_back({down[1], up[0]});
@@ -131,26 +158,41 @@ bool run(std::uint32_t size, int rounds) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  std::vector<std::uint32_t> sizes_asked = {2, 3};
-  int rounds = 4000;
+  Options options;
+  const auto numbers = [](const char* text) {
+    std::vector<std::uint32_t> list;
+    for (char* end = nullptr; *text != '\0'; text = *end == ',' ? end + 1 : end) {
+      list.push_back(static_cast<std::uint32_t>(std::strtoul(text, &end, 10)));
+      if (end == text || list.back() == 0) return std::vector<std::uint32_t>{};
+    }
+    return list;
+  };
   for (int i = 1; i < count; ++i) {
     const std::string_view argument = arguments[i];
-    if (argument == "--rounds" && i + 1 < count) {
-      rounds = std::max(40, std::atoi(arguments[++i]));
-    } else if (argument == "--ranks" && i + 1 < count) {
-      sizes_asked.clear();
-      for (const char* at = arguments[++i]; *at != '\0'; ++at) {
-        if (*at >= '1' && *at <= '9') sizes_asked.push_back(static_cast<std::uint32_t>(*at - '0'));
-      }
+    const char* value = i + 1 < count ? arguments[i + 1] : "";
+    if (argument == "--rounds") {
+      options.rounds = std::max(40, std::atoi(value));
+    } else if (argument == "--ranks") {
+      options.ranks = numbers(value);
+    } else if (argument == "--model") {
+      options.model = value;
+    } else if (argument == "--rows") {
+      options.rows = numbers(value);
     } else {
-      fmt::print("usage: sluice-bench-collectives [--ranks 2,3] [--rounds N]\n");
+      fmt::print("usage: sluice-bench-collectives [--ranks 2,3] [--rounds N] [--model FILE "
+                 "[--rows 1,16]]\n");
       return argument == "--help" ? 0 : 2;
     }
+    ++i;
   }
-  fmt::print("ranks     bytes  reduce us p50      p99  gather us p50      p99\n");
+  if (options.model.empty()) {
+    fmt::print("ranks     bytes  reduce us p50      p99  gather us p50      p99\n");
+  } else {
+    fmt::print("ranks  rows   step us p50\n");
+  }
   std::fflush(stdout);  // else each rank would have it too
-  for (const std::uint32_t size : sizes_asked) {
-    if (!run(size, rounds)) return 1;
+  for (const std::uint32_t size : options.ranks) {
+    if (!run(size, options)) return 1;
   }
   return 0;
 }
