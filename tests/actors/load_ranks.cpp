@@ -13,8 +13,6 @@ namespace {
 using kernels::test::RankEnd;
 using kernels::test::run_ranks;
 
-const kernels::CommunicatorOptions patient{"127.0.0.1", 60'000};
-
 EngineConfig smollm2() {
   EngineConfig config;
   config.name = "engine";
@@ -43,7 +41,7 @@ std::vector<RankEnd> load_three(const std::function<void(std::uint32_t, EngineCo
     if (!loaded) return loaded.error().message;
     return fmt::format("{} {} {}", loaded->facts->numerics, loaded->facts->scheduler.blocks,
                        loaded->facts->scheduler.context_tokens);
-  }, patient);
+  });
 }
 
 }  // namespace
@@ -62,10 +60,10 @@ BOOST_AUTO_TEST_CASE(ranks_agree_on_numerics_and_on_the_smallest_pool) {
   }
   const auto one = run_ranks(1, [](const auto&) {
     return load(smollm2(), nullptr).value().facts->numerics;
-  }, patient);
+  });
   const auto group_of_one = run_ranks(1, [](const auto& group) {
     return load(smollm2(), group).value().facts->numerics;
-  }, patient);
+  });
   BOOST_TEST(one.front().report == group_of_one.front().report);
   BOOST_TEST(one.front().report != ends.front().report.substr(0, 32));
   BOOST_TEST(one.front().report.size() == 32U);
@@ -94,7 +92,7 @@ BOOST_AUTO_TEST_CASE(a_count_that_does_not_fit_is_refused_before_anything_is_loa
   const auto ends = run_ranks(2, [](const auto& group) {
     const auto loaded = load(smollm2(), group);
     return loaded ? std::string("loaded") : loaded.error().message;
-  }, patient);
+  });
   for (const RankEnd& end : ends) {
     BOOST_TEST(end.report.find("2 ranks cannot share this model: 9 heads over 3 key heads cannot "
                                "be shared evenly; use 1, 3, 9") != std::string::npos,

@@ -31,7 +31,10 @@ using Addresses = std::vector<std::vector<std::byte>>;
 using StartBody = std::function<std::string(GroupStart&, const Addresses&)>;
 
 /// A process of this test that hangs is a failure, not a wait for ever.
-inline constexpr unsigned rank_seconds_max = 120;
+inline constexpr unsigned rank_seconds_max = 280;
+
+/// Ranks of a test wait for each other's loading, on few cores and perhaps sanitized.
+inline const CommunicatorOptions patient{"127.0.0.1", 60'000};
 
 namespace ranks {
 
@@ -100,7 +103,7 @@ bool read_message(int fd, Bytes& bytes) {
 
 /// Runs `size` ranks up to their ends.
 inline std::vector<RankEnd> run_starts(std::uint32_t size, const StartBody& body,
-                                       const CommunicatorOptions& options = {}) {
+                                       const CommunicatorOptions& options = patient) {
   struct Child {
     pid_t process = 0;
     int to = -1, from = -1;
@@ -150,7 +153,7 @@ inline std::vector<RankEnd> run_starts(std::uint32_t size, const StartBody& body
 inline std::vector<RankEnd> run_ranks(
     std::uint32_t size,
     const std::function<std::string(const std::shared_ptr<Communicator>&)>& body,
-    const CommunicatorOptions& options = {}) {
+    const CommunicatorOptions& options = patient) {
   return run_starts(
       size,
       [&](GroupStart& start, const Addresses& addresses) {

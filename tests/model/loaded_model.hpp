@@ -90,6 +90,9 @@ class LoadedModel {
   /// Runs one step; returns the tokens that the sampled parts drew.
   std::vector<Token> run(const std::vector<Part>& parts) { return run(decoder.program, parts); }
 
+  /// Runs one step, which may fail.
+  kernels::StepResult step(const std::vector<Part>& parts) { return step(decoder.program, parts); }
+
   /// The logits of the last step's n-th sampled row.
   std::vector<float> sampled_logits(std::size_t n) {
     auto rows = read(decoder.program, decoder.logits, n + 1);
@@ -153,6 +156,16 @@ class LoadedModel {
   }
 
   std::vector<Token> run(kernels::ProgramId program, const std::vector<Part>& parts) {
+    const kernels::StepResult result = step(program, parts);
+    BOOST_REQUIRE_MESSAGE(!result.failed, result.error.message);
+    std::vector<Token> tokens;
+    for (const auto& slot : result.slots) {
+      tokens.insert(tokens.end(), slot.tokens.begin(), slot.tokens.end());
+    }
+    return tokens;
+  }
+
+  kernels::StepResult step(kernels::ProgramId program, const std::vector<Part>& parts) {
     kernels::Batch batch;
     batch.opens = std::move(opens_);
     batch.grants = std::move(grants_);
@@ -167,14 +180,9 @@ class LoadedModel {
     backend->submit(program, ++ticket_, std::move(batch));
     std::unique_lock lock(mutex_);
     arrived_.wait(lock, [this] { return !results_.empty(); });
-    const kernels::StepResult result = std::move(results_.front());
+    kernels::StepResult result = std::move(results_.front());
     results_.pop_front();
-    BOOST_REQUIRE_MESSAGE(!result.failed, result.error.message);
-    std::vector<Token> tokens;
-    for (const auto& slot : result.slots) {
-      tokens.insert(tokens.end(), slot.tokens.begin(), slot.tokens.end());
-    }
-    return tokens;
+    return result;
   }
 
   std::vector<float> read(kernels::ProgramId program, kernels::Buffer buffer, std::size_t rows) {

@@ -26,9 +26,6 @@ using testing::LoadedModel;
 using testing::Part;
 using testing::TinyLlama;
 
-/// Ranks of one test wait for each other's loading, on few cores and perhaps sanitized.
-const kernels::CommunicatorOptions patient{"127.0.0.1", 60'000};
-
 std::string fixture(const std::string& name, const char* ending) {
   return fmt::format("{}/checkpoints/{}{}", SLUICE_FIXTURES, name, ending);
 }
@@ -232,7 +229,7 @@ BOOST_AUTO_TEST_CASE(every_family_matches_transformers) {
         check_same(run_ranks(size, [&](const auto& group) -> std::string {
           testing::check_logits(fixture(one.name, ".gguf"), fixture(one.name, ".bin"), group);
           return failed_checks() == 0 ? "ok" : "a check failed";
-        }, patient));
+        }));
       }
     }
   }
@@ -251,20 +248,64 @@ BOOST_AUTO_TEST_CASE(batches_change_no_bit) {
           Digest digest;
           model.every_row(tokens, 45, [&](std::size_t, auto logits) { digest.add(logits); });
           return (failed_checks() == 0 ? "ok " : "a check failed ") + digest.text();
-        }, patient));
+        }));
       }
     }
   }
 }
 
 BOOST_AUTO_TEST_CASE(a_real_model_on_three_ranks_draws_what_one_draws) {
-  const auto once = run_starts(3, compare_with_one_rank, patient);
+  const auto once = run_starts(3, compare_with_one_rank);
   check_same(once);
   BOOST_TEST_MESSAGE(once.front().report);
   // Another run, in other processes.
-  const auto again = run_starts(3, compare_with_one_rank, patient);
+  const auto again = run_starts(3, compare_with_one_rank);
   check_same(again);
   BOOST_TEST(again.front().report == once.front().report);
+}
+
+BOOST_AUTO_TEST_CASE(a_group_that_broke_goes_on_as_another) {
+  // A rank aborts in the middle of a text. Every rank's step fails; then all join a new group, with
+  // the weights that they have, and compute the sequence again from its tokens.
+  check_same(run_ranks(2, [](const auto& group) -> std::string {
+    const Shard shard = group->shard();
+    const auto start = testing::require(kernels::prepare_tcp(shard, kernels::test::patient));
+    const std::size_t bytes = start->address().size();
+    std::vector<std::byte> all(2 * bytes);
+    if (auto told = group->all_gather(start->address(), all); !told) return told.error().message;
+    kernels::test::Addresses addresses;
+    for (const auto rank : {0U, 1U}) {
+      const auto own = std::span(all).subspan(rank * bytes, bytes);
+      addresses.emplace_back(own.begin(), own.end());
+    }
+
+    LoadedModel model(fixture("qwen2", ".gguf"), 128, 2, group);
+    const std::vector<Token> prompt{5, 17, 60, 2, 33, 41};
+    const Drawn undisturbed = draw(model, prompt);
+
+    std::vector<Token> tokens = prompt;
+    model.open(0, tokens);
+    tokens.push_back(model.run({Part{0, 0, 6, true}}).at(0));
+    for (std::uint32_t i = 0; i < 10; ++i) {
+      tokens.push_back(model.run({Part{0, 6 + i, 1, true, kernels::Path::decode}}).at(0));
+    }
+    if (shard.rank == 1) group->abort("the test breaks the group");
+    const auto failed = model.step({Part{0, 16, 1, true, kernels::Path::decode}});
+    if (!failed.failed || !failed.slots.empty()) return "a step ran without its group";
+    if (failed.error.code != ErrorCode::unavailable) return failed.error.message;
+
+    const auto renewed = testing::require(start->connect(addresses, 60'000));
+    if (auto joined = model.backend->join(renewed); !joined) return joined.error().message;
+    const auto n = static_cast<std::uint32_t>(tokens.size());
+    model.open(0, tokens);
+    tokens.push_back(model.run({Part{0, 0, n, true}}).at(0));
+    while (tokens.size() < prompt.size() + drawn_tokens) {
+      const auto at = static_cast<std::uint32_t>(tokens.size()) - 1;
+      tokens.push_back(model.run({Part{0, at, 1, true, kernels::Path::decode}}).at(0));
+    }
+    tokens.erase(tokens.begin(), tokens.begin() + 6);
+    return tokens == undisturbed.tokens ? "ok" : "other tokens than undisturbed";
+  }));
 }
 
 BOOST_AUTO_TEST_CASE(ranks_have_parts_of_everything) {
