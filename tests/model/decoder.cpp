@@ -42,10 +42,11 @@ class StubBackend : public kernels::Backend {
   kernels::DeviceInfo info_;
 };
 
-Result<Decoder> load(const ParsedTiny& tiny, StubBackend& backend, const Progress& progress = {}) {
+Result<Decoder> load(const ParsedTiny& tiny, StubBackend& backend, const Progress& progress = {},
+                     const Shard& shard = {}) {
   auto config = read_config(*tiny.file);
   BOOST_REQUIRE_MESSAGE(config, config.error().message);
-  return load_decoder(*tiny.file, *config, backend, progress);
+  return load_decoder(*tiny.file, *config, backend, progress, shard);
 }
 
 void refused(const TinyLlama& tiny, ErrorCode code, const std::string& part) {
@@ -57,6 +58,13 @@ void refused(const TinyLlama& tiny, ErrorCode code, const std::string& part) {
   BOOST_TEST(decoder.error().message.find(part) != std::string::npos,
              "'" << part << "' is missing in: " << decoder.error().message);
   BOOST_TEST(backend.recorded.empty());
+}
+
+/// A letter an operation, in the order of Op's alternatives; sums over ranks are +, gathers |.
+std::string kinds_of(const std::vector<kernels::Op>& ops) {
+  std::string kinds;
+  for (const kernels::Op& op : ops) kinds += "ENLRAGC+|Ss"[op.index()];
+  return kinds;
 }
 
 std::string fingerprint(const TinyLlama& tiny) {
@@ -100,8 +108,7 @@ BOOST_AUTO_TEST_CASE(records_the_layers_in_order) {
   const auto decoder = load(tiny, backend);
   BOOST_REQUIRE_MESSAGE(decoder, decoder.error().message);
   const auto& ops = backend.recorded.at(0).ops;
-  std::string kinds;
-  for (const kernels::Op& op : ops) kinds += "ENLRAGCSs"[op.index()];
+  const std::string kinds = kinds_of(ops);
   BOOST_TEST(kinds == "ENLLLRALNLLGLNLLLRALNLLGLSNLs");
   const auto& linear = [&](std::size_t at) { return std::get<kernels::Linear>(ops[at]); };
   BOOST_TEST(linear(2).out_column == 0U);
@@ -114,6 +121,47 @@ BOOST_AUTO_TEST_CASE(records_the_layers_in_order) {
   BOOST_TEST(std::get<kernels::Attention>(ops[6 + 12]).layer == 1U);
   BOOST_TEST((linear(7).accumulate && linear(12).accumulate && !linear(2).accumulate));
   BOOST_TEST(std::get<kernels::Sample>(ops.back()).logits.index == decoder->logits.index);
+}
+
+BOOST_AUTO_TEST_CASE(records_a_ranks_part) {
+  TinyLlama with_biases;
+  with_biases.tensor("blk.0.attn_k.bias", {{16}}).tensor("blk.0.ffn_down.bias", {{32}});
+  const ParsedTiny tiny(with_biases);
+  std::size_t weight_bytes = 0;
+  for (const std::uint32_t rank : {0U, 1U}) {
+    StubBackend backend;
+    std::size_t done = 0, total = 0;
+    const auto decoder = load(tiny, backend, [&](std::size_t bytes, std::size_t all) {
+      done = bytes;
+      total = all;
+    }, {rank, 2});
+    BOOST_REQUIRE_MESSAGE(decoder, decoder.error().message);
+    BOOST_TEST(done == total);
+    weight_bytes += decoder->weight_bytes;
+    const auto& ops = backend.recorded.at(0).ops;
+    BOOST_TEST(kinds_of(ops) == "E+NLLLRAL+NLLGL+NLLLRAL+NLLGL+SNL|s");
+    const auto linear = [&](std::size_t at) { return std::get<kernels::Linear>(ops[at]); };
+    const auto weight = [&](std::size_t at) { return backend.loaded[linear(at).weight.index]; };
+    BOOST_TEST(*std::get<kernels::Embed>(ops[0]).first_token == 20 * rank);
+    BOOST_TEST(weight(3).rows == 16U);   // two heads of eight
+    BOOST_TEST(weight(4).rows == 8U);    // and their key head
+    BOOST_TEST(weight(8).cols == 16U);   // whose columns the next product reads
+    BOOST_TEST(weight(8).row_stride == 32 * sizeof(float));
+    BOOST_TEST(weight(11).rows == 32U);  // half of the feed-forward
+    BOOST_TEST(weight(14).cols == 32U);
+    BOOST_TEST(weight(ops.size() - 3).rows == 20U);
+    // One rank brings the residual, and the bias of what all add up.
+    BOOST_TEST(linear(8).accumulate == (rank == 0));
+    BOOST_TEST(linear(14).accumulate == (rank == 0));
+    BOOST_TEST(linear(14).bias.has_value() == (rank == 0));
+    BOOST_TEST(backend.loaded[linear(4).bias->index].cols == 8U);
+    BOOST_TEST(std::get<kernels::RopeStore>(ops[6]).shape.heads == 2U);
+    BOOST_TEST(std::get<kernels::RopeStore>(ops[6]).shape.kv_heads == 1U);
+  }
+  // Together what one rank reads, but for what both have whole: norms, and a row of the embedding.
+  StubBackend alone;
+  const std::size_t whole = 5 * 32 * sizeof(float) + 32 * sizeof(float);
+  BOOST_TEST(weight_bytes == load(tiny, alone)->weight_bytes + whole);
 }
 
 /// gemma3's own tensors in each layer.
@@ -138,8 +186,7 @@ BOOST_AUTO_TEST_CASE(records_what_sets_a_family_apart) {
   BOOST_REQUIRE_MESSAGE(decoder, decoder.error().message);
   BOOST_TEST(backend.loaded.size() == tiny.file->tensors().size() + 2);  // and both frequencies
   const auto& ops = backend.recorded.at(0).ops;
-  std::string kinds;
-  for (const kernels::Op& op : ops) kinds += "ENLRAGCSs"[op.index()];
+  const std::string kinds = kinds_of(ops);
   std::string due = "E";
   for (int layer = 0; layer < 7; ++layer) due += "NLLLRALNNLLGLN";
   BOOST_TEST(kinds == due + "SNLCs");
