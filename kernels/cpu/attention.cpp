@@ -39,9 +39,18 @@ HWY_INLINE Range seen(const AttentionWork& work, std::uint32_t position) {
 // to four queries: as many chains of multiply-adds as leave room for the loads.
 #if HWY_CAP_GE512
 constexpr std::size_t query_tile = 12, value_tile = 4;  // 12 and 16 of 32 registers
+constexpr std::size_t few_scores = 16;                  // 16
 #else
 constexpr std::size_t query_tile = 4, value_tile = 1;   // 8 of 16
+constexpr std::size_t few_scores = 4;                   // 8
 #endif
+
+// A chain of multiply-adds waits for itself: this few queries, those of a step that decodes, need
+// several tiles at once to keep the units busy.
+constexpr std::size_t few_queries = 4;
+constexpr std::size_t tiles_at_once(std::size_t queries) {
+  return std::clamp<std::size_t>(few_scores / queries, 1, cpu::key_copies);
+}
 
 /// Halves of a tile of keys: element d of its sixteen positions at data[d * stride].
 struct KeyTile {
@@ -88,6 +97,33 @@ HWY_INLINE void score_tile(const float* const* queries, std::size_t count, const
     constexpr std::size_t fewer = N > 4 ? 4 : N / 2;
     score_tile<fewer>(queries + q, count - q, keys, head_dim, scale, to + q * stride, stride);
   }
+}
+
+/// Scores of N queries against T tiles of keys at once; asks for the next ones meanwhile.
+template <std::size_t N, std::size_t T>
+HWY_INLINE void score_tiles(const float* const* queries, const KeyTile (&keys)[T],
+                            const KeyTile (&next)[T], std::size_t head_dim, float scale, float* to,
+                            std::size_t stride) {
+  Lanes acc[N * T];
+  unroll<N * T>([&](auto i) SLUICE_INLINE { acc[i] = set(0.0F); });
+  for (std::size_t d = 0; d < head_dim; ++d) {
+    Lanes key[T];
+    unroll<T>([&](auto t) SLUICE_INLINE {
+      key[t] = load_half(keys[t].data + d * keys[t].stride);
+      __builtin_prefetch(next[t].data + d * keys[t].stride);
+    });
+    unroll<N>([&](auto n) SLUICE_INLINE {
+      const Lanes element = set(queries[n][d]);
+      unroll<T>([&](auto t) SLUICE_INLINE {
+        acc[n * T + t] = fma(element, key[t], acc[n * T + t]);
+      });
+    });
+  }
+  unroll<N>([&](auto n) SLUICE_INLINE {
+    unroll<T>([&](auto t) SLUICE_INLINE {
+      store(acc[n * T + t] * set(scale), to + n * stride + t * tile_tokens);
+    });
+  });
 }
 
 /// cap * tanh(score / cap) for scores [0, count), count a multiple of 16
@@ -149,7 +185,11 @@ HWY_INLINE void sum_values(const KvPool& pool, const Slot& slot, std::uint32_t l
     const std::uint32_t run = std::min(block_tokens - at, range.end - p);
     const std::uint16_t* from =
         pool.values(layer, slot.blocks[p / block_tokens], kv_head) + at * head_dim + d;
-    for (std::uint32_t t = 0; t < run; ++t, from += head_dim) {
+    const bool more = p + run < range.end;
+    const std::uint16_t* next =
+        more ? pool.values(layer, slot.blocks[(p + run) / block_tokens], kv_head) + d : from;
+    for (std::uint32_t t = 0; t < run; ++t, from += head_dim, next += head_dim) {
+      for (std::size_t i = 0; i < D; i += 2) __builtin_prefetch(next + 16 * i);  // 64 bytes
       Lanes value[D];
       unroll<D>([&](auto i) SLUICE_INLINE {
         const bool whole = i + 1 < D || last == 16;
@@ -200,7 +240,11 @@ void attend(const AttentionWork& work, const KvPool& pool, const QueryGroup& gro
   const std::uint32_t end = group.position + group.rows;
   const std::size_t stride = round16(end - base);
   auto* copied_keys = reinterpret_cast<std::uint16_t*>(scratch);
-  float* scores = scratch + 8 * head_dim;
+  float* scores = scratch + cpu::key_copies * 8 * head_dim;
+  const auto keys_at = [&](std::uint32_t tile, std::size_t copy) SLUICE_INLINE {
+    return key_tile(pool, *group.slot, work.layer, kv_head, tile, end,
+                    copied_keys + copy * 16 * head_dim);
+  };
 
   const float* query[cpu::group_rows * cpu::group_heads];
   Weighted weighted[cpu::group_rows * cpu::group_heads];
@@ -210,10 +254,32 @@ void attend(const AttentionWork& work, const KvPool& pool, const QueryGroup& gro
     query[q] = work.qkv.row(row) + column;
     weighted[q] = {scores + q * stride, 0.0F, work.out.row(row) + column};
   }
-  for (std::uint32_t tile = base; tile < end; tile += tile_tokens) {
-    const KeyTile keys = key_tile(pool, *group.slot, work.layer, kv_head, tile, end, copied_keys);
-    score_tile<query_tile>(query, queries, keys, head_dim, work.scale, scores + (tile - base),
-                           stride);
+  std::uint32_t tile = base;
+  const bool in_place = pool.shape().block_tokens >= tile_tokens;
+  const auto several = [&](auto n) SLUICE_INLINE {
+    constexpr std::size_t tiles = tiles_at_once(n);
+    for (; tiles > 1 && tile + (tiles - 1) * tile_tokens < end; tile += tiles * tile_tokens) {
+      KeyTile keys[tiles], next[tiles];
+      for (std::uint32_t t = 0; t < tiles; ++t) {
+        const std::uint32_t at = tile + t * tile_tokens;
+        keys[t] = keys_at(at, t);
+        next[t] = in_place && at + tiles * tile_tokens < end ? keys_at(at + tiles * tile_tokens, t)
+                                                             : keys[t];
+      }
+      score_tiles<n, tiles>(query, keys, next, head_dim, work.scale, scores + (tile - base),
+                            stride);
+    }
+  };
+  switch (queries) {
+    case 1: several(std::integral_constant<std::size_t, 1>()); break;
+    case 2: several(std::integral_constant<std::size_t, 2>()); break;
+    case 3: several(std::integral_constant<std::size_t, 3>()); break;
+    case few_queries: several(std::integral_constant<std::size_t, few_queries>()); break;
+    default: break;
+  }
+  for (; tile < end; tile += tile_tokens) {
+    score_tile<query_tile>(query, queries, keys_at(tile, 0), head_dim, work.scale,
+                           scores + (tile - base), stride);
   }
   for (std::uint32_t q = 0; q < queries; ++q) {
     if (work.soft_cap > 0) cap_scores(work.soft_cap, stride, scores + q * stride);
@@ -247,7 +313,7 @@ namespace cpu {
 std::size_t attention_floats(const HeadShape& shape, std::uint32_t context_tokens) {
   // A window may begin up to 15 positions into its first tile, and the last tile may be part full.
   const std::size_t scores = std::size_t{context_tokens} + 32;
-  return 8 * std::size_t{shape.head_dim} + group_rows * group_heads * scores;
+  return key_copies * 8 * std::size_t{shape.head_dim} + group_rows * group_heads * scores;
 }
 
 void attend(const AttentionWork& work, const KvPool& pool, const QueryGroup& group,

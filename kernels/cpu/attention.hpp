@@ -39,6 +39,9 @@ struct QueryGroup {
 inline constexpr std::uint32_t group_rows = 4;
 inline constexpr std::uint32_t group_heads = 4;
 
+/// Tiles of keys that are copied at once, where blocks are smaller than a tile.
+inline constexpr std::uint32_t key_copies = 4;
+
 /// Scratch of attend(), in floats.
 std::size_t attention_floats(const HeadShape& shape, std::uint32_t context_tokens);
 

@@ -172,11 +172,11 @@ std::uint32_t StepRunner::strips(const LinearStage& stage) const {
   return count;
 }
 
-/// Heads that attend together: those of one key head for prompts; single ones when there are few
-/// tasks, so that every thread has some.
+/// Heads that attend together: those of one key head, which share its keys and values; single ones
+/// where some threads would have none.
 std::uint32_t StepRunner::heads_per_task(const HeadShape& shape) const {
   const auto groups = static_cast<std::uint32_t>(groups_.size());
-  if (groups * shape.kv_heads < 2 * threads_.threads()) return 1;
+  if (groups * shape.kv_heads < threads_.threads()) return 1;
   return std::min(group_heads, shape.heads / shape.kv_heads);
 }
 
