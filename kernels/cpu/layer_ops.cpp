@@ -76,7 +76,27 @@ void rotate_head(float* head, const float* angles, std::uint32_t pairs, RopePair
   const std::size_t step = order == RopePairs::adjacent ? 2 : 1;
   float* left = head;
   float* right = order == RopePairs::adjacent ? head + 1 : head + pairs;
-  for (std::size_t i = 0; i < pairs; ++i) {
+  std::size_t i = 0;
+  for (; i + part_lanes <= pairs; i += part_lanes) {
+    Part x, y;
+    if (order == RopePairs::adjacent) {
+      hn::LoadInterleaved2(F(), left + 2 * i, x, y);
+    } else {
+      x = hn::LoadU(F(), left + i);
+      y = hn::LoadU(F(), right + i);
+    }
+    const Part c = hn::LoadU(F(), cosine + i);
+    const Part s = hn::LoadU(F(), sine + i);
+    const Part turned_x = hn::Sub(hn::Mul(x, c), hn::Mul(y, s));
+    const Part turned_y = hn::Add(hn::Mul(x, s), hn::Mul(y, c));
+    if (order == RopePairs::adjacent) {
+      hn::StoreInterleaved2(turned_x, turned_y, F(), left + 2 * i);
+    } else {
+      hn::StoreU(turned_x, F(), left + i);
+      hn::StoreU(turned_y, F(), right + i);
+    }
+  }
+  for (; i < pairs; ++i) {
     const float x = left[i * step];
     const float y = right[i * step];
     left[i * step] = x * cosine[i] - y * sine[i];
@@ -131,9 +151,8 @@ void norm_row(const float* in, const float* gain, std::uint32_t width, float eps
 
 void norm_head(const float* head, const float* gain, std::uint32_t head_dim, float epsilon,
                float* out) {
-  float padded_head[padded(head_dim_max)];
+  float padded_head[padded(head_dim_max)] = {};
   std::copy(head, head + head_dim, padded_head);
-  std::fill(padded_head + head_dim, padded_head + padded(head_dim), 0.0F);
   norm_row(padded_head, gain, head_dim, epsilon, false, padded_head);
   std::copy(padded_head, padded_head + head_dim, out);
 }
