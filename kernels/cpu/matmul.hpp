@@ -5,7 +5,8 @@
 //   quantized                    block by block of 32 columns, with fused multiply-adds,
 //     d * (step_a * (q . x_a) + step_b * (q . x_b)) + m * (sum of x)            (matmul_int8)
 // a and b being the block's halves, x rounded to int8, q . x exact integers; Q6_K, whose halves
-// have scales of their own, adds them apart.
+// have scales of their own, adds them apart, and Q4_0 and Q8_0, whose m is -8 d and -128 d, take q
+// less 8 and 128.
 
 #include <cstddef>
 #include <cstdint>

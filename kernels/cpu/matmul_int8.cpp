@@ -13,10 +13,10 @@
 #include "kernels/cpu/packed-inl.hpp"
 
 // Arithmetic intensity: a block of 16 x 32 weights is 288 to 576 bytes; one activation row takes 8
-// dot products of 64 bytes and 4 float operations of it, about 30 instructions with the unpacking,
+// dot products of 64 bytes and 3 or 4 float operations of it, 30 instructions with the unpacking,
 // where a core gets some 6 bytes a cycle from memory. So few rows run at the speed of memory, and
 // from eight rows on (6 cycles each: 8 dot products, a product and three multiply-adds on two
-// units) the dot products bound: 2/3 of their peak.
+// units; one less for Q4_0 and Q8_0) the dot products bound: 2/3 of their peak, or 8/11.
 
 HWY_BEFORE_NAMESPACE();
 namespace sluice::kernels::HWY_NAMESPACE {
@@ -64,7 +64,15 @@ HWY_INLINE void multiply_strip(const cpu::PackedWeight& weight, Bytes strip,
     unroll<N>([&](auto n) SLUICE_INLINE {
       const std::int8_t* values = x[n].values + 32 * b;
       Sums a{}, c{};
-      unroll<parts>([&](auto i) SLUICE_INLINE { a.part[i] = c.part[i] = hn::Zero(I()); });
+      if constexpr (requires { Kind::starts(x[n]); }) {
+        const std::int32_t* starts = Kind::starts(x[n]) + 2 * b;
+        unroll<parts>([&](auto i) SLUICE_INLINE {
+          a.part[i] = hn::Set(I(), starts[0]);
+          c.part[i] = hn::Set(I(), starts[1]);
+        });
+      } else {
+        unroll<parts>([&](auto i) SLUICE_INLINE { a.part[i] = c.part[i] = hn::Zero(I()); });
+      }
       unroll<4>([&](auto j) SLUICE_INLINE {
         add_dots<Kind::small>(q[j], values + 4 * j, a);
         add_dots<Kind::small>(q[4 + j], values + 16 + 4 * j, c);
@@ -73,7 +81,9 @@ HWY_INLINE void multiply_strip(const cpu::PackedWeight& weight, Bytes strip,
       if constexpr (Kind::halves == 1) {
         const Lanes both = fma(to_float(c), set(x[n].steps[2 * b + 1]), first);
         sums[n] = fma(both, scale.d[0], sums[n]);
-        sums[n] = fma(set(x[n].pair_sums[b]), scale.m[0], sums[n]);
+        if constexpr (!requires { Kind::starts(x[n]); }) {
+          sums[n] = fma(set(x[n].pair_sums[b]), scale.m[0], sums[n]);
+        }
       } else {
         const Lanes second = to_float(c) * set(x[n].steps[2 * b + 1]);
         sums[n] = fma(first, scale.d[0], sums[n]);

@@ -11,6 +11,7 @@
 #include "kernels/core.hpp"
 #include "kernels/cpu/lanes-inl.hpp"
 #include "kernels/cpu/packed.hpp"
+#include "kernels/cpu/quantize.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace sluice::kernels::HWY_NAMESPACE {
@@ -179,17 +180,16 @@ struct Scales {
 };
 
 // Each format: `small` quants or not, how many scales a block's row has, and how to read them.
-// `head` is what eight blocks share.
+// `head` is what eight blocks share. Where m is a fixed multiple of d, the dot products begin with
+// that multiple of the activations' sum (`starts`): exact, and for nothing.
 
 struct PackedQ4_0 {
   static constexpr Format format = Format::q4_0;
   static constexpr bool small = true;
   static constexpr std::size_t halves = 1;
   static HWY_INLINE void quants(Bytes from, Quants* q) { load_nibbles(from, q); }
-  static HWY_INLINE Scales<1> scales(Bytes at, Bytes) {
-    const Lanes d = load_halves(at);
-    return {{d}, {set(-8.0F) * d}};
-  }
+  static HWY_INLINE Scales<1> scales(Bytes at, Bytes) { return {{load_halves(at)}, {}}; }
+  static HWY_INLINE const std::int32_t* starts(const cpu::QuantizedRow& x) { return x.starts_8; }
 };
 
 struct PackedQ4_1 {
@@ -231,10 +231,8 @@ struct PackedQ8_0 {
   static HWY_INLINE void quants(Bytes from, Quants* q) {
     unroll<8>([&](auto j) SLUICE_INLINE { q[j] = load_quants(from + 64 * j); });
   }
-  static HWY_INLINE Scales<1> scales(Bytes at, Bytes) {
-    const Lanes d = load_halves(at);
-    return {{d}, {set(-128.0F) * d}};
-  }
+  static HWY_INLINE Scales<1> scales(Bytes at, Bytes) { return {{load_halves(at)}, {}}; }
+  static HWY_INLINE const std::int32_t* starts(const cpu::QuantizedRow& x) { return x.starts_128; }
 };
 
 struct PackedQ4_K {

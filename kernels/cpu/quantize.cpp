@@ -58,6 +58,8 @@ void quantize(const float* x, std::uint32_t first, std::uint32_t last,
   auto* steps = const_cast<float*>(row.steps);
   auto* sums = const_cast<float*>(row.sums);
   auto* pair_sums = const_cast<float*>(row.pair_sums);
+  auto* starts_8 = const_cast<std::int32_t*>(row.starts_8);
+  auto* starts_128 = const_cast<std::int32_t*>(row.starts_128);
   // Pass by pass, so that no block waits for the one before.
   for (std::size_t k = first; k < last; k += 16) {
     steps[k / 16] = float_of(static_cast<std::uint32_t>(largest_bits(load(x + k))));
@@ -75,8 +77,12 @@ void quantize(const float* x, std::uint32_t first, std::uint32_t last,
     }
   }
   for (std::size_t k = first; k < last; k += 32) {
-    sums[k / 16] = steps[k / 16] * static_cast<float>(sum_bytes(values + k));
-    sums[k / 16 + 1] = steps[k / 16 + 1] * static_cast<float>(sum_bytes(values + k + 16));
+    for (std::size_t i = k / 16; i < k / 16 + 2; ++i) {
+      const std::int32_t sum = sum_bytes(values + 16 * i);
+      sums[i] = steps[i] * static_cast<float>(sum);
+      starts_8[i] = -8 * sum;
+      starts_128[i] = -128 * sum;
+    }
     pair_sums[k / 32] = sums[k / 16] + sums[k / 16 + 1];
   }
 }

@@ -17,6 +17,9 @@ struct QuantizedRow {
   const float* steps = nullptr;          ///< [cols / 16]
   const float* sums = nullptr;           ///< [cols / 16]: step * (sum of values)
   const float* pair_sums = nullptr;      ///< [cols / 32]: of two blocks
+  /// [cols / 16]: -8 and -128 times (sum of values), where products with Q4_0 and Q8_0 begin
+  const std::int32_t* starts_8 = nullptr;
+  const std::int32_t* starts_128 = nullptr;
 };
 
 /// Room for rounded rows of `cols` columns.
@@ -24,8 +27,8 @@ struct QuantizedView {
   std::byte* data = nullptr;
   std::uint32_t cols = 0;
 
-  /// 1 + 4 (1 / 16 + 1 / 16 + 1 / 32) bytes a column
-  static constexpr std::size_t row_bytes(std::uint32_t cols) { return std::size_t{cols} / 8 * 13; }
+  /// 1 + 4 (4 / 16 + 1 / 32) bytes a column
+  static constexpr std::size_t row_bytes(std::uint32_t cols) { return std::size_t{cols} / 8 * 17; }
 
   QuantizedRow row(std::size_t r) const {
     const std::byte* at = data + r * row_bytes(cols);
@@ -34,6 +37,8 @@ struct QuantizedView {
     row.steps = reinterpret_cast<const float*>(at + cols);
     row.sums = row.steps + cols / 16;
     row.pair_sums = row.sums + cols / 16;
+    row.starts_8 = reinterpret_cast<const std::int32_t*>(row.pair_sums + cols / 32);
+    row.starts_128 = row.starts_8 + cols / 16;
     return row;
   }
 };
