@@ -39,6 +39,10 @@ test_packages='
   clang                fuzzers
   libclang-rt-dev      fuzzers
 '
+# Where it is not the native one; without it scripts/test.sh says that NEON was not compiled.
+[[ $(dpkg --print-architecture) == arm64 ]] || test_packages+='
+  g++-aarch64-linux-gnu NEON
+'
 # The Python client is checked against these versions; the example needs nothing else.
 python_packages=(pyzmq==27.3.0 msgpack==1.2.4)
 

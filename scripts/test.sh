@@ -28,6 +28,11 @@ step setup "the message above names what is missing" scripts/setup.sh --tests
 step model "the message above names what could not be fetched" scripts/fetch-model.sh
 step "build release" "${memory/PRESET/release}" build_preset release
 suite release
+if command -v aarch64-linux-gnu-g++ >/dev/null; then
+  step "NEON compiles" "run it alone: scripts/check-neon.sh" scripts/check-neon.sh
+else
+  printf 'not done    NEON compiles: aarch64-linux-gnu-g++ is missing (g++-aarch64-linux-gnu)\n'
+fi
 step bundle "run it alone: scripts/bundle.sh --check" scripts/bundle.sh --check
 
 if [[ $quick == no ]]; then
