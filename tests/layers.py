@@ -28,11 +28,13 @@ PROJECT = {
     "router": ["kernels/core.hpp", "transport/", "router/"],
     "gateway": ["kernels/core.hpp", "transport/client", "transport/protocol.hpp", "gateway/"],
     "cli": ["kernels/core.hpp", "kernels/backends.hpp", "model/", "transport/client",
+            "transport/curve_keys.hpp",
             "transport/protocol.hpp", "transport/figures.hpp", "actors/node.hpp", "router/",
             "gateway/",
             "bench/latency.hpp", "bench/serve/", "cli/"],
     "bench": ["kernels/", "model/", "engine/", "transport/", "actors/", "bench/"],
-    "examples": ["kernels/core.hpp", "transport/client", "transport/protocol.hpp"],
+    "examples": ["kernels/core.hpp", "transport/client", "transport/curve_keys.hpp",
+                 "transport/protocol.hpp"],
 }
 
 # folder -> libraries beyond the standard one, as prefixes of include paths
