@@ -39,6 +39,7 @@ using tick_atom = caf::atom_constant<caf::atom("tick")>;
 using stats_atom = caf::atom_constant<caf::atom("stats")>;
 using ready_atom = caf::atom_constant<caf::atom("ready")>;
 using engine_atom = caf::atom_constant<caf::atom("engine")>;
+using clients_atom = caf::atom_constant<caf::atom("clients")>;
 using drain_atom = caf::atom_constant<caf::atom("drain")>;
 
 // Payloads that also travel between nodes.
@@ -50,6 +51,7 @@ using transport::StreamEvent;
 struct Inbound {
   transport::Peer peer;
   transport::Message message;
+  transport::CurveKey client = {};  ///< that the connection proved; empty without CURVE
 };
 
 /// A stream the batcher admitted: what its keeper needs to format it.
@@ -154,6 +156,7 @@ using SessionActor = caf::typed_actor<
     caf::reacts_to<cancel_atom, transport::StreamId, std::uint64_t>,  ///< nobody follows it
     caf::reacts_to<engine_atom, EngineFactsPtr, EngineActor>,         ///< serves from now on
     caf::reacts_to<engine_atom, EngineFactsPtr, Error>,               ///< no longer
+    caf::reacts_to<clients_atom, transport::ClientGrants>,            ///< the new allow list
     caf::reacts_to<engine_atom, EngineFactsPtr, bool>,  ///< its executor is there, or is not
     caf::replies_to<stats_atom>::with<NamedValues>,     ///< sums over all parts, and what follows
     caf::replies_to<drain_atom>::with<bool>>;           ///< when every stream ended and arrived
@@ -181,6 +184,8 @@ CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::kernels::StepResult)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::engine::StepPlan)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::engine::StepMasks)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::transport::StreamId)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::transport::ClientGrant)
+CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::transport::ClientGrants)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::transport::Submit)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::transport::Accepted)
 CAF_ALLOW_UNSAFE_MESSAGE_TYPE(sluice::transport::Follow)

@@ -5,11 +5,14 @@
 namespace sluice::actors {
 
 Bridge::Bridge(zmq::context_t& context, transport::EndpointConfig config)
-    : endpoint_(context, std::move(config),
+    : guard_(config.curve ? config.curve->guard : nullptr),
+      endpoint_(context, std::move(config),
                 {.message =
-                     [this](transport::Peer&& peer, transport::Message&& message) {
-                       caf::anon_send(session_, inbound_atom::value,
-                                      Inbound{std::move(peer), std::move(message)});
+                     [this](transport::Peer&& peer, transport::Message&& message,
+                            transport::CurveKey&& client) {
+                       caf::anon_send(
+                           session_, inbound_atom::value,
+                           Inbound{std::move(peer), std::move(message), std::move(client)});
                      },
                  .lost =
                      [this](transport::Peer&& peer) {
@@ -38,13 +41,25 @@ void Bridge::post(std::vector<transport::Outgoing>&& frames) { endpoint_.post(st
 
 NamedValues Bridge::stats() const {
   const auto stats = endpoint_.stats();
-  return {{"io.frames_in", static_cast<double>(stats.frames_in)},
-          {"io.frames_out", static_cast<double>(stats.frames_out)},
-          {"io.frames_malformed", static_cast<double>(stats.frames_malformed)},
-          {"io.frames_dropped", static_cast<double>(stats.frames_dropped)},
-          {"io.peers_lost", static_cast<double>(stats.peers_lost)},
-          {"io.subscriptions", static_cast<double>(stats.subscriptions)}};
+  NamedValues values{{"io.frames_in", static_cast<double>(stats.frames_in)},
+                     {"io.frames_out", static_cast<double>(stats.frames_out)},
+                     {"io.frames_malformed", static_cast<double>(stats.frames_malformed)},
+                     {"io.frames_dropped", static_cast<double>(stats.frames_dropped)},
+                     {"io.peers_lost", static_cast<double>(stats.peers_lost)},
+                     {"io.subscriptions", static_cast<double>(stats.subscriptions)}};
+  if (guard_ != nullptr) {
+    const auto guarded = guard_->stats();
+    values.insert(values.end(),
+                  {{"security.admitted", static_cast<double>(guarded.admitted)},
+                   {"security.keys_refused", static_cast<double>(guarded.keys_refused)},
+                   {"security.handshakes_failed", static_cast<double>(guarded.handshakes_failed)},
+                   {"security.frames_refused", static_cast<double>(stats.frames_refused)},
+                   {"security.connections_cut", static_cast<double>(stats.connections_cut)}});
+  }
+  return values;
 }
+
+void Bridge::cut_removed() { endpoint_.cut_removed(); }
 
 const std::string& Bridge::address() const { return endpoint_.listen_address(); }
 

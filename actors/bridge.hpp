@@ -26,11 +26,15 @@ class Bridge : public Outbox {
   void post(std::vector<transport::Outgoing>&& frames) override;
   NamedValues stats() const override;
 
+  /// Closes the connections of clients whose key the guard no longer allows.
+  void cut_removed();
+
   const std::string& address() const;
   const std::string& publish_address() const;
 
  private:
   SessionActor session_;
+  std::shared_ptr<transport::Guard> guard_;  ///< empty without CURVE
   transport::Endpoint endpoint_;
 };
 

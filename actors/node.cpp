@@ -6,6 +6,7 @@
 #include <chrono>
 #include <filesystem>
 #include <mutex>
+#include <set>
 #include <thread>
 #include <utility>
 
@@ -66,17 +67,47 @@ Result<void> check_roles(const NodeConfig& config) {
   return {};
 }
 
+/// A key that could play both parts would make the two lists one.
+Result<void> check_lists(const transport::ClientGrants& clients,
+                         const std::map<transport::CurveKey, std::string>& nodes) {
+  for (const auto& [key, name] : nodes)
+    if (const auto found = clients.find(key); found != clients.end())
+      return fail(ErrorCode::bad_request,
+                  "key {} is client {}'s and node {}'s: give each its own, from `sluice keygen`",
+                  key, found->second.name, name);
+  return {};
+}
+
+Result<void> check_addresses(const NodeConfig& config) {
+  const auto& security = config.security;
+  for (const auto& address : {config.endpoint.listen, config.endpoint.publish}) {
+    if (!security.on() && !config.insecure && !is_local(address))
+      return fail(
+          ErrorCode::bad_request,
+          "{} can be reached from other hosts in plain text: listen on 127.0.0.1 or ipc, give "
+          "the node keys (security.keys and security.clients), or write insecure = true",
+          address);
+    if (security.on() && address.starts_with("inproc://"))
+      return fail(ErrorCode::bad_request,
+                  "{}: nobody proves a key within a process; leave security.keys out, or listen "
+                  "on tcp or ipc",
+                  address);
+  }
+  for (const auto& address : {config.metrics_listen, config.peers.listen})
+    if (!config.insecure && !is_local(address))
+      return fail(ErrorCode::bad_request,
+                  "{} can be reached from other hosts in plain text: listen on 127.0.0.1, or write "
+                  "insecure = true",
+                  address);
+  return {};
+}
+
 Result<void> check(const NodeConfig& config) {
   if (config.engines.empty())
     return fail(ErrorCode::bad_request, "the node has no engine: name a model with --model FILE");
-  for (const auto& address : {config.endpoint.listen, config.endpoint.publish,
-                              config.metrics_listen, config.peers.listen})
-    if (!config.insecure && !is_local(address))
-      return fail(
-          ErrorCode::bad_request,
-          "{} can be reached from other hosts in plain text: listen on 127.0.0.1 or ipc, or "
-          "write insecure = true",
-          address);
+  if (auto checked = check_addresses(config); !checked) return checked;
+  if (auto checked = check_lists(config.security.clients, config.security.nodes); !checked)
+    return checked;
   for (std::size_t i = 0; i < config.engines.size(); ++i)
     for (std::size_t j = i + 1; j < config.engines.size(); ++j)
       if (config.engines[i].name == config.engines[j].name &&
@@ -107,6 +138,9 @@ constexpr std::chrono::seconds metrics_timeout{4};
 
 struct Node::State {
   NodeConfig config;
+  std::shared_ptr<RequestLog> log;
+  zmq::context_t* context = nullptr;
+  std::shared_ptr<transport::Guard> guard;  // with CURVE
   SystemConfig system_config;
   caf::actor_system system{system_config};
   std::shared_ptr<Bridge> bridge;
@@ -129,6 +163,29 @@ struct Node::State {
     if (bridge) bridge->stop();
     if (peers) peers->stop();
     system.await_all_actors_done();
+  }
+
+  /// Before anything binds: who may connect is known from the first moment.
+  Result<void> secure() {
+    const auto& security = config.security;
+    if (!security.on()) return {};
+    auto started = transport::Guard::start(
+        *context, [log = log](const std::string& line) { log->node_warning("refused", line); });
+    if (!started) return tl::unexpected(started.error());
+    guard = std::move(*started);
+    allow(security.clients, security.nodes);
+    config.endpoint.curve = transport::CurveServer{security.keys, clients_domain, guard};
+    return {};
+  }
+
+  void allow(const transport::ClientGrants& clients,
+             const std::map<transport::CurveKey, std::string>& nodes) const {
+    std::set<transport::CurveKey> keys;
+    for (const auto& [key, grant] : clients) keys.insert(key);
+    guard->allow(clients_domain, std::move(keys));
+    keys.clear();
+    for (const auto& [key, name] : nodes) keys.insert(key);
+    guard->allow(nodes_domain, std::move(keys));
   }
 
   /// What a client's stats question is answered, for the metrics. Any thread.
@@ -166,6 +223,7 @@ transport::NodeIdentity identity_of(const transport::PeerConfig& config) {
 
 transport::SessionConfig session_config(const NodeConfig& settings) {
   transport::SessionConfig config;
+  config.clients = settings.security.clients;
   config.welcome.server = "sluice";
   config.welcome.site = settings.site.name;
   config.welcome.frame_bytes_max =
@@ -244,6 +302,9 @@ Result<std::unique_ptr<Node>> Node::start(NodeConfig config, zmq::context_t& con
 
   auto state = std::make_unique<State>();
   state->config = std::move(config);
+  state->log = *log;
+  state->context = &context;
+  if (auto secured = state->secure(); !secured) return tl::unexpected(secured.error());
   if (has_peers(state->config))  // nodes know an engine by its name
     for (auto& engine : state->config.engines)
       if (engine.name.empty()) engine.name = engine_title(engine.model);
@@ -324,6 +385,23 @@ const std::string& Node::peer_address() const {
 
 std::string Node::metrics_address() const {
   return state_->metrics ? state_->metrics->address() : "";
+}
+
+Result<void> Node::allow(transport::ClientGrants clients,
+                         std::map<transport::CurveKey, std::string> nodes) {
+  if (state_->guard == nullptr)
+    return fail(ErrorCode::bad_request,
+                "the node has no keys, so it has no allow lists: write security.keys");
+  if (auto checked = check_lists(clients, nodes); !checked) return checked;
+  state_->allow(clients, nodes);
+  if (state_->bridge) state_->bridge->cut_removed();
+  state_->log->node("allowed", fmt::format("{} clients, {} nodes", clients.size(), nodes.size()));
+  if (state_->session) caf::anon_send(state_->session, clients_atom::value, std::move(clients));
+  return {};
+}
+
+void Node::log_failure(std::string_view event, const Error& why) {
+  state_->log->node_failed(event, why);
 }
 
 bool Node::drain(std::uint32_t timeout_ms) {

@@ -3,16 +3,20 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kernels/backend.hpp"
 #include "kernels/backends.hpp"
 #include "kernels/core.hpp"
+#include "transport/curve_keys.hpp"
 #include "transport/endpoint_config.hpp"
 #include "transport/node_protocol.hpp"
 #include "transport/peer_config.hpp"
+#include "transport/session.hpp"
 #include "transport/stream.hpp"
 
 namespace zmq {
@@ -45,6 +49,20 @@ struct EngineConfig {
 /// What an engine is called where nobody says: the model file's name without its ending.
 std::string engine_title(const std::string& model);
 
+/// CURVE towards clients, and the keys of the nodes that may join this one. Without keys: plain.
+struct SecurityConfig {
+  transport::CurveKeyPair keys;                      ///< what clients know the node by
+  transport::ClientGrants clients;                   ///< who may connect, and what each may do
+  transport::CurveKeyPair node_keys;                 ///< what other nodes know it by
+  std::map<transport::CurveKey, std::string> nodes;  ///< other nodes' public keys to their names
+
+  bool on() const { return !keys.secret_key.empty(); }
+};
+
+/// Domains of the guard.
+inline constexpr const char* clients_domain = "clients";
+inline constexpr const char* nodes_domain = "nodes";
+
 struct NodeConfig {
   /// What runs here of "front" (session, streamers), "tokenizer", "engine" (batcher), "executor"
   /// (device). Empty: all. What does not, other nodes offer.
@@ -57,6 +75,7 @@ struct NodeConfig {
   std::uint32_t tokenizer_threads = 1;
   std::uint32_t streamers = 1;
   std::string metrics_listen;      ///< where Prometheus finds /metrics; empty: nowhere
+  SecurityConfig security;         ///< `endpoint.curve` is made of it
   bool insecure = false;           ///< allow plain tcp beyond loopback
   std::string log_level = "info";  ///< trace, debug, info, warn, error, off
   std::string log_file;            ///< empty: stderr
@@ -85,6 +104,14 @@ class Node {
 
   /// Where metrics are served, as bound; empty when they are not.
   std::string metrics_address() const;
+
+  /// Replaces the allow lists. Who is no longer in them is refused at once: connections are closed,
+  /// streams stopped. `bad_request` when a key stands in both; the old ones stay in force then.
+  Result<void> allow(transport::ClientGrants clients,
+                     std::map<transport::CurveKey, std::string> nodes);
+
+  /// A line in the node's log: something about it that only its program knows.
+  void log_failure(std::string_view event, const Error& why);
 
   /// Refuses new streams, lets running ones finish. Returns whether they did within `timeout_ms`.
   bool drain(std::uint32_t timeout_ms);

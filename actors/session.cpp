@@ -230,8 +230,8 @@ void act(Self self, std::vector<transport::SessionAction> actions) {
 void receive(Self self, Inbound& inbound) {
   auto& state = self->state;
   if (state.session != nullptr)
-    return act(self,
-               state.session->on_message(inbound.peer, std::move(inbound.message), now(self)));
+    return act(self, state.session->on_message(inbound.peer, std::move(inbound.message), now(self),
+                                               inbound.client));
   if (std::holds_alternative<transport::HealthRequest>(inbound.message))
     return say(self, inbound.peer, health_of(state));
   say(self, inbound.peer,
@@ -319,6 +319,13 @@ SessionActor::behavior_type session(Self self, SessionSetup setup) {
       [self](engine_atom, const EngineFactsPtr& facts, bool there) {
         for (auto& engine : self->state.engines)
           if (engine.facts == facts) engine.away = !there;
+      },
+      [self](clients_atom, transport::ClientGrants& clients) {
+        auto& state = self->state;
+        if (state.session == nullptr)
+          state.setup.config.clients = std::move(clients);  // it begins with them
+        else
+          act(self, state.session->set_clients(std::move(clients)));
       },
       [self](stats_atom) -> caf::result<NamedValues> {
         auto promise = self->make_response_promise<NamedValues>();

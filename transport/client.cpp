@@ -5,12 +5,14 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <deque>
 #include <iterator>
 #include <map>
 #include <utility>
 #include <zmq.hpp>
 
+#include "transport/curve.hpp"
 #include "transport/handover.hpp"
 
 namespace sluice::transport {
@@ -26,6 +28,10 @@ constexpr int heartbeat_ms = 2000;
 constexpr milliseconds linger{500};
 
 constexpr milliseconds tick_interval{500};
+
+/// So often a node may close a new connection, as one that is being stopped does, before that is
+/// taken for its answer.
+constexpr int closed_handshakes_max = 3;
 
 /// Ended streams whose terminal may still come again and is acknowledged then.
 constexpr std::size_t ended_streams_max = 1024;
@@ -81,6 +87,8 @@ struct Client::State {
   bool dealer_news = true;  ///< the socket may have something
   bool subscriber_news = true;
   bool monitor_news = true;
+  int closed_handshakes = 0;
+  std::optional<Error> unwelcome;  // the handshake said so: the node will not have this client
 
   std::optional<Welcome> welcome;
   std::optional<Stats> stats;
@@ -97,6 +105,12 @@ struct Client::State {
   }
 
   Result<void> open(zmq::context_t* given) {
+    const CurveClient& curve = config.curve;
+    for (const CurveKey& key : {curve.server_key, curve.keys.public_key, curve.keys.secret_key})
+      if (is_curve_key(key) == key.empty() || key.empty() != curve.server_key.empty())
+        return fail(ErrorCode::bad_request,
+                    "CURVE needs three keys of 40 characters: the node's public one and both of "
+                    "the client");
     if (given == nullptr) own_context = std::make_unique<zmq::context_t>(1);
     context = given != nullptr ? given : own_context.get();
     try {
@@ -110,6 +124,7 @@ struct Client::State {
         socket->set(zmq::sockopt::heartbeat_ivl, heartbeat_ms);
         socket->set(zmq::sockopt::heartbeat_timeout, 3 * heartbeat_ms);
         socket->set(zmq::sockopt::ipv6, config.connect.find('[') != std::string::npos ? 1 : 0);
+        if (!config.curve.server_key.empty()) secure_client(*socket, config.curve);
       }
       watch();
       dealer.connect(config.connect);
@@ -122,13 +137,14 @@ struct Client::State {
   }
 
   /// Has libzmq tell when a connection was made, so that a new one after a loss is noticed: the
-  /// node then knows this client by another name.
+  /// node then knows this client by another name. And when none could be, and why.
   void watch() {
     std::array<std::uint8_t, 8> name;
     randombytes_buf(name.data(), name.size());
     const std::string address = "inproc://sluice-client-" + to_hex(name);
-    if (zmq_socket_monitor(dealer.handle(), address.c_str(), ZMQ_EVENT_HANDSHAKE_SUCCEEDED) != 0)
-      throw zmq::error_t();
+    constexpr int told = ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH |
+                         ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL;
+    if (zmq_socket_monitor(dealer.handle(), address.c_str(), told) != 0) throw zmq::error_t();
     monitor = zmq::socket_t(*context, zmq::socket_type::pair);
     monitor.set(zmq::sockopt::linger, 0);
     monitor.connect(address);
@@ -146,6 +162,7 @@ struct Client::State {
                     "`sluice node --listen {}` starts one",
                     config.connect, config.connect_timeout.count(), config.connect);
       pump(left);
+      if (unwelcome) return tl::unexpected(*unwelcome);
       if (!stray) continue;
       const Error error = *std::exchange(stray, std::nullopt);
       const milliseconds retry(error.retry_after_ms);
@@ -197,8 +214,13 @@ struct Client::State {
     bool again = false;
     zmq::message_t part;
     while (monitor.recv(part, zmq::recv_flags::dontwait)) {
-      const bool first = part.more();  // the event; its address follows
-      if (first) again = std::exchange(connected_before, true);
+      std::uint16_t event = 0;  // then its value, in 32 bits; the address follows
+      if (!part.more() || part.size() < sizeof event) continue;
+      std::memcpy(&event, part.data(), sizeof event);
+      if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED)
+        again = std::exchange(connected_before, true);
+      else
+        take_failed_handshake(event);
     }
     monitor_news = false;
     if (!again) return;
@@ -206,6 +228,36 @@ struct Client::State {
     std::vector<Message> sends;
     for (auto& [id, stream] : streams) stream.state->on_connected(now_ns(), sends);
     send_all(sends);
+  }
+
+  /// libzmq connects again after some of these and not after others. Once this client was let in,
+  /// only a refused key is final: a node that stops closes connections too.
+  void take_failed_handshake(std::uint16_t event) {
+    const auto refused = [&](std::string why) {
+      unwelcome = Error{ErrorCode::unauthorized, std::move(why), 0};
+      if (welcome) stray = unwelcome;
+    };
+    if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
+      return refused(
+          fmt::format("{} refused the key {}: it is not in the node's allow list; give "
+                      "it to whoever runs the node",
+                      config.connect, config.curve.keys.public_key));
+    if (connected_before || unwelcome) return;
+    const bool closed = event == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL;
+    if (closed && ++closed_handshakes < closed_handshakes_max) return;
+    if (config.curve.server_key.empty())
+      return refused(
+          fmt::format("{} does not take plain connections: give the node's public key "
+                      "and your own (--server-key and --key)",
+                      config.connect));
+    const std::string& key = config.curve.server_key;
+    if (closed)
+      return refused(fmt::format("{} broke off the handshake: {} is not its key, or it has none",
+                                 config.connect, key));
+    refused(
+        fmt::format("{} does not speak CURVE, so it is not the holder of {}: leave out "
+                    "--server-key only if plain text will do",
+                    config.connect, key));
   }
 
   /// `news` is false once nothing was found.
@@ -257,8 +309,7 @@ struct Client::State {
   }
 
   void tick(const StreamId& id, Stream& stream) {
-    step(id, stream,
-         [&](auto& sends, auto& news) { stream.state->tick(now_ns(), sends, news); });
+    step(id, stream, [&](auto& sends, auto& news) { stream.state->tick(now_ns(), sends, news); });
   }
 
   /// Lets the stream do something, sends what it says and hands on what it has.
@@ -352,8 +403,8 @@ Result<StreamId> Client::submit(Submit submit) {
     return fail(ErrorCode::too_large, "the request has {} bytes; the node takes {}", bytes,
                 state_->welcome->frame_bytes_max);
   State::Stream stream;
-  stream.state = std::make_unique<ClientStream>(submit, state_->welcome->window_tokens,
-                                                state_->patience_ns());
+  stream.state =
+      std::make_unique<ClientStream>(submit, state_->welcome->window_tokens, state_->patience_ns());
   state_->add(submit.stream, std::move(stream));
   return submit.stream;
 }

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "transport/client_state.hpp"
+#include "transport/curve_keys.hpp"
 #include "transport/protocol.hpp"
 
 namespace zmq {
@@ -22,12 +23,16 @@ struct ClientConfig {
   std::chrono::milliseconds connect_timeout{5000};
   /// A stream whose node was silent for so long, though asked, ends with `unavailable`.
   std::chrono::milliseconds lost_timeout{60'000};
+  /// Empty: plain. Else the node must hold `server_key`, and allow the client's own key.
+  CurveClient curve{};
 };
 
 class Client {
  public:
-  /// Connects and exchanges hello and welcome. `unavailable` when nobody answers in time; names the
-  /// endpoint and the remedy. With `context`, inproc endpoints of that context can be reached.
+  /// Connects and exchanges hello and welcome. `unavailable` when nobody answers in time,
+  /// `unauthorized` when the node refuses the key, or one of the two speaks CURVE and the other
+  /// does not; names the endpoint and the remedy. With `context`, inproc endpoints of that context
+  /// can be reached.
   static Result<std::unique_ptr<Client>> connect(ClientConfig config,
                                                  zmq::context_t* context = nullptr);
   ~Client();

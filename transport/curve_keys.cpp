@@ -34,8 +34,7 @@ Result<void> write_new(const std::string& path, mode_t mode, const std::string& 
   const File file(open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode));
   if (file.fd < 0 && errno == EEXIST)
     return fail(ErrorCode::io, "{} is there already: choose another --out, or move it away", path);
-  if (file.fd < 0)
-    return fail(ErrorCode::io, "cannot write {}: {}", path, std::strerror(errno));
+  if (file.fd < 0) return fail(ErrorCode::io, "cannot write {}: {}", path, std::strerror(errno));
   // The umask may have taken bits away that the public file is to have.
   const bool written = fchmod(file.fd, mode) == 0 &&
                        write(file.fd, text.data(), text.size()) == std::ssize(text) &&
@@ -113,9 +112,9 @@ CurveKeyPair generate_curve_keys() {
 
 Result<CurveFiles> write_curve_keys(const CurveKeyPair& keys, const std::string& name) {
   CurveFiles files{name + ".key", name + ".key_secret"};
-  auto written = write_new(files.secret_file, 0600,
-                           certificate("secret key: keep it to yourself, mode 0600",
-                                       keys.public_key, keys.secret_key));
+  auto written = write_new(
+      files.secret_file, 0600,
+      certificate("secret key: keep it to yourself, mode 0600", keys.public_key, keys.secret_key));
   if (!written) return tl::unexpected(written.error());
   written = write_new(files.public_file, 0644,
                       certificate("public key: give it to the other side", keys.public_key, ""));

@@ -27,8 +27,9 @@ using Frame = std::shared_ptr<const std::string>;
 /// Frames taken from a socket before the other work gets its turn.
 constexpr int batch = 64;
 
-/// A subscription is a byte and a topic; the publisher reads nothing longer.
-constexpr std::int64_t subscription_bytes_max = 256;
+/// A subscription is a byte and a topic; the publisher reads nothing longer. Of CURVE's handshake
+/// the longest command has 257 bytes and the metadata's.
+constexpr std::int64_t subscription_bytes_max = 512;
 
 std::string_view bytes_of(const zmq::message_t& message) {
   return {static_cast<const char*>(message.data()), message.size()};
@@ -63,10 +64,12 @@ struct Endpoint::State {
   std::size_t subscriptions = 0;
   bool router_news = true;  ///< the socket may have something
   bool publisher_news = true;
+  Connections connections;  // with CURVE
 
   // Shared with the producers.
   WakeQueue<Outgoing> queue;
   std::atomic<bool> stopping = false;
+  std::atomic<bool> cutting = false;
   std::atomic<int> linger_ms = 0;
   std::thread thread;
 
@@ -77,6 +80,8 @@ struct Endpoint::State {
     std::atomic<std::uint64_t> frames_dropped = 0;
     std::atomic<std::uint64_t> peers_lost = 0;
     std::atomic<std::uint64_t> subscriptions = 0;
+    std::atomic<std::uint64_t> frames_refused = 0;
+    std::atomic<std::uint64_t> connections_cut = 0;
   } counters;
 
   Result<void> open() {
@@ -89,6 +94,11 @@ struct Endpoint::State {
         socket->set(zmq::sockopt::rcvhwm, high_water);
         socket->set(zmq::sockopt::linger, 0);
         socket->set(zmq::sockopt::backlog, 1024);
+        socket->set(zmq::sockopt::handshake_ivl, static_cast<int>(config.handshake_ms));
+        if (config.curve) {
+          secure_server(*socket, config.curve->keys, config.curve->domain);
+          config.curve->guard->watch(*socket);
+        }
       }
       router.set(zmq::sockopt::heartbeat_ivl, static_cast<int>(config.heartbeat_ms));
       router.set(zmq::sockopt::heartbeat_timeout, static_cast<int>(config.heartbeat_ms * 3));
@@ -119,8 +129,15 @@ struct Endpoint::State {
   }
 
   void shut() {
+    leave_guard();
     router.close();
     publisher.close();
+  }
+
+  void leave_guard() {
+    if (!config.curve) return;
+    Guard::leave(router);
+    Guard::leave(publisher);
   }
 
   // The I/O thread.
@@ -140,14 +157,16 @@ struct Endpoint::State {
     while (!stopping) {
       for (int i = 0; i < batch && router_news; ++i) router_news = receive();
       for (int i = 0; i < batch && publisher_news; ++i) publisher_news = subscribe();
+      if (cutting.exchange(false)) cut();
       if (drain() || router_news || publisher_news) continue;
-      queue.sleep([&] { return !stopping; }, [&] {
+      queue.sleep([&] { return !stopping && !cutting; }, [&] {
         ::poll(items, std::size(items), -1);
         router_news = items[0].revents != 0;
         publisher_news = items[1].revents != 0;
       });
     }
     drain();
+    leave_guard();
     router.set(zmq::sockopt::linger, linger_ms.load());
     publisher.set(zmq::sockopt::linger, linger_ms.load());
     router.close();
@@ -170,6 +189,8 @@ struct Endpoint::State {
       if (parts++ == 0) frame = std::move(part);
     }
     Peer name(bytes_of(peer));
+    CurveKey key;
+    if (!recognize(frame, key)) return true;  // libzmq 4.3 leaves the peer's own frame unmarked
     if (parts != 1) {
       refuse(
           name, {},
@@ -178,10 +199,28 @@ struct Endpoint::State {
     }
     auto message = decode(bytes_of(frame), config.limits);
     if (message)
-      handler.message(std::move(name), std::move(*message));
+      handler.message(std::move(name), std::move(*message), std::move(key));
     else
       refuse(name, subject_of(bytes_of(frame), config.limits), std::move(message.error()));
     return true;
+  }
+
+  /// With CURVE: whose message this is. False when it is nobody's that is allowed (any longer).
+  bool recognize(zmq::message_t& message, CurveKey& key) {
+    if (!config.curve) return true;
+    key = sender_of(message);
+    if (config.curve->guard->allows(config.curve->domain, key)) {
+      connections.note(message, key);
+      return true;
+    }
+    counters.frames_refused += 1;
+    return false;
+  }
+
+  void cut() {
+    counters.connections_cut += connections.cut([this](const CurveKey& key) {
+      return config.curve->guard->allows(config.curve->domain, key);
+    });
   }
 
   void refuse(const Peer& peer, const Subject& subject, Error error) {
@@ -194,7 +233,10 @@ struct Endpoint::State {
     zmq::message_t message;
     if (!publisher.recv(message, zmq::recv_flags::dontwait)) return false;
     after_receive();
+    // The end of a connection comes as a cancellation of nobody's.
+    CurveKey key;
     const std::string_view bytes = bytes_of(message);
+    if (!bytes.empty() && bytes[0] == 1 && !recognize(message, key)) return true;
     StreamId topic;
     if (bytes.size() != 1 + topic.size() || (bytes[0] != 0 && bytes[0] != 1)) {
       counters.frames_malformed += 1;
@@ -327,13 +369,20 @@ void Endpoint::publish(const StreamId& stream, std::shared_ptr<const std::string
 
 void Endpoint::post(std::vector<Outgoing>&& frames) { state_->queue.post_all(frames); }
 
+void Endpoint::cut_removed() {
+  if (!state_->config.curve) return;
+  state_->cutting = true;
+  state_->queue.wake();
+}
+
 const std::string& Endpoint::listen_address() const { return state_->listen_address; }
 const std::string& Endpoint::publish_address() const { return state_->publish_address; }
 
 EndpointStats Endpoint::stats() const {
   const auto& counters = state_->counters;
-  return {counters.frames_in,      counters.frames_out, counters.frames_malformed,
-          counters.frames_dropped, counters.peers_lost, counters.subscriptions};
+  return {counters.frames_in,      counters.frames_out,     counters.frames_malformed,
+          counters.frames_dropped, counters.peers_lost,     counters.subscriptions,
+          counters.frames_refused, counters.connections_cut};
 }
 
 }  // namespace sluice::transport

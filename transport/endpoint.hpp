@@ -22,16 +22,18 @@ struct EndpointStats {
   std::uint64_t frames_in = 0;
   std::uint64_t frames_out = 0;
   std::uint64_t frames_malformed = 0;
-  std::uint64_t frames_dropped = 0;   ///< to a lost or full peer
+  std::uint64_t frames_dropped = 0;  ///< to a lost or full peer
   std::uint64_t peers_lost = 0;
   std::uint64_t subscriptions = 0;
+  std::uint64_t frames_refused = 0;   ///< of a key that was removed from the allow list
+  std::uint64_t connections_cut = 0;  ///< their key was
 };
 
 class Endpoint {
  public:
   /// Both are called on the I/O thread and must only hand over.
   struct Handler {
-    std::function<void(Peer&&, Message&&)> message;
+    std::function<void(Peer&&, Message&&, CurveKey&&)> message;  ///< the key is empty without CURVE
     std::function<void(Peer&&)> lost;  ///< a send found the connection closed, or its queue full
   };
 
@@ -49,6 +51,9 @@ class Endpoint {
   void send(const Peer& peer, std::shared_ptr<const std::string> frame);
   void publish(const StreamId& stream, std::shared_ptr<const std::string> frame);
   void post(std::vector<Outgoing>&& frames);  ///< the same for many, with one wake
+
+  /// Any thread: closes the connections whose key the guard no longer allows.
+  void cut_removed();
 
   /// As bound, with the real port; after `start`.
   const std::string& listen_address() const;

@@ -2,8 +2,10 @@
 // What can be set about a node's client side: apart from the endpoint, which few may include.
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
+#include "transport/curve.hpp"
 #include "transport/protocol.hpp"
 
 namespace sluice::transport {
@@ -15,6 +17,9 @@ struct EndpointConfig {
   std::uint32_t send_queue_messages = 8192;  ///< high-water mark a connection
   std::uint32_t subscriptions_max = 65536;   ///< of streams not there yet and there, together
   std::uint32_t heartbeat_ms = 2000;         ///< a silent connection is lost after three of these
+  std::uint32_t handshake_ms = 10'000;       ///< a connection that has not said who it is by then
+                                             ///< is closed
+  std::optional<CurveServer> curve;          ///< none: plain
 };
 
 }  // namespace sluice::transport

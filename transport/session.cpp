@@ -3,6 +3,7 @@
 #include <sodium.h>
 
 #include <algorithm>
+#include <cmath>
 #include <deque>
 #include <map>
 #include <utility>
@@ -25,10 +26,7 @@ Digest content_of(const Submit& submit) {
   return digest;
 }
 
-/// In constant time: a comparison that stops early tells a secret byte by byte.
-bool owns(const OwnerSecret& claimed, const OwnerSecret& owner) {
-  return sodium_memcmp(claimed.data(), owner.data(), owner.size()) == 0;
-}
+constexpr double ns_per_s = 1e9;
 
 /// Connections that wait for one undecided stream. More than a few are no honest owner.
 constexpr std::size_t waiting_max = 16;
@@ -39,6 +37,7 @@ struct Session::State {
   enum class Phase : std::uint8_t { deciding, running, ended };
 
   struct Stream {
+    CurveKey client;  // with CURVE: its owner
     OwnerSecret owner{};
     Digest content{};
     std::uint64_t epoch = 0;
@@ -55,6 +54,13 @@ struct Session::State {
     std::uint64_t epoch = 0;
   };
 
+  /// What a client has used of its grant.
+  struct Use {
+    double allowance = 0;  // submits that it may send at once
+    std::uint64_t counted_ns = 0;
+    std::uint32_t open = 0;
+  };
+
   explicit State(SessionConfig with) : config(std::move(with)) {}
 
   SessionConfig config;
@@ -63,6 +69,11 @@ struct Session::State {
   // Ordered, because clients choose the ids: a hash table could be filled with collisions.
   std::map<StreamId, Stream> streams;
   std::deque<Tombstone> tombstones;  // oldest first
+  std::map<CurveKey, Use> uses;      // of clients in the allow list, or with open streams
+
+  // Of the message that is being handled.
+  CurveKey client;
+  std::uint64_t now_ns = 0;
 
   using Actions = std::vector<SessionAction>;
 
@@ -71,9 +82,58 @@ struct Session::State {
     out.push_back(Reply{peer, Failed{stream, epoch, std::move(error)}});
   }
 
-  void bury(std::uint64_t now_ns) {
+  /// Without CURVE the secrets are compared in constant time: a comparison that stops early tells a
+  /// secret byte by byte.
+  bool owns(const OwnerSecret& claimed, const Stream& stream) const {
+    if (!client.empty() || !stream.client.empty()) return client == stream.client;
+    return sodium_memcmp(claimed.data(), stream.owner.data(), claimed.size()) == 0;
+  }
+
+  /// Takes what a run needs out of its client's grant; else why not.
+  std::optional<Error> spend(bool another_stream) {
+    const auto granted = config.clients.find(client);
+    if (granted == config.clients.end()) return std::nullopt;  // without CURVE
+    const ClientGrant& grant = granted->second;
+    Use& use = uses[client];
+    if (another_stream && grant.streams != 0 && use.open >= grant.streams)
+      return Error{ErrorCode::overloaded,
+                   fmt::format("client {} may have {} streams open at once; wait for one to end",
+                               grant.name, grant.streams),
+                   config.overloaded_retry_ms};
+    if (grant.requests_per_s <= 0) return std::nullopt;
+    const double burst = std::max(1.0, grant.requests_per_s);
+    const double elapsed_s = static_cast<double>(now_ns - use.counted_ns) / ns_per_s;
+    use.allowance = use.counted_ns == 0
+                        ? burst
+                        : std::min(burst, use.allowance + elapsed_s * grant.requests_per_s);
+    use.counted_ns = now_ns;
+    if (use.allowance < 1) {
+      const double wait_ms = std::ceil((1 - use.allowance) / grant.requests_per_s * 1000);
+      return Error{ErrorCode::overloaded,
+                   fmt::format("client {} may send {} requests a second; wait", grant.name,
+                               grant.requests_per_s),
+                   static_cast<std::uint32_t>(std::clamp(wait_ms, 1.0, 3'600'000.0))};
+    }
+    use.allowance -= 1;
+    return std::nullopt;
+  }
+
+  void opened() {
+    ++open;
+    if (!client.empty()) ++uses[client].open;
+  }
+
+  void closed(const Stream& stream) {
+    --open;
+    const auto found = uses.find(stream.client);
+    if (found == uses.end()) return;
+    --found->second.open;
+    if (found->second.open == 0 && !config.clients.contains(stream.client)) uses.erase(found);
+  }
+
+  void bury(std::uint64_t at_ns) {
     while (!tombstones.empty() && (tombstones.size() > config.tombstones_max ||
-                                   now_ns - tombstones.front().ended_ns >= config.tombstone_ns)) {
+                                   at_ns - tombstones.front().ended_ns >= config.tombstone_ns)) {
       const Tombstone& oldest = tombstones.front();
       const auto found = streams.find(oldest.stream);
       // Another epoch of it may be running, or have ended later.
@@ -108,17 +168,23 @@ struct Session::State {
     if (!resubmitted && open >= config.streams_max)
       return refused(ErrorCode::overloaded, "too many streams are open here; try again later",
                      config.overloaded_retry_ms);
+    if (const auto why = spend(!resubmitted))
+      return refused(why->code, why->message, why->retry_after_ms);
     if (resubmitted) {
       out.push_back(Stop{submit.stream, found->second.epoch});
     } else {
-      ++open;
+      opened();
     }
     Stream& stream = streams[submit.stream];
     stream = Stream();
+    stream.client = client;
     stream.owner = submit.owner;
     stream.content = content;
     stream.epoch = submit.epoch;
     stream.submitter = peer;
+    // After its content was remembered: a tenant that changes does not make it another request.
+    if (const auto granted = config.clients.find(client); granted != config.clients.end())
+      submit.tenant = granted->second.tenant;
     out.push_back(Start{peer, std::move(submit)});
   }
 
@@ -130,7 +196,7 @@ struct Session::State {
     const auto conflict = [&](std::string why) {
       refuse(out, peer, submit.stream, submit.epoch, {ErrorCode::conflict, std::move(why), 0});
     };
-    if (!owns(submit.owner, stream.owner)) return conflict("the stream id is taken; draw another");
+    if (!owns(submit.owner, stream)) return conflict("the stream id is taken; draw another");
     if (submit.epoch < stream.epoch)
       return conflict(
           fmt::format("epoch {} is over; the stream is at epoch {}", submit.epoch, stream.epoch));
@@ -152,7 +218,7 @@ struct Session::State {
     const auto found = streams.find(cancel.stream);
     if (found == streams.end()) return refused(ErrorCode::not_found, "no such stream");
     const Stream& stream = found->second;
-    if (!owns(cancel.owner, stream.owner))
+    if (!owns(cancel.owner, stream))
       return refused(ErrorCode::unauthorized, "only its owner can cancel a stream");
     if (cancel.epoch < stream.epoch)
       return refused(ErrorCode::conflict, fmt::format("epoch {} is over; the stream is at epoch {}",
@@ -166,7 +232,7 @@ struct Session::State {
       return refuse(out, peer, attach.stream, 0, {ErrorCode::not_found, "no such stream", 0});
     Stream& stream = found->second;
     const bool reader = attach.owner == OwnerSecret{};
-    if (!reader && !owns(attach.owner, stream.owner))
+    if (!reader && !owns(attach.owner, stream))
       return refuse(out, peer, attach.stream, 0,
                     {ErrorCode::unauthorized, "the owner's secret does not fit the stream", 0});
     Follow follow{peer, attach, !reader};
@@ -182,7 +248,7 @@ struct Session::State {
       return;  // long over: nothing to say, and nobody waits for an answer
     const Stream& stream = found->second;
     const bool reader = ack.owner == OwnerSecret{};
-    if (!reader && !owns(ack.owner, stream.owner))
+    if (!reader && !owns(ack.owner, stream))
       return refuse(out, peer, ack.stream, 0,
                     {ErrorCode::unauthorized, "the owner's secret does not fit the stream", 0});
     if (stream.phase != Phase::deciding) out.push_back(Follow{peer, ack, !reader});
@@ -213,10 +279,34 @@ Session::Session(SessionConfig config) : state_(std::make_unique<State>(std::mov
 Session::~Session() = default;
 
 std::vector<SessionAction> Session::on_message(const Peer& peer, Message message,
-                                               std::uint64_t now_ns) {
+                                               std::uint64_t now_ns, const CurveKey& client) {
   state_->bury(now_ns);
   std::vector<SessionAction> out;
+  if (!client.empty() && !state_->config.clients.contains(client)) {
+    // Its key was removed while this was under way.
+    out.push_back(
+        Reply{peer, Failed{std::nullopt,
+                           0,
+                           {ErrorCode::unauthorized,
+                            fmt::format("key {} is not in the node's allow list", client), 0}}});
+    return out;
+  }
+  state_->client = client;
+  state_->now_ns = now_ns;
   std::visit([&](auto& m) { state_->handle(peer, m, out); }, message);
+  return out;
+}
+
+std::vector<SessionAction> Session::set_clients(ClientGrants clients) {
+  std::vector<SessionAction> out;
+  for (const auto& [id, stream] : state_->streams)
+    if (stream.phase != State::Phase::ended && !stream.client.empty() &&
+        !clients.contains(stream.client))
+      out.push_back(Stop{id, stream.epoch});
+  std::erase_if(state_->uses, [&](const auto& use) {
+    return use.second.open == 0 && !clients.contains(use.first);
+  });
+  state_->config.clients = std::move(clients);
   return out;
 }
 
@@ -244,8 +334,8 @@ std::vector<SessionAction> Session::on_refused(const StreamId& stream, std::uint
   for (Follow& follow : found->second.attaching)
     if (std::find(peers.begin(), peers.end(), follow.peer) == peers.end())
       peers.push_back(std::move(follow.peer));
+  state_->closed(found->second);
   state_->streams.erase(found);
-  --state_->open;
   for (const Peer& peer : peers) State::refuse(out, peer, stream, epoch, why);
   return out;
 }
@@ -256,7 +346,7 @@ void Session::on_finished(const StreamId& stream, std::uint64_t epoch, std::uint
       found->second.phase != State::Phase::running)
     return;
   found->second.phase = State::Phase::ended;
-  --state_->open;
+  state_->closed(found->second);
   state_->tombstones.push_back({now_ns, stream, epoch});
   state_->bury(now_ns);
 }

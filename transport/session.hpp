@@ -1,14 +1,17 @@
 #pragma once
 // What a front knows of its streams: who owns which, and what was answered. Pure. Of connections it
-// knows nothing: they come and go, and whoever holds the owner's secret is the owner.
+// knows nothing: they come and go. With CURVE the owner of a stream is the key that submitted it,
+// without it whoever holds the owner's secret.
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <variant>
 #include <vector>
 
+#include "transport/curve_keys.hpp"
 #include "transport/protocol.hpp"
 
 namespace sluice::transport {
@@ -22,12 +25,24 @@ struct Outgoing {
   std::shared_ptr<const std::string> frame;
 };
 
+/// What a client that proved its key may do.
+struct ClientGrant {
+  std::string name;           ///< for people
+  std::string tenant;         ///< whose share its requests take, whatever they say
+  double requests_per_s = 0;  ///< submits that start a run; as many at once. 0: no limit
+  std::uint32_t streams = 0;  ///< unfinished at once; 0: no limit
+
+  bool operator==(const ClientGrant&) const = default;
+};
+using ClientGrants = std::map<CurveKey, ClientGrant>;
+
 struct SessionConfig {
-  Welcome welcome;                                  ///< what a hello is answered with
-  std::uint32_t streams_max = 4096;                 ///< unfinished ones; beyond: `overloaded`
-  std::uint32_t overloaded_retry_ms = 250;          ///< the hint given with it
-  std::uint32_t tombstones_max = 65536;             ///< finished ones still answered for
+  Welcome welcome;                          ///< what a hello is answered with
+  std::uint32_t streams_max = 4096;         ///< unfinished ones; beyond: `overloaded`
+  std::uint32_t overloaded_retry_ms = 250;  ///< the hint given with it
+  std::uint32_t tombstones_max = 65536;     ///< finished ones still answered for
   std::uint64_t tombstone_ns = 24ULL * 3600 * 1'000'000'000;
+  ClientGrants clients;  ///< with CURVE: the allow list
 };
 
 // What a session asks of the actor around it, in order.
@@ -68,7 +83,12 @@ class Session {
   explicit Session(SessionConfig config);
   ~Session();
 
-  std::vector<SessionAction> on_message(const Peer& peer, Message message, std::uint64_t now_ns);
+  /// `client` is the key that the connection proved; empty without CURVE.
+  std::vector<SessionAction> on_message(const Peer& peer, Message message, std::uint64_t now_ns,
+                                        const CurveKey& client = {});
+
+  /// Replaces the allow list. Streams of clients that are no longer in it are stopped.
+  std::vector<SessionAction> set_clients(ClientGrants clients);
 
   /// The engine took the stream. Its keeper tells the owner (so that `accepted` precedes the first
   /// chunk); the session answers whoever submits the same again, also while it was undecided, and

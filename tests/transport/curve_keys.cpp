@@ -104,8 +104,11 @@ BOOST_AUTO_TEST_CASE(certificates_of_others_are_read) {
   const auto pyzmq = write(folder / "a",
                            "#   ****  Generated on 2026-11-25 by pyzmq  ****\n"
                            "#   ZeroMQ CURVE **Secret** Certificate\n\nmetadata\ncurve\n"
-                           "    public-key = \"" + some_key + "\"\n"
-                           "    secret-key = \"" + its_secret + "\"\n");
+                           "    public-key = \"" +
+                               some_key +
+                               "\"\n"
+                               "    secret-key = \"" +
+                               its_secret + "\"\n");
   const auto read = read_secret_key(pyzmq);
   BOOST_REQUIRE_MESSAGE(read, read.error().message);
   BOOST_CHECK_EQUAL(read->public_key, some_key);
@@ -122,11 +125,16 @@ BOOST_AUTO_TEST_CASE(what_is_no_key_file_is_refused) {
   const auto other = generate_curve_keys();
   check_refused(read_secret_key(folder / "none"), ErrorCode::io, "none");
   check_refused(read_secret_key(folder.path.string()), ErrorCode::bad_file, "no file of keys");
-  const std::vector<std::string> bad = {
-      "", "secret-key", "secret-key =", "secret-key = \"", "secret-key = \"\"",
-      line("secret-key", its_secret.substr(1)), line("secret-key", its_secret + "0"),
-      line("secret-key", "~" + its_secret.substr(1)), line("public-key", some_key),
-      std::string(200'000, 'x')};
+  const std::vector<std::string> bad = {"",
+                                        "secret-key",
+                                        "secret-key =",
+                                        "secret-key = \"",
+                                        "secret-key = \"\"",
+                                        line("secret-key", its_secret.substr(1)),
+                                        line("secret-key", its_secret + "0"),
+                                        line("secret-key", "~" + its_secret.substr(1)),
+                                        line("public-key", some_key),
+                                        std::string(200'000, 'x')};
   for (const auto& text : bad)
     check_refused(read_secret_key(write(folder / "bad", text)), ErrorCode::bad_file, "secret-key");
   check_refused(read_secret_key(write(folder / "mixed", line("public-key", other.public_key) +

@@ -154,7 +154,7 @@ Error bind_error(const std::string& listen, const std::string& publish = "") {
   zmq::context_t context;
   EndpointConfig config = at(listen);
   config.publish = publish;
-  Endpoint endpoint(context, config, {[](Peer&&, Message&&) {}, [](Peer&&) {}});
+  Endpoint endpoint(context, config, {[](Peer&&, Message&&, CurveKey&&) {}, [](Peer&&) {}});
   const auto started = endpoint.start();
   BOOST_REQUIRE_MESSAGE(!started, listen << " was bound");
   BOOST_TEST_MESSAGE(started.error().message);

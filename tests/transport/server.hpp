@@ -37,10 +37,12 @@ inline std::string text_of(Token token) { return std::to_string(token).append(" 
 
 class Server {
  public:
-  Server(zmq::context_t& context, EndpointConfig config, StreamConfig stream_config = {})
+  Server(zmq::context_t& context, EndpointConfig config, StreamConfig stream_config = {},
+         ClientGrants clients = {})
       : context_(context), config_(std::move(config)), stream_config_(stream_config) {
     open();
     SessionConfig session;
+    session.clients = std::move(clients);
     session.welcome.server = "test";
     session.welcome.publish = endpoint_->publish_address();
     session.welcome.frame_bytes_max = static_cast<std::uint32_t>(config_.limits.frame_bytes_max);
@@ -95,20 +97,24 @@ class Server {
   };
 
   bool open() {
-    auto endpoint =
-        std::make_unique<Endpoint>(context_, config_,
-                                   Endpoint::Handler{[this](Peer&& peer, Message&& message) {
-                                                       post({std::move(peer), std::move(message)});
-                                                     },
-                                                     [this](Peer&& peer) {
-                                                       post({std::move(peer), std::nullopt});
-                                                     }});
+    auto endpoint = std::make_unique<Endpoint>(
+        context_, config_,
+        Endpoint::Handler{[this](Peer&& peer, Message&& message, CurveKey&& client) {
+                            post({std::move(peer), std::move(message), std::move(client)});
+                          },
+                          [this](Peer&& peer) {
+                            post({std::move(peer), std::nullopt, {}});
+                          }});
     if (!endpoint->start()) return false;
     endpoint_ = std::move(endpoint);
     return true;
   }
 
-  using News = std::pair<Peer, std::optional<Message>>;  // without a message: the peer is lost
+  struct News {
+    Peer peer;
+    std::optional<Message> message;  // none: the peer is lost
+    CurveKey client;
+  };
 
   void post(News news) {
     {
@@ -134,11 +140,11 @@ class Server {
       }
       const std::lock_guard lock(endpoint_mutex_);
       for (News& one : news) {
-        if (one.second) {
-          act(session_->on_message(one.first, std::move(*one.second), now_ns()));
+        if (one.message) {
+          act(session_->on_message(one.peer, std::move(*one.message), now_ns(), one.client));
         } else {
           ++lost;
-          for (auto& [id, stream] : streams_) stream.state.on_lost(one.first, now_ns());
+          for (auto& [id, stream] : streams_) stream.state.on_lost(one.peer, now_ns());
         }
       }
       busy = step();

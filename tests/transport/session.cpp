@@ -29,8 +29,9 @@ Accepted acceptance(const Submit& submit) {
 struct Front {
   explicit Front(SessionConfig config = {}) : session(std::move(config)) {}
 
-  std::vector<SessionAction> say(const Peer& peer, Message message) {
-    return session.on_message(peer, std::move(message), now_ns);
+  /// `client` is the key that the connection proved.
+  std::vector<SessionAction> say(const Peer& peer, Message message, const CurveKey& client = {}) {
+    return session.on_message(peer, std::move(message), now_ns, client);
   }
   /// A stream from submit to running.
   void run(const Peer& peer, const Submit& submit) {
@@ -257,6 +258,128 @@ BOOST_AUTO_TEST_CASE(tombstones_are_bounded_in_number_and_time) {
   front.end(request(5, 1, 1));
   front.now_ns = first_end_ns + 24 * hour_ns;
   only<Reply>(front.say("a", request(5, 1, 1)));
+}
+
+BOOST_AUTO_TEST_CASE(a_key_owns_what_it_submitted) {
+  SessionConfig config;
+  config.clients = {{"key-a", {"ann", "lab"}}, {"key-b", {"bob", "lab"}}};
+  Front front(config);
+  Submit submit = request(1, 2);
+  submit.tenant = "somebody else's";
+  const Start start = only<Start>(front.say("a", submit, "key-a"));
+  BOOST_CHECK_EQUAL(start.submit.tenant, "lab");  // the allow list's, whatever was said
+  front.session.on_accepted(acceptance(submit), 2);
+  // The secret opens nothing for another key, and is not asked of the same one.
+  Submit unknowing = submit;
+  unknowing.owner.fill(7);
+  only<Reply>(front.say("elsewhere", unknowing, "key-a"));
+  BOOST_CHECK(refused(front.say("b", submit, "key-b")) == ErrorCode::conflict);
+  BOOST_CHECK(refused(front.say("b", Cancel{submit.stream, submit.owner, 0}, "key-b")) ==
+              ErrorCode::unauthorized);
+  BOOST_CHECK(refused(front.say("b", Ack{submit.stream, submit.owner, 0, 1, true}, "key-b")) ==
+              ErrorCode::unauthorized);
+  BOOST_CHECK(refused(front.say("b", Attach{submit.stream, submit.owner, 0, 0, true}, "key-b")) ==
+              ErrorCode::unauthorized);
+  BOOST_CHECK(!only<Follow>(front.say("b", Attach{submit.stream, {}, 0, 0, true}, "key-b")).owner);
+  BOOST_CHECK(
+      only<Follow>(front.say("x", Attach{submit.stream, unknowing.owner, 0, 0, true}, "key-a"))
+          .owner);
+  // Nor for somebody without a key, should there ever be one.
+  BOOST_CHECK(refused(front.say("c", Cancel{submit.stream, submit.owner, 0})) ==
+              ErrorCode::unauthorized);
+  only<Stop>(front.say("x", Cancel{submit.stream, unknowing.owner, 0}, "key-a"));
+  // The tenant is not part of what was asked.
+  front.session.set_clients({{"key-a", {"ann", "another"}}});
+  BOOST_CHECK(
+      std::holds_alternative<Accepted>(only<Reply>(front.say("a", submit, "key-a")).message));
+}
+
+BOOST_AUTO_TEST_CASE(a_removed_client_is_refused_and_its_streams_stop) {
+  SessionConfig config;
+  config.clients = {{"key-a", {"ann", ""}}, {"key-b", {"bob", ""}}};
+  Front front(config);
+  only<Start>(front.say("a", request(1, 1), "key-a"));
+  only<Start>(front.say("a", request(2, 1, 4), "key-a"));
+  front.session.on_accepted(acceptance(request(2, 1, 4)), 2);
+  only<Start>(front.say("a", request(3, 1), "key-a"));
+  front.session.on_accepted(acceptance(request(3, 1)), 2);
+  front.end(request(3, 1));
+  only<Start>(front.say("b", request(4, 1), "key-b"));
+  const auto actions = front.session.set_clients({{"key-b", {"bob", ""}}});
+  std::map<StreamId, std::uint64_t> stopped;
+  for (const auto& action : actions)
+    stopped[std::get<Stop>(action).stream] = std::get<Stop>(action).epoch;
+  BOOST_CHECK((stopped == std::map<StreamId, std::uint64_t>{{request(1, 1).stream, 0},
+                                                            {request(2, 1).stream, 4}}));
+  for (const Message& message : {Message(Hello{1, 1, ""}), Message(request(9, 1)),
+                                 Message(StatsRequest{}), Message(HealthRequest{})})
+    BOOST_CHECK(refused(front.say("a", message, "key-a")) == ErrorCode::unauthorized);
+  only<Stop>(front.say("b", Cancel{request(4, 1).stream, {}, 0}, "key-b"));
+}
+
+BOOST_AUTO_TEST_CASE(a_client_has_so_many_streams_open) {
+  SessionConfig config;
+  config.overloaded_retry_ms = 11;
+  config.clients = {{"key-a", {"ann", "", 0, 2}}, {"key-b", {"bob", "", 0, 0}}};
+  Front front(config);
+  front.run("b", request(8, 1));  // without a key: nobody's grant
+  const auto begin = [&](std::uint8_t stream, const CurveKey& key) {
+    return front.say("x", request(stream, 1), key);
+  };
+  only<Start>(begin(1, "key-a"));
+  only<Start>(begin(2, "key-a"));
+  for (int connection = 0; connection < 2; ++connection) {
+    const Reply reply = only<Reply>(begin(3, "key-a"));
+    const Error& error = std::get<Failed>(reply.message).error;
+    BOOST_CHECK(error.code == ErrorCode::overloaded);
+    BOOST_CHECK_EQUAL(error.retry_after_ms, 11U);
+    BOOST_CHECK(error.message.find("ann") != std::string::npos);
+  }
+  for (std::uint8_t stream = 20; stream < 30; ++stream) only<Start>(begin(stream, "key-b"));
+  // Another epoch of an open stream asks for no more room; one that ends or is refused gives some.
+  BOOST_CHECK_EQUAL(front.say("x", request(2, 1, 1), "key-a").size(), 2U);
+  front.session.on_refused(request(1, 1).stream, 0, {ErrorCode::too_long, "too long", 0}, 2);
+  only<Start>(begin(3, "key-a"));
+  front.session.on_accepted(acceptance(request(3, 1)), 2);
+  BOOST_CHECK(refused(begin(4, "key-a")) == ErrorCode::overloaded);
+  front.end(request(3, 1));
+  front.end(request(3, 1));  // once is once
+  only<Start>(begin(4, "key-a"));
+  BOOST_CHECK(refused(begin(5, "key-a")) == ErrorCode::overloaded);
+}
+
+BOOST_AUTO_TEST_CASE(a_client_sends_so_many_requests_a_second) {
+  constexpr std::uint64_t second_ns = 1'000'000'000;
+  SessionConfig config;
+  config.clients = {{"key-a", {"ann", "", 4, 0}}, {"key-b", {"bob", "", 0.1, 0}}};
+  Front front(config);
+  std::uint8_t stream = 0;
+  const auto begin = [&](const CurveKey& key) { return front.say("x", request(++stream, 1), key); };
+  const auto wait_ms = [&](const CurveKey& key) {
+    const Reply reply = only<Reply>(begin(key));
+    const Error& error = std::get<Failed>(reply.message).error;
+    BOOST_CHECK(error.code == ErrorCode::overloaded);
+    return error.retry_after_ms;
+  };
+  for (int i = 0; i < 4; ++i) only<Start>(begin("key-a"));
+  BOOST_CHECK_EQUAL(wait_ms("key-a"), 250U);
+  front.now_ns += second_ns / 10;
+  BOOST_CHECK_EQUAL(wait_ms("key-a"), 150U);
+  // Who comes back when it was told to is let in, once.
+  front.now_ns += 150'000'000;
+  only<Start>(begin("key-a"));
+  BOOST_CHECK_EQUAL(wait_ms("key-a"), 250U);
+  // The same submit again is no other request.
+  only<Start>(begin("key-b"));
+  BOOST_CHECK(front.say("y", request(stream, 1), "key-b").empty());
+  BOOST_CHECK_EQUAL(wait_ms("key-b"), 10'000U);
+  // An hour's rest saves no more than a second's worth.
+  front.now_ns += hour_ns;
+  for (int i = 0; i < 4; ++i) only<Start>(begin("key-a"));
+  BOOST_CHECK_EQUAL(wait_ms("key-a"), 250U);
+  // A list that is read again does not fill what was used up.
+  front.session.set_clients(config.clients);
+  BOOST_CHECK_EQUAL(wait_ms("key-a"), 250U);
 }
 
 BOOST_AUTO_TEST_SUITE_END()
