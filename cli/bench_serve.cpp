@@ -13,6 +13,7 @@
 #include "bench/serve/load.hpp"
 #include "bench/serve/metrics.hpp"
 #include "bench/serve/workload.hpp"
+#include "cli/keys.hpp"
 #include "cli/terminal.hpp"
 #include "transport/client.hpp"
 
@@ -21,6 +22,7 @@ namespace sluice::cli {
 namespace {
 
 struct Options {
+  KeyOptions keys;
   std::string connect, model, dataset, plot;
   std::uint64_t num_prompts = 1000, max_concurrency = 0, num_warmups = 0, seed = 0;
   std::string request_rate = "inf";
@@ -196,6 +198,9 @@ Result<void> serve(const Options& options) {
   transport::ClientConfig config;
   config.connect = options.connect;
   config.name = "sluice bench serve";
+  auto curve = read_keys(options.keys);
+  if (!curve) return tl::unexpected(curve.error());
+  config.curve = std::move(*curve);
   auto client = transport::Client::connect(config);
   if (!client) return tl::unexpected(client.error());
   auto model = find_model((*client)->welcome(), options.model);
@@ -232,6 +237,7 @@ Command bench_serve_command(CLI::App& bench) {
     return app->add_option(name, value, does)->type_name(type);
   };
   add("--connect", options->connect, "Endpoint of the node", "EP")->required();
+  add_key_options(*app, options->keys);
   add("--model", options->model, "Which of its models, if there are several", "NAME");
   add("--num-prompts", options->num_prompts, "Requests", "N")
       ->check(CLI::Range(1, 10'000'000))

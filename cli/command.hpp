@@ -23,6 +23,7 @@ Command chat_command(CLI::App& root);
 Command subscribe_command(CLI::App& root);
 Command health_command(CLI::App& root);
 Command inspect_command(CLI::App& root);
+Command keygen_command(CLI::App& root);
 Command bench_command(CLI::App& root);
 Command top_command(CLI::App& root);
 Command completion_command(CLI::App& root);

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cli/config_keys.hpp"
+#include "transport/curve_keys.hpp"
 
 namespace sluice::cli {
 
@@ -158,19 +159,79 @@ Result<void> read_section(const std::vector<Key<Owner>>& keys, std::string_view 
   return {};
 }
 
-Result<void> read_engines(const toml::node& node, Config& config, const std::string& source) {
+/// Reads a list of tables, written as [[section]]; `take` gets each entry and its line.
+template <class Owner, class Take>
+Result<void> read_list(const std::vector<Key<Owner>>& keys, std::string_view section,
+                       const toml::node& node, const std::string& source, const Take& take) {
   const toml::array* list = node.as_array();
   if (list == nullptr || !list->is_homogeneous(toml::node_type::table)) {
-    return fail(ErrorCode::bad_request, "{}:{}: engines are written as [[engine]], one each",
-                source, line_of(node));
+    return fail(ErrorCode::bad_request, "{}:{}: {}s are written as [[{}]], one each", source,
+                line_of(node), section, section);
   }
   for (const toml::node& entry : *list) {
-    actors::EngineConfig engine;
-    auto done = read_section(engine_keys(), "engine", *entry.as_table(), engine, source);
+    Owner owner;
+    auto done = read_section(keys, section, *entry.as_table(), owner, source);
     if (!done) return done;
-    config.node.engines.push_back(std::move(engine));
+    done = take(std::move(owner), line_of(entry));
+    if (!done) return done;
   }
   return {};
+}
+
+Result<void> read_engines(const toml::node& node, Config& config, const std::string& source) {
+  return read_list(engine_keys(), "engine", node, source,
+                   [&](actors::EngineConfig&& engine, auto) -> Result<void> {
+                     config.node.engines.push_back(std::move(engine));
+                     return {};
+                   });
+}
+
+Result<std::string> read_text(const std::string& path, std::string_view what) {
+  std::ifstream in(path, std::ios::binary);
+  std::string text;
+  if (in) text.assign(std::istreambuf_iterator<char>(in), {});
+  if (!in || in.bad()) {
+    return fail(ErrorCode::io, "cannot read the {} {}: {}", what, path, std::strerror(errno));
+  }
+  return text;
+}
+
+/// An allow list: a file of [[section]] entries and nothing else.
+template <class Owner, class Take>
+Result<void> read_allow_list(const std::string& path, const std::vector<Key<Owner>>& keys,
+                             std::string_view section, const Take& take) {
+  const auto text = read_text(path, "allow list");
+  if (!text) return tl::unexpected(text.error());
+  try {
+    const toml::table root = toml::parse(*text, path);
+    for (auto&& [name, node] : root) {
+      if (name.str() != section) {
+        return fail(ErrorCode::bad_request, "{}:{}: '{}' is not [[{}]], and that is all there is",
+                    path, line_of(node), name.str(), section);
+      }
+      auto done = read_list(keys, section, node, path, take);
+      if (!done) return done;
+    }
+  } catch (const toml::parse_error& error) {
+    return fail(ErrorCode::bad_request, "{}:{}: {}", path, error.source().begin.line,
+                error.description());
+  }
+  return {};
+}
+
+Result<void> check_entry(const std::string& path, std::uint32_t line, const std::string& name,
+                         const std::string& key) {
+  if (name.empty()) return fail(ErrorCode::bad_request, "{}:{}: the entry has no name", path, line);
+  if (!transport::is_curve_key(key))
+    return fail(ErrorCode::bad_request,
+                "{}:{}: the public_key of {} is not one of 40 characters, as `sluice keygen` "
+                "prints them",
+                path, line, name);
+  return {};
+}
+
+tl::unexpected<Error> twice(const std::string& path, std::uint32_t line, const std::string& name) {
+  return fail(ErrorCode::bad_request, "{}:{}: {} has the key of another entry", path, line, name);
 }
 
 Result<Config> from_table(const toml::table& root, const std::string& source) {
@@ -242,13 +303,9 @@ void print_key(std::string& out, const Key<Owner>& key, Owner& owner) {
 }  // namespace
 
 Result<Config> read_config(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::string text;
-  if (in) text.assign(std::istreambuf_iterator<char>(in), {});
-  if (!in || in.bad()) {
-    return fail(ErrorCode::io, "cannot read the configuration {}: {}", path, std::strerror(errno));
-  }
-  return parse_config(text, path);
+  const auto text = read_text(path, "configuration");
+  if (!text) return tl::unexpected(text.error());
+  return parse_config(*text, path);
 }
 
 Result<Config> parse_config(std::string_view text, const std::string& source) {
@@ -258,6 +315,55 @@ Result<Config> parse_config(std::string_view text, const std::string& source) {
     return fail(ErrorCode::bad_request, "{}:{}: {}", source, error.source().begin.line,
                 error.description());
   }
+}
+
+Result<void> load_allow_lists(const SecurityFiles& files, actors::SecurityConfig& into) {
+  into.clients.clear();
+  into.nodes.clear();
+  auto done = read_allow_list(
+      files.clients, client_keys(), "client",
+      [&](ClientEntry&& entry, std::uint32_t line) -> Result<void> {
+        auto& grant = entry.grant;
+        if (auto good = check_entry(files.clients, line, grant.name, entry.public_key); !good)
+          return good;
+        if (grant.tenant.empty()) grant.tenant = grant.name;
+        const std::string name = grant.name;
+        if (!into.clients.emplace(std::move(entry.public_key), std::move(grant)).second)
+          return twice(files.clients, line, name);
+        return {};
+      });
+  if (!done || files.nodes.empty()) return done;
+  return read_allow_list(
+      files.nodes, peer_keys(), "node", [&](NodeEntry&& entry, std::uint32_t line) -> Result<void> {
+        if (auto good = check_entry(files.nodes, line, entry.name, entry.public_key); !good)
+          return good;
+        if (!into.nodes.emplace(std::move(entry.public_key), entry.name).second)
+          return twice(files.nodes, line, entry.name);
+        return {};
+      });
+}
+
+Result<void> load_security(Config& config) {
+  const SecurityFiles& files = config.security;
+  if (files.keys.empty()) {
+    if (files.clients.empty() && files.nodes.empty() && files.node_keys.empty()) return {};
+    return fail(ErrorCode::bad_request,
+                "security.keys is missing: without it the node speaks in plain text and asks "
+                "nobody for a key; `sluice keygen` makes a pair");
+  }
+  if (files.clients.empty())
+    return fail(ErrorCode::bad_request,
+                "security.clients is missing: with security.keys alone nobody could connect");
+  auto& security = config.node.security;
+  auto keys = transport::read_secret_key(files.keys);
+  if (!keys) return tl::unexpected(keys.error());
+  security.keys = security.node_keys = *keys;
+  if (!files.node_keys.empty()) {
+    auto node_keys = transport::read_secret_key(files.node_keys);
+    if (!node_keys) return tl::unexpected(node_keys.error());
+    security.node_keys = *node_keys;
+  }
+  return load_allow_lists(files, security);
 }
 
 std::string print_config(const Config& config) {

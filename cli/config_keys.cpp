@@ -65,6 +65,17 @@ const std::vector<NodeKey>& node_keys() {
        "subscriptions to streams, there or not yet there", 1, 1e7},
       {"endpoint", "heartbeat_ms", SLUICE_FIELD(Config, node.endpoint.heartbeat_ms),
        "a connection silent for three of these is lost", 100, 600000},
+      {"endpoint", "handshake_ms", SLUICE_FIELD(Config, node.endpoint.handshake_ms),
+       "a connection that has not said who it is by then is closed", 100, 600000},
+
+      {"security", "keys", SLUICE_FIELD(Config, security.keys),
+       "secret key file from `sluice keygen`: clients must speak CURVE; empty: plain"},
+      {"security", "clients", SLUICE_FIELD(Config, security.clients),
+       "allow list: a [[client]] each, with name, public_key, tenant, requests_per_s, streams"},
+      {"security", "node_keys", SLUICE_FIELD(Config, security.node_keys),
+       "secret key file towards other nodes; empty: `keys`"},
+      {"security", "nodes", SLUICE_FIELD(Config, security.nodes),
+       "allow list of other nodes: a [[node]] each, with name and public_key"},
 
       {"limits", "frame_bytes_max", SLUICE_FIELD(Config, node.endpoint.limits.frame_bytes_max),
        "largest message taken", 1024, gigabyte},
@@ -140,6 +151,30 @@ const std::vector<EngineKey>& engine_keys() {
       {"engine", "chat_format", SLUICE_FIELD(EngineConfig, chat_format),
        "instead of what the file's template is recognised as; empty: that", 0, 0, 1,
        "|chatml|llama2|llama3|gemma|mistral|zephyr"},
+  };
+  return keys;
+}
+
+const std::vector<ClientKey>& client_keys() {
+  static const std::vector<ClientKey> keys = {
+      {"client", "name", SLUICE_FIELD(ClientEntry, grant.name), "for people; in messages and logs"},
+      {"client", "public_key", SLUICE_FIELD(ClientEntry, public_key),
+       "what `sluice keygen` printed: 40 characters"},
+      {"client", "tenant", SLUICE_FIELD(ClientEntry, grant.tenant),
+       "whose share its requests take, whatever they say; empty: the name"},
+      {"client", "requests_per_s", SLUICE_FIELD(ClientEntry, grant.requests_per_s),
+       "submits a second, and as many at once; beyond: `overloaded`; 0: no limit", 0, 1e6},
+      {"client", "streams", SLUICE_FIELD(ClientEntry, grant.streams),
+       "unfinished at once; beyond: `overloaded`; 0: no limit", 0, 1e6},
+  };
+  return keys;
+}
+
+const std::vector<PeerKey>& peer_keys() {
+  static const std::vector<PeerKey> keys = {
+      {"node", "name", SLUICE_FIELD(NodeEntry, name), "for people; in messages and logs"},
+      {"node", "public_key", SLUICE_FIELD(NodeEntry, public_key),
+       "what `sluice keygen` printed: 40 characters"},
   };
   return keys;
 }

@@ -30,10 +30,26 @@ struct Key {
 using NodeKey = Key<Config>;
 using EngineKey = Key<actors::EngineConfig>;
 
+/// Entries of the allow lists.
+struct ClientEntry {
+  std::string public_key;
+  transport::ClientGrant grant;
+};
+struct NodeEntry {
+  std::string public_key;
+  std::string name;
+};
+using ClientKey = Key<ClientEntry>;
+using PeerKey = Key<NodeEntry>;
+
 /// Keys of one section stand together.
 const std::vector<NodeKey>& node_keys();
 
 /// Keys of each [[engine]].
 const std::vector<EngineKey>& engine_keys();
+
+/// Keys of each [[client]] and each [[node]] of an allow list.
+const std::vector<ClientKey>& client_keys();
+const std::vector<PeerKey>& peer_keys();
 
 }  // namespace sluice::cli

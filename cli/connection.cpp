@@ -10,6 +10,7 @@ void add_connection_options(CLI::App& app, ConnectionOptions& options) {
   options.engine.slots = 8;  // an embedded node serves one person
   app.add_option("--connect", options.connect, "Endpoint of a running node, as its ready line says")
       ->type_name("EP");
+  add_key_options(app, options.keys);
   app.add_option("--model", options.model,
                  "GGUF file or folder of a safetensors model, to run in this process; with "
                  "--connect, one of the node's models")
@@ -35,6 +36,12 @@ Result<std::unique_ptr<Connection>> Connection::open(const ConnectionOptions& op
   auto connection = std::unique_ptr<Connection>(new Connection);
   transport::ClientConfig client;
   client.connect = options.connect;
+  auto curve = read_keys(options.keys);
+  if (!curve) return tl::unexpected(curve.error());
+  client.curve = std::move(*curve);
+  if (options.connect.empty() && !options.keys.key.empty()) {
+    throw UsageError{"--server-key and --key are for --connect EP"};
+  }
   if (options.connect.empty()) {
     if (options.model.empty()) {
       throw UsageError{"give --model FILE to run a model here, or --connect EP for a running node"};

@@ -8,6 +8,7 @@
 
 #include "actors/node.hpp"
 #include "cli/children.hpp"
+#include "cli/keys.hpp"
 #include "kernels/core.hpp"
 #include "transport/client.hpp"
 
@@ -15,6 +16,7 @@ namespace sluice::cli {
 
 struct ConnectionOptions {
   std::string connect;  ///< endpoint; empty: an embedded node
+  KeyOptions keys;      ///< connected, to a node that speaks CURVE
   std::string model;    ///< embedded: a file; connected: one of the node's models, or empty
   actors::EngineConfig engine;
 };

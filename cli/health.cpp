@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/command.hpp"
+#include "cli/keys.hpp"
 #include "transport/client.hpp"
 
 namespace sluice::cli {
@@ -11,6 +12,7 @@ namespace sluice::cli {
 namespace {
 
 struct Options {
+  KeyOptions keys;
   std::string connect;
   std::uint32_t timeout_ms = 5000;
   bool json = false;
@@ -44,6 +46,9 @@ Result<void> health(const Options& options) {
   transport::ClientConfig config;
   config.connect = options.connect;
   config.connect_timeout = timeout;
+  auto curve = read_keys(options.keys);
+  if (!curve) return tl::unexpected(curve.error());
+  config.curve = std::move(*curve);
   auto client = transport::Client::connect(config);
   if (!client) return tl::unexpected(client.error());
   const auto state = (*client)->health(timeout);
@@ -80,6 +85,7 @@ Command health_command(CLI::App& root) {
   app->add_option("--connect", options->connect, "Endpoint of the node")
       ->type_name("EP")
       ->required();
+  add_key_options(*app, options->keys);
   app->add_option("--timeout-ms", options->timeout_ms, "How long to wait for an answer")
       ->type_name("MS")
       ->capture_default_str();

@@ -35,9 +35,9 @@ int run(int argc, char** argv) {
   root.get_formatter()->column_width(34);
   root.set_version_flag("--version", version_text, "Print version, commit and backends");
   const std::vector<Command> commands = {
-      node_command(root),      complete_command(root), chat_command(root),
-      subscribe_command(root), health_command(root),   inspect_command(root),
-      top_command(root),       bench_command(root),    completion_command(root),
+      node_command(root),       complete_command(root), chat_command(root), subscribe_command(root),
+      health_command(root),     inspect_command(root),  top_command(root),  bench_command(root),
+      completion_command(root), keygen_command(root),
   };
   const auto wrong_usage = [&](const std::string& message) {
     report(to_string(ErrorCode::bad_request), message);

@@ -1,4 +1,4 @@
-// sluice node: serves until it is told to stop.
+// sluice node: serves until it is told to stop; SIGHUP has it read its allow lists again.
 
 #include "actors/node.hpp"
 
@@ -26,7 +26,7 @@ struct Options {
   std::string config;
   std::string model;
   std::vector<std::string> join, roles;
-  std::optional<std::string> peers_listen, name;
+  std::optional<std::string> peers_listen, name, keys, clients;
   std::optional<std::string> listen, publish, metrics, backend, log_level, chat_format, site;
   std::optional<std::uint32_t> tensor_parallel, ranks, threads, slots, context_tokens;
   bool insecure = false;
@@ -64,6 +64,8 @@ Result<Config> effective_config(const Options& options) {
     override_with(engine.context_tokens, options.context_tokens);
     override_with(engine.chat_format, options.chat_format);
   }
+  override_with(config.security.keys, options.keys);
+  override_with(config.security.clients, options.clients);
   override_with(config.node.endpoint.listen, options.listen);
   override_with(config.node.peers.listen, options.peers_listen);
   override_with(config.node.peers.name, options.name);
@@ -77,24 +79,32 @@ Result<Config> effective_config(const Options& options) {
   return config;
 }
 
-/// SIGTERM and SIGINT as values. Blocks both in the calling thread, and so in every thread that it
-/// starts later; a thread of its own waits for them. The second one ends the process.
-class StopSignals {
+/// SIGTERM and SIGINT as values, and SIGHUP where there is something to read again (elsewhere it
+/// ends the process, as that of its terminal should). Blocks them in the calling thread, and so in
+/// every thread that it starts later; a thread of its own waits for them. The second one that stops
+/// ends the process.
+class Signals {
  public:
-  StopSignals() {
+  explicit Signals(bool reloads) {
     sigemptyset(&set_);
     sigaddset(&set_, SIGTERM);
     sigaddset(&set_, SIGINT);
+    if (reloads) sigaddset(&set_, SIGHUP);
     pthread_sigmask(SIG_BLOCK, &set_, nullptr);
     if (pipe(pipe_) != 0) SLUICE_ASSERT(false, "a pipe at start");
     // Detached for life: it waits in the kernel until the process ends.
     std::thread([set = set_, out = pipe_[1], loading = loading_] {
-      int signal = 0;
-      sigwait(&set, &signal);
+      const auto next_stop = [&] {
+        for (int signal = 0;;) {
+          sigwait(&set, &signal);
+          if (signal != SIGHUP) return;
+          (void)!write(out, "h", 1);
+        }
+      };
+      next_stop();
       if (loading->load()) _exit(0);  // nothing is served yet, so nothing is lost
-      const char byte = 0;
-      (void)!write(out, &byte, 1);
-      sigwait(&set, &signal);
+      (void)!write(out, "s", 1);
+      next_stop();
       static const char message[] = "sluice: unavailable: stopped at once by the second signal\n";
       (void)!write(STDERR_FILENO, message, sizeof message - 1);
       _exit(1);
@@ -103,10 +113,14 @@ class StopSignals {
 
   void loaded() { loading_->store(false); }
 
-  /// Whether the first signal came, waiting up to `timeout_ms` for it.
-  bool wait(int timeout_ms) {
+  enum class Told { nothing, reload, stop };
+
+  /// What came next, waiting up to `timeout_ms` for it.
+  Told wait(int timeout_ms) {
     zmq::pollitem_t item{nullptr, pipe_[0], ZMQ_POLLIN, 0};
-    return zmq::poll(&item, 1, std::chrono::milliseconds(timeout_ms)) > 0;
+    if (zmq::poll(&item, 1, std::chrono::milliseconds(timeout_ms)) <= 0) return Told::nothing;
+    char told = 0;
+    return read(pipe_[0], &told, 1) == 1 && told == 'h' ? Told::reload : Told::stop;
   }
 
  private:
@@ -118,8 +132,16 @@ class StopSignals {
 // How long a node that cannot serve any more goes unnoticed.
 constexpr int health_every_ms = 500;
 
+/// Reads the allow lists again. What cannot be read changes nothing.
+void reload(const SecurityFiles& files, actors::Node& node) {
+  actors::SecurityConfig lists;
+  auto done = load_allow_lists(files, lists);
+  if (done) done = node.allow(std::move(lists.clients), std::move(lists.nodes));
+  if (!done) node.log_failure("allow lists kept", done.error());
+}
+
 Result<void> serve(Config config) {
-  StopSignals signals;
+  Signals signals(config.node.security.on());
   const auto children = ChildNodes::start(config);
   if (!children) return tl::unexpected(children.error());
   zmq::context_t context;
@@ -135,7 +157,9 @@ Result<void> serve(Config config) {
   if (!(*node)->peer_address().empty()) fmt::print("peers {}\n", (*node)->peer_address());
   if (!(*node)->metrics_address().empty()) fmt::print("metrics {}\n", (*node)->metrics_address());
   std::fflush(stdout);
-  while (!signals.wait(health_every_ms)) {
+  for (auto told = Signals::Told::nothing; told != Signals::Told::stop;
+       told = signals.wait(health_every_ms)) {
+    if (told == Signals::Told::reload) reload(config.security, **node);
     if (auto healthy = (*node)->health(); !healthy) return healthy;
   }
   if (!(*node)->drain(config.drain_ms)) {
@@ -147,12 +171,13 @@ Result<void> serve(Config config) {
 }
 
 Result<void> run_node(const Options& options) {
-  const auto config = effective_config(options);
+  auto config = effective_config(options);
   if (!config) return tl::unexpected(config.error());
   if (options.print) {
     fmt::print("{}", print_config(*config));
     return {};
   }
+  if (auto loaded = load_security(*config); !loaded) return loaded;
   return serve(*config);
 }
 
@@ -165,7 +190,8 @@ Command node_command(CLI::App& root) {
       "  sluice node --config configs/local-cpu.toml --listen tcp://127.0.0.1:6000\n"
       "  sluice node --config configs/local-cpu.toml --print-config\n"
       "Prints `ready EP` on stdout when it serves. SIGTERM or SIGINT lets running streams finish\n"
-      "and exits 0; a second signal stops at once.");
+      "and exits 0; a second signal stops at once. With --keys, SIGHUP reads the allow lists "
+      "again.");
   auto options = std::make_shared<Options>();
   const auto add = [app](const std::string& name, auto& value, const std::string& does,
                          const std::string& type) {
@@ -175,6 +201,8 @@ Command node_command(CLI::App& root) {
   add("--model", options->model, "GGUF file, or folder of a safetensors model, to serve", "FILE");
   add("--listen", options->listen, "Where clients connect; port 0: any free one", "EP");
   add("--publish", options->publish, "Where subscribers connect", "EP");
+  add("--keys", options->keys, "Secret key file from `sluice keygen`: speak CURVE only", "FILE");
+  add("--clients", options->clients, "Allow list: which clients may connect, with --keys", "FILE");
   add("--metrics", options->metrics, "Where Prometheus finds /metrics: tcp://HOST:PORT", "EP");
   add("--roles", options->roles,
       "What runs here: front,tokenizer,engine,executor; the rest on others", "ROLE,...")

@@ -6,6 +6,7 @@
 
 #include "cli/command.hpp"
 #include "cli/generation.hpp"
+#include "cli/keys.hpp"
 #include "cli/terminal.hpp"
 #include "transport/client.hpp"
 
@@ -14,6 +15,7 @@ namespace sluice::cli {
 namespace {
 
 struct Options {
+  KeyOptions keys;
   std::string connect;
   std::string stream;
   std::uint32_t from = 0;
@@ -47,6 +49,9 @@ Result<void> subscribe(const Options& options) {
   }
   transport::ClientConfig config;
   config.connect = options.connect;
+  auto curve = read_keys(options.keys);
+  if (!curve) return tl::unexpected(curve.error());
+  config.curve = std::move(*curve);
   auto client = transport::Client::connect(config);
   if (!client) return tl::unexpected(client.error());
   if (auto done = (*client)->subscribe(*stream, options.from); !done) return done;
@@ -85,6 +90,7 @@ Command subscribe_command(CLI::App& root) {
   app->add_option("--connect", options->connect, "Endpoint of the node that holds it")
       ->type_name("EP")
       ->required();
+  add_key_options(*app, options->keys);
   app->add_option("stream", options->stream, "Its id, 32 hexadecimal digits")
       ->type_name("STREAM")
       ->required();

@@ -13,6 +13,7 @@
 #include <optional>
 
 #include "cli/command.hpp"
+#include "cli/keys.hpp"
 #include "cli/terminal.hpp"
 #include "cli/top_view.hpp"
 #include "transport/client.hpp"
@@ -28,6 +29,7 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::seconds window{10};
 
 struct Options {
+  KeyOptions keys;
   std::string connect;
   double interval_s = 1;
   std::uint32_t timeout_ms = 5000;
@@ -83,8 +85,7 @@ class Screen {
 /// Asks a node again and again, and keeps what it said for as long as the window is.
 class Watcher {
  public:
-  Watcher(const Options& options, transport::Client& client)
-      : options_(options), client_(client) {}
+  Watcher(const Options& options, transport::Client& client) : options_(options), client_(client) {}
 
   Result<TopSnapshot> look() {
     const std::chrono::milliseconds timeout(options_.timeout_ms);
@@ -141,6 +142,9 @@ Result<void> print(const TopSnapshot& snapshot, bool json) {
 Result<void> top(const Options& options) {
   transport::ClientConfig config;
   config.connect = options.connect;
+  auto curve = read_keys(options.keys);
+  if (!curve) return tl::unexpected(curve.error());
+  config.curve = std::move(*curve);
   config.name = "sluice top";
   config.connect_timeout = std::chrono::milliseconds(options.timeout_ms);
   auto client = transport::Client::connect(config);
@@ -183,6 +187,7 @@ Command top_command(CLI::App& root) {
   app->add_option("--connect", options->connect, "Endpoint of the node")
       ->type_name("EP")
       ->required();
+  add_key_options(*app, options->keys);
   app->add_option("--interval", options->interval_s, "Seconds from one look to the next")
       ->type_name("S")
       ->check(CLI::Range(0.1, 3600.0))

@@ -235,7 +235,7 @@ struct Client::State {
   void take_failed_handshake(std::uint16_t event) {
     const auto refused = [&](std::string why) {
       unwelcome = Error{ErrorCode::unauthorized, std::move(why), 0};
-      if (welcome) stray = unwelcome;
+      if (welcome) give_up(*unwelcome);
     };
     if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
       return refused(
@@ -258,6 +258,19 @@ struct Client::State {
         fmt::format("{} does not speak CURVE, so it is not the holder of {}: leave out "
                     "--server-key only if plain text will do",
                     config.connect, key));
+  }
+
+  /// libzmq does not come back to a node that refused the key: every stream ends here.
+  void give_up(const Error& why) {
+    if (streams.size() == ended.size()) stray = why;
+    for (const auto& [id, stream] : streams) {
+      if (stream.state->ended()) continue;
+      ClientEvent event;
+      event.failed = Failed{id, 0, why};
+      events.push_back({id, std::move(event)});
+    }
+    streams.clear();
+    ended.clear();
   }
 
   /// `news` is false once nothing was found.
@@ -393,6 +406,7 @@ Submit Client::new_submit() {
 }
 
 Result<StreamId> Client::submit(Submit submit) {
+  if (state_->unwelcome) return tl::unexpected(*state_->unwelcome);
   if (submit.stream == StreamId{}) submit.stream = random_stream_id();
   if (submit.owner == OwnerSecret{}) submit.owner = random_stream_id();
   const auto found = state_->streams.find(submit.stream);

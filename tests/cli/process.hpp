@@ -102,6 +102,12 @@ class Process {
     }
   }
 
+  /// Reads until stderr has `needle`, or ends without it.
+  void read_error_until(std::string_view needle) {
+    while (err_text_.find(needle) == std::string::npos && pump()) {
+    }
+  }
+
   /// Reads what is left and waits for the end.
   Exit finish() {
     if (in_ != out_) close_input();

@@ -11,9 +11,8 @@ using namespace sluice::test;
 
 namespace {
 
-const std::vector<std::string> commands = {"node",      "complete", "chat",
-                                           "subscribe", "health",   "top",
-                                           "completion"};
+const std::vector<std::string> commands = {"node",   "complete", "chat",       "subscribe",
+                                           "health", "top",      "completion", "keygen"};
 
 /// The long options that a command's help lists.
 std::set<std::string> options_in_help(const std::string& help) {

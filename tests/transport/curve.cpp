@@ -290,16 +290,23 @@ BOOST_AUTO_TEST_CASE(a_removed_key_loses_its_connections_at_once) {
 BOOST_AUTO_TEST_CASE(a_client_that_was_removed_hears_it) {
   Fort fort;
   const auto client = fort.client();
-  check_stream(*client);
+  fort.server->allow(3);
+  Submit submit;
+  submit.prompt = "say something";
+  submit.max_tokens = 500;
+  const auto id = client->submit(submit);
+  BOOST_REQUIRE(client->next(milliseconds(30'000)));
   fort.guard->allow(domain, {});
   fort.server->endpoint().cut_removed();
   std::optional<Client::Event> event;
-  BOOST_CHECK(eventually([&] {
-    event = client->next(milliseconds(1));
-    return event && event->event.failed;
-  }));
+  do {
+    event = client->next(milliseconds(30'000));
+    BOOST_REQUIRE(event);
+  } while (!event->event.failed);
+  BOOST_CHECK(event->stream == *id);
   BOOST_CHECK(event->event.failed->error.code == ErrorCode::unauthorized);
   BOOST_CHECK(event->event.failed->error.message.find("refused the key") != std::string::npos);
+  BOOST_CHECK(!client->submit(submit));
 }
 
 BOOST_AUTO_TEST_CASE(a_recorded_handshake_opens_nothing) {
