@@ -47,15 +47,16 @@ class Gate {
 };
 
 /// The child: says where it listens, then obeys 'h' (hold the device), 'g' (go) and 'q' or the end.
-[[noreturn]] inline void serve(actors::NodeConfig config, int orders, int answers) {
+[[noreturn]] inline void serve(actors::NodeConfig config, int orders, int answers, bool instant) {
   int status = 1;
   {
     zmq::context_t context;
     Gate gate;
-    config.make_backend = [&gate](const actors::EngineConfig&, kernels::Completion completion) {
-      return Result<std::unique_ptr<kernels::Backend>>(
-          std::make_unique<InstantBackend>(gate.behind(std::move(completion)), false));
-    };
+    if (instant)
+      config.make_backend = [&gate](const actors::EngineConfig&, kernels::Completion completion) {
+        return Result<std::unique_ptr<kernels::Backend>>(
+            std::make_unique<InstantBackend>(gate.behind(std::move(completion)), false));
+      };
     auto node = actors::Node::start(std::move(config), context);
     const std::string said = (node ? (*node)->address() : "failed: " + node.error().message) + "\n";
     if (::write(answers, said.data(), said.size()) > 0 && node) {
@@ -70,13 +71,14 @@ class Gate {
 /// To be made before the caller has threads.
 class NodeProcess {
  public:
-  explicit NodeProcess(const actors::NodeConfig& config) {
+  /// `instant`: the device answers at once; else it is the one that the configuration names.
+  explicit NodeProcess(const actors::NodeConfig& config, bool instant = true) {
     int down[2], up[2];
     if (::pipe2(down, O_CLOEXEC) != 0 || ::pipe2(up, O_CLOEXEC) != 0) return;
     pid_ = ::fork();
     if (pid_ == 0) {
       ::close(down[1]);
-      serve(config, down[0], up[1]);
+      serve(config, down[0], up[1], instant);
     }
     ::close(down[0]);
     ::close(up[1]);

@@ -4,6 +4,7 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -140,7 +141,17 @@ void reload(const SecurityFiles& files, actors::Node& node) {
   if (!done) node.log_failure("allow lists kept", done.error());
 }
 
+/// A connection takes a descriptor, a stranger's too until it has said who it is: 1,024, as many
+/// systems allow unless asked, is what one idle peer can use up.
+void raise_descriptor_limit() {
+  rlimit files{};
+  if (getrlimit(RLIMIT_NOFILE, &files) != 0) return;
+  files.rlim_cur = files.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &files);
+}
+
 Result<void> serve(Config config) {
+  raise_descriptor_limit();
   Signals signals(config.node.security.on());
   const auto children = ChildNodes::start(config);
   if (!children) return tl::unexpected(children.error());

@@ -39,5 +39,7 @@ if(TARGET sluice-soak)
 endif()
 sluice_program(bench/streams NAME sluice-bench-streams
                LINK sluice_actors PkgConfig::ZEROMQ nlohmann_json::nlohmann_json)
+sluice_program(bench/curve NAME sluice-bench-curve
+               LINK sluice_actors PkgConfig::ZEROMQ nlohmann_json::nlohmann_json)
 sluice_program(examples/cpp NAME example-client LINK sluice_transport)
 sluice_fuzzers()

@@ -34,7 +34,7 @@ constexpr std::array<Metric, 10> of_engines = {{
     {"tokens", "sluice_generation_tokens_total", "counter", "Tokens generated."},
 }};
 
-constexpr std::array<Metric, 9> of_node = {{
+constexpr std::array<Metric, 14> of_node = {{
     {"session.open", "sluice_streams_open", "gauge", "Streams without a terminal."},
     {"streams.kept", "sluice_streams_kept", "gauge", "Streams whose log is kept."},
     {"streams.log_bytes", "sluice_stream_log_bytes", "gauge", "Memory of all kept logs."},
@@ -46,6 +46,16 @@ constexpr std::array<Metric, 9> of_node = {{
     {"io.frames_dropped", "sluice_frames_dropped_total", "counter",
      "Frames for peers that were gone or too slow."},
     {"io.peers_lost", "sluice_connections_lost_total", "counter", "Connections that were lost."},
+    {"security.admitted", "sluice_connections_admitted_total", "counter",
+     "Connections whose key is in the allow list."},
+    {"security.keys_refused", "sluice_connections_refused_total", "counter",
+     "Connections whose key is not."},
+    {"security.handshakes_failed", "sluice_handshakes_failed_total", "counter",
+     "Connections that were plain, garbled, replayed, or not finished in time."},
+    {"security.connections_cut", "sluice_connections_cut_total", "counter",
+     "Connections closed because their key was removed."},
+    {"security.frames_refused", "sluice_frames_refused_total", "counter",
+     "Frames under way from a key that was removed."},
 }};
 
 /// The names of the engines, which may have dots.

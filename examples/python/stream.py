@@ -3,6 +3,7 @@
 
     pip install pyzmq msgpack
     stream.py tcp://127.0.0.1:5555 "The capital of France is" [--max-tokens 32] [--subscribe]
+              [--server-key node.key --key me.key_secret]
 
 Written from docs/protocol.md alone. Prints the text as it comes, checks that no token is lost,
 repeated or reordered (each chunk carries a hash chain over all tokens before), and prints the
@@ -18,6 +19,7 @@ import sys
 
 import msgpack
 import zmq
+import zmq.auth
 
 
 def fail(text):
@@ -58,15 +60,19 @@ class Stream:
 class Node:
     """A connection to a node's two sockets."""
 
-    def __init__(self, address, timeout_ms=10_000):
+    def __init__(self, address, server_key=None, key=None, timeout_ms=10_000):
         self.context = zmq.Context()
         self.address = address
         self.requests = self.context.socket(zmq.DEALER)
         self.requests.linger = 1000
         self.requests.rcvhwm = 0  # docs/protocol.md says why
-        self.requests.connect(address)
         self.subscriptions = self.context.socket(zmq.SUB)
         self.subscriptions.rcvhwm = 0
+        if server_key:  # the node speaks CURVE: files of `sluice keygen`
+            for socket in (self.requests, self.subscriptions):
+                socket.curve_serverkey = zmq.auth.load_certificate(server_key)[0]
+                socket.curve_publickey, socket.curve_secretkey = zmq.auth.load_certificate(key)
+        self.requests.connect(address)
         self.poller = zmq.Poller()
         self.poller.register(self.requests, zmq.POLLIN)
         self.poller.register(self.subscriptions, zmq.POLLIN)
@@ -74,7 +80,8 @@ class Node:
         self.welcome = self.receive(timeout_ms)
         if self.welcome is None:
             self.requests.linger = 0
-            fail(f"no answer from {address}: is a node running there?")
+            fail(f"no answer from {address}: is a node running there, does it want keys, or not "
+                 "these?")
         if self.welcome["type"] == "error":
             fail(f"{self.welcome['code']}: {self.welcome['message']}")
 
@@ -99,7 +106,7 @@ class Node:
 
 
 def run(arguments):
-    node = Node(arguments.endpoint)
+    node = Node(arguments.endpoint, arguments.server_key, arguments.key)
     identity, owner = os.urandom(16), os.urandom(16)
     submit = {
         "type": "submit", "stream": identity, "owner": owner, "prompt": arguments.prompt,
@@ -108,7 +115,8 @@ def run(arguments):
     }
     reader = node
     if arguments.subscribe:
-        reader = Node(arguments.endpoint)  # another client, which knows the stream's id only
+        # Another client, which knows the stream's id only.
+        reader = Node(arguments.endpoint, arguments.server_key, arguments.key)
         reader.subscribe(identity)
     node.send(submit)
     stream = None
@@ -169,6 +177,8 @@ def main():
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--subscribe", action="store_true", help="read from the publisher")
+    parser.add_argument("--server-key", metavar="FILE", help="the node's public key: speak CURVE")
+    parser.add_argument("--key", metavar="FILE", help="your own secret key file, then too")
     parser.add_argument("--timeout", type=int, default=60, help="seconds without news")
     run(parser.parse_args())
 

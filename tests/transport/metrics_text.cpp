@@ -78,6 +78,7 @@ BOOST_AUTO_TEST_CASE(a_page_is_read_back) {
   values["engine.m.tokens"] = 5;
   values["engine.tokens"] = 123456794;
   values["session.open"] = 3;
+  values["security.keys_refused"] = 4;
   values["refused.overloaded"] = 7;
   values["refused.too_long"] = 1;
   values["finished.stop"] = 9;
@@ -85,6 +86,7 @@ BOOST_AUTO_TEST_CASE(a_page_is_read_back) {
   BOOST_TEST(page.at(R"(sluice_generation_tokens_total{model_name="a.b\"c\\d\ne"})") == 123456789);
   BOOST_TEST(page.at(R"(sluice_kv_cache_blocks{model_name="m"})") == 32);
   BOOST_TEST(page.at("sluice_streams_open") == 3);
+  BOOST_TEST(page.at("sluice_connections_refused_total") == 4);
   BOOST_TEST(page.at(R"(sluice_requests_refused_total{code="overloaded"})") == 7);
   BOOST_TEST(page.at(R"(sluice_requests_finished_total{finished_reason="stop"})") == 9);
   BOOST_TEST(page.at("sluice_inter_token_latency_seconds_count") == 5);
