@@ -1,7 +1,9 @@
 // What CURVE costs, and what a flood of bad keys does. Two nodes whose device answers at once, one
 // with keys and one without, take turns: a token's latency and 64 streams' throughput. Then a node
 // with a real model runs 8 streams while a process of its own attempts connections with a key that
-// is not allowed; rounds with and without that process take turns.
+// is not allowed; rounds without that process, with it attacking another node on the same machine
+// (what its arithmetic and that node's take from these cores), and with it attacking this one take
+// turns.
 //
 //   sluice-bench-curve --model FILE [--rounds N] [--attempts N] [--tokens N] [--json]
 
@@ -93,8 +95,8 @@ Result<Run> run_streams(transport::Client& client, std::uint32_t streams, std::u
                          int attempts, int answers) {
   constexpr int together = 50;
   (void)!::nice(19);  // its own arithmetic is another machine's in life: it is to take what is left
-  zmq::context_t context;
   for (int made = 0; made < attempts; made += together) {
+    zmq::context_t context;  // its end waits until every socket is gone, descriptors and all
     std::vector<zmq::socket_t> dealers, monitors;
     for (int i = 0; i < together; ++i) {
       auto& dealer = dealers.emplace_back(context, zmq::socket_type::dealer);
@@ -201,34 +203,44 @@ Json to_json(const Cost& cost) {
           {"tokens_per_s_64_streams", median(cost.tokens_per_s)}};
 }
 
-/// Rounds of 8 streams, without and with the attack.
-Result<Json> measure_flood(const Options& options, const NodeProcess& node, const Keys& keys) {
+/// Rounds of 8 streams: left alone, beside an attack on `other`, under one on `node`.
+Result<Json> measure_flood(const Options& options, const NodeProcess& node,
+                           const NodeProcess& other, const Keys& keys) {
   auto client = connect(node, &keys);
   if (!client) return tl::unexpected(client.error());
   if (auto warm = run_streams(**client, 8, options.tokens); !warm)
     return tl::unexpected(warm.error());
   const transport::CurveClient stranger{keys.node.public_key, keys.stranger};
-  std::vector<double> quiet_p50, quiet_p99, flood_p50, flood_p99, attempts_per_s;
+  std::vector<double> quiet_p50, quiet_p99, beside_p99, flood_p50, flood_p99, attempts_per_s;
+  const auto under_attack = [&](const std::string& address) -> Result<Run> {
+    Run all;
+    const Attack attack(address, stranger, options.attempts);
+    const auto began = Clock::now();
+    while (!attack.over()) {
+      const auto run = run_streams(**client, 8, options.tokens);
+      if (!run) return tl::unexpected(run.error());
+      all.gaps_ms.insert(all.gaps_ms.end(), run->gaps_ms.begin(), run->gaps_ms.end());
+    }
+    all.seconds = std::chrono::duration<double>(Clock::now() - began).count();
+    return all;
+  };
   for (int round = 0; round < options.rounds; ++round) {
-    std::vector<double> quiet, flood;
+    std::vector<double> quiet;
     for (int i = 0; i < 3; ++i) {
       const auto run = run_streams(**client, 8, options.tokens);
       if (!run) return tl::unexpected(run.error());
       quiet.insert(quiet.end(), run->gaps_ms.begin(), run->gaps_ms.end());
     }
-    const Attack attack(node.address(), stranger, options.attempts);
-    const auto began = Clock::now();
-    while (!attack.over()) {
-      const auto run = run_streams(**client, 8, options.tokens);
-      if (!run) return tl::unexpected(run.error());
-      flood.insert(flood.end(), run->gaps_ms.begin(), run->gaps_ms.end());
-    }
-    const double seconds = std::chrono::duration<double>(Clock::now() - began).count();
-    attempts_per_s.push_back(options.attempts / seconds);
+    const auto beside = under_attack(other.address());
+    if (!beside) return tl::unexpected(beside.error());
+    const auto flood = under_attack(node.address());
+    if (!flood) return tl::unexpected(flood.error());
+    attempts_per_s.push_back(options.attempts / flood->seconds);
+    beside_p99.push_back(quantile(beside->gaps_ms, 0.99));
     quiet_p50.push_back(quantile(quiet, 0.5));
     quiet_p99.push_back(quantile(quiet, 0.99));
-    flood_p50.push_back(quantile(flood, 0.5));
-    flood_p99.push_back(quantile(flood, 0.99));
+    flood_p50.push_back(quantile(flood->gaps_ms, 0.5));
+    flood_p99.push_back(quantile(flood->gaps_ms, 0.99));
   }
   const auto stats = (*client)->stats(std::chrono::seconds(20));
   if (!stats) return tl::unexpected(stats.error());
@@ -240,6 +252,7 @@ Result<Json> measure_flood(const Options& options, const NodeProcess& node, cons
               {"attempts_per_s", median(attempts_per_s)},
               {"quiet_itl_p50_ms", median(quiet_p50)},
               {"quiet_itl_p99_ms", median(quiet_p99)},
+              {"attack_on_another_node_itl_p99_ms", median(beside_p99)},
               {"flood_itl_p50_ms", median(flood_p50)},
               {"flood_itl_p99_ms", median(flood_p99)},
               {"p99_ratio", median(flood_p99) / median(quiet_p99)}};
@@ -271,7 +284,7 @@ Result<Json> run(const Options& options) {
   all["plain"] = to_json(off);
   all["curve"] = to_json(on);
   if (options.attempts == 0) return all;
-  auto flood = measure_flood(options, flooded, keys);
+  auto flood = measure_flood(options, flooded, curve, keys);
   if (!flood) return flood;
   all["flood"] = std::move(*flood);
   return all;
