@@ -103,18 +103,18 @@ class CpuBackend final : public Backend {
   Result<void> join(std::shared_ptr<Communicator> group) override {
     SLUICE_ASSERT(group != nullptr, "a group to join");
     std::unique_lock lock(mutex_);
-    if (!programs_.empty() && (group_ == nullptr || group_->shard() != group->shard())) {
-      const Shard was = group_ == nullptr ? Shard{} : group_->shard();
+    if (!programs_.empty() && shard_ != group->shard()) {
+      const Shard was = shard_.value_or(Shard{});
       return fail(ErrorCode::bad_request,
                   "rank {} of {}: this backend's programs are recorded for rank {} of {}",
                   group->shard().rank, group->shard().size, was.rank, was.size);
     }
-    group_ = std::move(group);
+    shard_ = group->shard();
     Item item;
-    item.joins = true;
+    item.group = std::move(group);
     queue_.push_back(std::move(item));
     wake_.notify_one();
-    wait_idle(lock);
+    wait_idle(lock);  // steps before it run in the old group
     return {};
   }
 
@@ -123,8 +123,7 @@ class CpuBackend final : public Backend {
     std::unique_lock lock(mutex_);
     wait_idle(lock);
     if (auto made = pack(steps); !made) return tl::unexpected(made.error());
-    const auto shard = group_ == nullptr ? std::nullopt : std::optional(group_->shard());
-    auto program = Program::compile(steps, weights_, shape_, shard);
+    auto program = Program::compile(steps, weights_, shape_, shard_);
     if (!program) return tl::unexpected(program.error());
     programs_.push_back(std::move(*program));
     runner_.prepare(programs_.back(), shape_);
@@ -135,11 +134,11 @@ class CpuBackend final : public Backend {
     SLUICE_ASSERT(program.index < programs_.size(), "a program never recorded");
     SLUICE_ASSERT(ticket > last_ticket_ || last_ticket_ == 0, "tickets must increase");
     last_ticket_ = ticket;
-    push({program.index, ticket, std::move(batch), {}, false, false});
+    push({program.index, ticket, std::move(batch), {}, false, nullptr});
   }
 
   void sample(Ticket ticket, std::vector<Mask> masks) override {
-    push({0, ticket, {}, std::move(masks), true, false});
+    push({0, ticket, {}, std::move(masks), true, nullptr});
   }
 
   Result<double> read_bandwidth(std::size_t bytes) override {
@@ -232,7 +231,7 @@ class CpuBackend final : public Backend {
     Batch batch;
     std::vector<Mask> masks;
     bool masks_came = false;
-    bool joins = false;  ///< no step: the group changes
+    std::shared_ptr<Communicator> group;  ///< no step: joins it
   };
 
   /// A step whose completion is still owed.
@@ -288,9 +287,9 @@ class CpuBackend final : public Backend {
   }
 
   void run(const Item& item) {
-    if (item.joins) {
+    if (item.group != nullptr) {
       fail_pending("the group was left before the step's masks came");
-      runner_.join(group_.get());
+      runner_.join(item.group);
       return;
     }
     const auto start = std::chrono::steady_clock::now();
@@ -334,7 +333,7 @@ class CpuBackend final : public Backend {
   DeviceInfo info_;
   Completion completion_;
   PoolShape shape_;
-  std::shared_ptr<Communicator> group_;  ///< the driver reads it while `busy_`
+  std::optional<Shard> shard_;  ///< place in the group that was joined last
   bool allocated_ = false;
   Ticket last_ticket_ = 0;
   std::vector<CpuWeight> weights_;

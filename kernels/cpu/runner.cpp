@@ -76,8 +76,8 @@ void StepRunner::place(const Batch& batch, std::vector<SlotTokens>& results) {
   }
 }
 
-void StepRunner::join(Communicator* group) {
-  group_ = group;
+void StepRunner::join(std::shared_ptr<Communicator> group) {
+  group_ = std::move(group);
   failure_.reset();
   failed_stage_ = none_failed;
   slots_.close_all();

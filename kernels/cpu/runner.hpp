@@ -23,7 +23,7 @@ class StepRunner {
   void prepare(const Program& program, const PoolShape& pool);
 
   /// Closes all slots and forgets a failure; collectives go to `group` from now on.
-  void join(Communicator* group);
+  void join(std::shared_ptr<Communicator> group);
 
   /// Why a step failed; no step runs after that. None: all is well.
   const std::optional<Error>& failure() const { return failure_; }
@@ -98,7 +98,7 @@ class StepRunner {
   const KvPool& kv_;
   SlotTable& slots_;
   std::vector<Breather> breathers_;  ///< one a thread
-  Communicator* group_ = nullptr;
+  std::shared_ptr<Communicator> group_;
   std::uint32_t vocabulary_ = 0;
 
   std::vector<ZeroPages> scratch_;  ///< one a thread
