@@ -280,9 +280,8 @@ void set_up_engines(const NodeConfig& settings, const LoadProgress& progress,
       if (loaded) engine->kv_bytes = loaded->pool.blocks * kv_block_bytes(loaded->pool);
       return loaded;
     };
-    const FactsLoader facts = load_once([engine, site = settings.site] {
-      return load_facts(engine, site);
-    });
+    const FactsLoader facts =
+        load_once([engine, site = settings.site] { return load_facts(engine, site); });
     const bool batcher = plays(settings, "engine");
     const bool computes = plays(settings, "executor");
     supervised.engines.push_back(
@@ -400,10 +399,19 @@ Result<void> Node::allow(transport::ClientGrants clients,
     return fail(ErrorCode::bad_request,
                 "the node has no keys, so it has no allow lists: write security.keys");
   if (auto checked = check_lists(clients, nodes); !checked) return checked;
-  // The session first: whoever the guard admits is known to it already.
-  if (state_->session) caf::anon_send(state_->session, clients_atom::value, clients);
+  const auto tell = [this](const transport::ClientGrants& grants) {
+    if (state_->session) caf::anon_send(state_->session, clients_atom::value, grants);
+  };
+  // Whoever the guard admits is known to the session already; whose stream the session stops, is
+  // cut off before its end can go out as if it had been asked for.
+  auto& present = state_->config.security.clients;
+  auto both = clients;
+  both.insert(present.begin(), present.end());
+  tell(both);
   state_->allow(clients, nodes);
   if (state_->bridge) state_->bridge->cut_removed();
+  tell(clients);
+  present = clients;
   state_->log->node("allowed", fmt::format("{} clients, {} nodes", clients.size(), nodes.size()));
   return {};
 }

@@ -106,7 +106,8 @@ class Node {
   std::string metrics_address() const;
 
   /// Replaces the allow lists. Who is no longer in them is refused at once: connections are closed,
-  /// streams stopped. `bad_request` when a key stands in both; the old ones stay in force then.
+  /// streams stopped. `bad_request` when a key stands in both; the old ones stay in force then. One
+  /// thread at a time.
   Result<void> allow(transport::ClientGrants clients,
                      std::map<transport::CurveKey, std::string> nodes);
 
