@@ -111,8 +111,8 @@ BOOST_AUTO_TEST_CASE(plain_tcp_beyond_loopback) {
   BOOST_TEST(contains(exit.err, "insecure"), exit.err);
 }
 
-BOOST_AUTO_TEST_CASE(more_devices_than_are_offered) {
-  check_failed(run({"node", "--model", model, "--tp", "2"}), "unsupported", "--tp 2");
+BOOST_AUTO_TEST_CASE(a_number_of_ranks_that_the_heads_do_not_allow) {
+  check_failed(run({"node", "--model", model, "--tp", "2"}), "unsupported", "use 1, 3, 9");
 }
 
 BOOST_AUTO_TEST_CASE(nobody_at_the_endpoint) {

@@ -27,7 +27,8 @@ class Process {
  public:
   enum class Input { pipes, terminal };
 
-  explicit Process(std::vector<std::string> arguments, Input input = Input::pipes) {
+  explicit Process(std::vector<std::string> arguments, Input input = Input::pipes,
+                   const std::string& program = SLUICE_BINARY) {
     int in[2], out[2], err[2], terminal = -1;
     BOOST_REQUIRE(pipe2(in, O_CLOEXEC) == 0 && pipe2(out, O_CLOEXEC) == 0);
     BOOST_REQUIRE(pipe2(err, O_CLOEXEC) == 0);
@@ -39,7 +40,7 @@ class Process {
         dup2(out[1], STDOUT_FILENO);
         dup2(err[1], STDERR_FILENO);
       }
-      arguments.insert(arguments.begin(), SLUICE_BINARY);
+      arguments.insert(arguments.begin(), program);
       std::vector<char*> argv;
       for (std::string& argument : arguments) argv.push_back(argument.data());
       argv.push_back(nullptr);
@@ -157,6 +158,11 @@ inline Exit run(std::vector<std::string> arguments, std::string_view input = {})
   Process process(std::move(arguments));
   process.write(input);
   return process.finish();
+}
+
+/// The same for another program.
+inline Exit run_program(const std::string& program, std::vector<std::string> arguments) {
+  return Process(std::move(arguments), Process::Input::pipes, program).finish();
 }
 
 inline const std::string model = SLUICE_MODELS "/SmolLM2-135M-Instruct-Q4_1.gguf";

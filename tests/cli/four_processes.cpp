@@ -1,0 +1,108 @@
+// Shows the shape this service is built for: tokenizer, batcher, executor and streamer in four
+// processes over ZeroMQ. A person chats at a terminal, a pyzmq client and `sluice subscribe` read
+// the same stream, and one process alone gives the same text. Then the executor is killed in the
+// middle of an answer: after a pause the answer goes on as if nothing had happened.
+
+#include <boost/test/unit_test.hpp>
+#include <memory>
+
+#include "tests/cli/process.hpp"
+
+using namespace sluice::test;
+
+namespace {
+
+/// What follows `word` on the line that begins with it.
+std::string value_of(Process& process, const std::string& word) {
+  process.read_until(word + " ");
+  std::string line = process.read_until("\n");
+  line.pop_back();
+  return line;
+}
+
+std::vector<std::string> node(const std::string& roles, std::vector<std::string> more) {
+  more.insert(more.begin(), {"node", "--model", model, "--roles", roles});
+  return more;
+}
+
+/// The four nodes. The front knows no other; the others join it, or are joined.
+struct FourNodes {
+  ScratchFolder folder;
+  Process front{node("front", {"--listen", "tcp://127.0.0.1:0", "--peers-listen",
+                               "ipc://" + folder.file("front")})};
+  Process tokenizer{node("tokenizer", {"--join", "ipc://" + folder.file("front")})};
+  std::unique_ptr<Process> executor = make_executor();
+  Process engine{node("engine", {"--join", "ipc://" + folder.file("front") + ",ipc://" +
+                                               folder.file("executor")})};
+  std::string endpoint = value_of(front, "ready");
+
+  std::unique_ptr<Process> make_executor() const {
+    return std::make_unique<Process>(
+        node("executor", {"--peers-listen", "ipc://" + folder.file("executor")}));
+  }
+};
+
+const std::vector<std::string> question = {"--temperature", "0", "--max-tokens", "60"};
+
+/// Text without the terminal's line ends.
+std::string plain(std::string text) {
+  std::erase(text, '\r');
+  return text;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(four_processes)
+
+BOOST_AUTO_TEST_CASE(all_see_the_same_stream) {
+  FourNodes nodes;
+  std::vector<std::string> chat = {"chat", "--connect", nodes.endpoint, "--no-stats"};
+  chat.insert(chat.end(), question.begin(), question.end());
+  Process person(chat, Process::Input::terminal);
+  person.read_until("> ");
+  person.write("Name three rivers.\n");
+  person.read_until("\n");  // the echo of the line
+  std::string answer = plain(person.read_until("\n> "));
+  answer.resize(answer.size() - 3);
+  person.write("/stream\n");
+  const std::string stream = plain(value_of(person, "stream"));
+  BOOST_TEST(stream.size() == 32U);
+
+  const std::string python = SLUICE_FIXTURES "/../../.venv/bin/python";
+  const Exit subscriber =
+      run_program(python, {SLUICE_FIXTURES "/../cli/subscriber.py", nodes.endpoint, stream});
+  BOOST_TEST(subscriber.code == 0, subscriber.err);
+  BOOST_TEST(subscriber.out == answer + "\n");
+
+  const Exit follower = run({"subscribe", "--connect", nodes.endpoint, stream});
+  BOOST_TEST(follower.code == 0, follower.err);
+  BOOST_TEST(contains(follower.out, answer));
+
+  std::vector<std::string> alone = {"chat", "--model", model, "--no-stats"};
+  alone.insert(alone.end(), question.begin(), question.end());
+  BOOST_TEST(contains(run(alone, "Name three rivers.\n").out, answer));
+  person.write("/quit\n");
+  BOOST_TEST(person.finish().code == 0);
+}
+
+BOOST_AUTO_TEST_CASE(an_answer_outlives_the_executors_process) {
+  FourNodes nodes;
+  const std::vector<std::string> ask = {"--prompt",      "Once upon a time", "--max-tokens", "300",
+                                        "--temperature", "0", "--ignore-eos"};
+  std::vector<std::string> remote = {"complete", "--connect", nodes.endpoint};
+  remote.insert(remote.end(), ask.begin(), ask.end());
+  std::vector<std::string> local = {"complete", "--model", model};
+  local.insert(local.end(), ask.begin(), ask.end());
+  const Exit undisturbed = run(local);
+  BOOST_REQUIRE(undisturbed.code == 0);
+
+  Process reader(remote);
+  for (int i = 0; i < 20; ++i) reader.read_until(" ");
+  nodes.executor.reset();  // SIGKILL
+  nodes.executor = nodes.make_executor();
+  const Exit answer = reader.finish();
+  BOOST_TEST(answer.code == 0, answer.err);
+  BOOST_TEST(answer.out == undisturbed.out);
+}
+
+BOOST_AUTO_TEST_SUITE_END()
