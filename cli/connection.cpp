@@ -8,7 +8,9 @@ namespace sluice::cli {
 
 void add_connection_options(CLI::App& app, ConnectionOptions& options) {
   options.engine.slots = 8;  // an embedded node serves one person
-  app.add_option("--connect", options.connect, "Endpoint of a running node, as its ready line says")
+  app.add_option("--connect", options.connect,
+                 "Endpoint of a running node, as its ready line says; several with commas between: "
+                 "where one is lost, the next goes on")
       ->type_name("EP");
   add_key_options(app, options.keys);
   app.add_option("--model", options.model,

@@ -24,6 +24,13 @@ using std::chrono::milliseconds;
 /// A node silent for three of these is taken for lost, and connected to again.
 constexpr int heartbeat_ms = 2000;
 
+/// With several fronts to choose from: silence from the one at hand, while something is due, after
+/// which the next is tried. Longer than a node lets a follower wait for a sign of life.
+constexpr milliseconds front_silence{4000};
+
+/// The same for one that has not answered at all.
+constexpr milliseconds front_greeting{1500};
+
 /// How long a closed client still tries to get rid of its last acks.
 constexpr milliseconds linger{500};
 
@@ -76,6 +83,11 @@ struct Client::State {
   };
 
   ClientConfig config;
+  std::vector<std::string> fronts;
+  std::size_t front = 0;      ///< the one at hand
+  bool greeted = false;       ///< by the one at hand
+  bool disconnected = false;  ///< so the socket said
+  Clock::time_point heard = Clock::now();
   std::unique_ptr<zmq::context_t> own_context;
   zmq::context_t* context = nullptr;
   zmq::socket_t dealer;
@@ -113,6 +125,21 @@ struct Client::State {
                     "the client");
     if (given == nullptr) own_context = std::make_unique<zmq::context_t>(1);
     context = given != nullptr ? given : own_context.get();
+    for (std::size_t at = 0; at <= config.connect.size();) {
+      const std::size_t end = std::min(config.connect.find(',', at), config.connect.size());
+      fronts.push_back(config.connect.substr(at, end - at));
+      at = end + 1;
+    }
+    for (front = fronts.size(); front-- > 0;)  // a typing error in any of them is told at once
+      if (auto opened = open_sockets(); !opened) return opened;
+    front = 0;
+    return {};
+  }
+
+  const std::string& address() const { return fronts[front]; }
+
+  /// To the front at hand; what the sockets before them still held is gone.
+  Result<void> open_sockets() {
     try {
       dealer = zmq::socket_t(*context, zmq::socket_type::dealer);
       subscriber = zmq::socket_t(*context, zmq::socket_type::sub);
@@ -123,17 +150,41 @@ struct Client::State {
         socket->set(zmq::sockopt::rcvhwm, 0);
         socket->set(zmq::sockopt::heartbeat_ivl, heartbeat_ms);
         socket->set(zmq::sockopt::heartbeat_timeout, 3 * heartbeat_ms);
-        socket->set(zmq::sockopt::ipv6, config.connect.find('[') != std::string::npos ? 1 : 0);
+        socket->set(zmq::sockopt::ipv6, address().find('[') != std::string::npos ? 1 : 0);
         if (!config.curve.server_key.empty()) secure_client(*socket, config.curve);
       }
       watch();
-      dealer.connect(config.connect);
+      dealer.connect(address());
     } catch (const zmq::error_t& error) {
       return fail(ErrorCode::bad_request,
                   "cannot connect to {}: {}; write tcp://HOST:PORT, ipc://PATH or inproc://NAME",
-                  config.connect, error.what());
+                  address(), error.what());
     }
+    dealer_news = subscriber_news = monitor_news = true;
     return {};
+  }
+
+  bool something_is_due() const { return !welcome || streams.size() > ended.size(); }
+
+  /// Streams go on at the next front: it does not know them, and is given the tokens held.
+  void turn_to_next_front() {
+    front = (front + 1) % fronts.size();
+    heard = Clock::now();
+    greeted = disconnected = false;
+    closed_handshakes = 0;
+    connected_before = true;  // so that the handshake is followed by what is due
+    subscribed_to.clear();
+    if (auto opened = open_sockets(); !opened) return;  // the silence will tell
+    dealer.set(zmq::sockopt::linger, static_cast<int>(linger.count()));
+    for (const auto& [id, stream] : streams)
+      if (stream.subscribed && !stream.state->ended())
+        subscriber.set(zmq::sockopt::subscribe,
+                       std::string_view(reinterpret_cast<const char*>(id.data()), id.size()));
+  }
+
+  bool front_is_lost() const {
+    if (fronts.size() < 2 || !something_is_due()) return false;
+    return disconnected || Clock::now() - heard > (greeted ? front_silence : front_greeting);
   }
 
   /// Has libzmq tell when a connection was made, so that a new one after a loss is noticed: the
@@ -142,8 +193,9 @@ struct Client::State {
     std::array<std::uint8_t, 8> name;
     randombytes_buf(name.data(), name.size());
     const std::string address = "inproc://sluice-client-" + to_hex(name);
-    constexpr int told = ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH |
-                         ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL;
+    constexpr int told = ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_HANDSHAKE_SUCCEEDED |
+                         ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
+                         ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL;
     if (zmq_socket_monitor(dealer.handle(), address.c_str(), told) != 0) throw zmq::error_t();
     monitor = zmq::socket_t(*context, zmq::socket_type::pair);
     monitor.set(zmq::sockopt::linger, 0);
@@ -160,7 +212,7 @@ struct Client::State {
         return fail(ErrorCode::unavailable,
                     "no answer from {} within {} ms: is a node running there? "
                     "`sluice node --listen {}` starts one",
-                    config.connect, config.connect_timeout.count(), config.connect);
+                    config.connect, config.connect_timeout.count(), address());
       pump(left);
       if (unwelcome) return tl::unexpected(*unwelcome);
       if (!stray) continue;
@@ -204,6 +256,7 @@ struct Client::State {
     if (monitor_news) take_connections();
     if (dealer_news) take_frames(dealer, dealer_news);
     if (subscriber_news) take_frames(subscriber, subscriber_news);
+    if (front_is_lost()) turn_to_next_front();
     if (Clock::now() - ticked < tick_interval) return;
     ticked = Clock::now();
     for (auto& [id, stream] : streams) tick(id, stream);
@@ -219,6 +272,8 @@ struct Client::State {
       std::memcpy(&event, part.data(), sizeof event);
       if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED)
         again = std::exchange(connected_before, true);
+      else if (event == ZMQ_EVENT_DISCONNECTED)
+        disconnected = true;
       else
         take_failed_handshake(event);
     }
@@ -241,7 +296,7 @@ struct Client::State {
       return refused(
           fmt::format("{} refused the key {}: it is not in the node's allow list; give "
                       "it to whoever runs the node",
-                      config.connect, config.curve.keys.public_key));
+                      address(), config.curve.keys.public_key));
     if (connected_before || unwelcome) return;
     const bool closed = event == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL;
     if (closed && ++closed_handshakes < closed_handshakes_max) return;
@@ -249,15 +304,15 @@ struct Client::State {
       return refused(
           fmt::format("{} does not take plain connections: give the node's public key "
                       "and your own (--server-key and --key)",
-                      config.connect));
+                      address()));
     const std::string& key = config.curve.server_key;
     if (closed)
       return refused(fmt::format("{} broke off the handshake: {} is not its key, or it has none",
-                                 config.connect, key));
+                                 address(), key));
     refused(
         fmt::format("{} does not speak CURVE, so it is not the holder of {}: leave out "
                     "--server-key only if plain text will do",
-                    config.connect, key));
+                    address(), key));
   }
 
   /// libzmq does not come back to a node that refused the key: every stream ends here.
@@ -290,9 +345,13 @@ struct Client::State {
   }
 
   void take(const Message& message) {
+    heard = Clock::now();
     if (const auto* answer = std::get_if<Welcome>(&message)) {
       welcome = *answer;
-      if (!subscribed_to.empty()) follow_publisher();
+      greeted = true;
+      disconnected = false;
+      for (const auto& [id, stream] : streams)
+        if (stream.subscribed) follow_publisher();
     } else if (const auto* values = std::get_if<Stats>(&message)) {
       stats = *values;
     } else if (const auto* state = std::get_if<Health>(&message)) {
@@ -355,13 +414,13 @@ struct Client::State {
   }
 
   void follow_publisher() {
-    const std::string address = reachable(welcome->publish, config.connect);
-    if (address == subscribed_to) return;
+    const std::string publisher = reachable(welcome->publish, address());
+    if (publisher == subscribed_to) return;
     if (!subscribed_to.empty()) subscriber.disconnect(subscribed_to);
     subscribed_to.clear();
-    subscriber.connect(address);
+    subscriber.connect(publisher);
     subscriber_news = true;
-    subscribed_to = address;
+    subscribed_to = publisher;
   }
 
   /// Waits until `answer` is filled.

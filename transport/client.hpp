@@ -18,7 +18,9 @@ class context_t;
 namespace sluice::transport {
 
 struct ClientConfig {
-  std::string connect;  ///< tcp, ipc or inproc
+  /// tcp, ipc or inproc; several with commas between. When the front at hand is lost, streams go on
+  /// at the next: no token is lost or comes twice.
+  std::string connect;
   std::string name = "sluice-client";
   std::chrono::milliseconds connect_timeout{5000};
   /// A stream whose node was silent for so long, though asked, ends with `unavailable`.

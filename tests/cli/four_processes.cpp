@@ -1,7 +1,8 @@
 // Shows the shape this service is built for: tokenizer, batcher, executor and streamer in four
 // processes over ZeroMQ. A person chats at a terminal, a pyzmq client and `sluice subscribe` read
 // the same stream, and one process alone gives the same text. Then the executor is killed in the
-// middle of an answer: after a pause the answer goes on as if nothing had happened.
+// middle of an answer: after a pause the answer goes on as if nothing had happened. So it does at
+// another front when the client's own is killed, and with another engine when its node is.
 
 #include <boost/test/unit_test.hpp>
 #include <memory>
@@ -32,8 +33,8 @@ struct FourNodes {
                                "ipc://" + folder.file("front")})};
   Process tokenizer{node("tokenizer", {"--join", "ipc://" + folder.file("front")})};
   std::unique_ptr<Process> executor = make_executor();
-  Process engine{node("engine", {"--join", "ipc://" + folder.file("front") + ",ipc://" +
-                                               folder.file("executor")})};
+  Process engine{node(
+      "engine", {"--join", "ipc://" + folder.file("front") + ",ipc://" + folder.file("executor")})};
   std::string endpoint = value_of(front, "ready");
 
   std::unique_ptr<Process> make_executor() const {
@@ -43,6 +44,19 @@ struct FourNodes {
 };
 
 const std::vector<std::string> question = {"--temperature", "0", "--max-tokens", "60"};
+
+std::vector<std::string> long_question(std::vector<std::string> where) {
+  where.insert(where.begin(), "complete");
+  where.insert(where.end(), {"--prompt", "Once upon a time", "--max-tokens", "300", "--temperature",
+                             "0", "--ignore-eos"});
+  return where;
+}
+
+std::string long_answer(std::vector<std::string> where) {
+  const Exit exit = run(long_question(std::move(where)));
+  BOOST_REQUIRE_MESSAGE(exit.code == 0, exit.err);
+  return exit.out;
+}
 
 /// Text without the terminal's line ends.
 std::string plain(std::string text) {
@@ -87,22 +101,39 @@ BOOST_AUTO_TEST_CASE(all_see_the_same_stream) {
 
 BOOST_AUTO_TEST_CASE(an_answer_outlives_the_executors_process) {
   FourNodes nodes;
-  const std::vector<std::string> ask = {"--prompt",      "Once upon a time", "--max-tokens", "300",
-                                        "--temperature", "0", "--ignore-eos"};
-  std::vector<std::string> remote = {"complete", "--connect", nodes.endpoint};
-  remote.insert(remote.end(), ask.begin(), ask.end());
-  std::vector<std::string> local = {"complete", "--model", model};
-  local.insert(local.end(), ask.begin(), ask.end());
-  const Exit undisturbed = run(local);
-  BOOST_REQUIRE(undisturbed.code == 0);
-
-  Process reader(remote);
+  const std::string undisturbed = long_answer({"--model", model});
+  Process reader(long_question({"--connect", nodes.endpoint}));
   for (int i = 0; i < 20; ++i) reader.read_until(" ");
   nodes.executor.reset();  // SIGKILL
   nodes.executor = nodes.make_executor();
   const Exit answer = reader.finish();
   BOOST_TEST(answer.code == 0, answer.err);
-  BOOST_TEST(answer.out == undisturbed.out);
+  BOOST_TEST(answer.out == undisturbed);
+}
+
+BOOST_AUTO_TEST_CASE(an_answer_outlives_its_front_and_then_its_engine) {
+  const std::string undisturbed = long_answer({"--model", model});
+  ScratchFolder folder;
+  const std::string one = "ipc://" + folder.file("one"), two = "ipc://" + folder.file("two");
+  const auto front = [](const std::string& peers) {
+    return std::make_unique<Process>(
+        node("front,tokenizer", {"--listen", "tcp://127.0.0.1:0", "--peers-listen", peers}));
+  };
+  auto first = front(one), second = front(two);
+  const auto engine = [&] {
+    return std::make_unique<Process>(node("engine,executor", {"--join", one + "," + two}));
+  };
+  auto working = engine(), spare = engine();
+  const std::string fronts = value_of(*first, "ready") + "," + value_of(*second, "ready");
+
+  Process reader(long_question({"--connect", fronts}));
+  for (int i = 0; i < 20; ++i) reader.read_until(" ");
+  first.reset();  // SIGKILL
+  for (int i = 0; i < 20; ++i) reader.read_until(" ");
+  working.reset();
+  const Exit answer = reader.finish();
+  BOOST_TEST(answer.code == 0, answer.err);
+  BOOST_TEST(answer.out == undisturbed);
 }
 
 BOOST_AUTO_TEST_SUITE_END()
