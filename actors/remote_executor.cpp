@@ -1,5 +1,7 @@
 #include "actors/remote_executor.hpp"
 
+#include <algorithm>
+#include <chrono>
 #include <utility>
 #include <variant>
 
@@ -28,43 +30,84 @@ transport::ChannelOpened describe_channel(const EngineFacts& facts) {
           facts.scheduler};
 }
 
-ExecutorProxyActor::behavior_type executor_proxy(
-    ExecutorProxyActor::stateful_pointer<ExecutorProxyState> self, std::size_t engine,
-    transport::LinkId link, transport::OpenChannel what, FactsLoader load, PeerBoxPtr peers,
-    LoadNews news) {
-  self->state.peers = std::move(peers);
-  self->state.channel = self->state.peers->open(link, std::move(what), ChannelEnd(self));
-  const auto give_up = [self, engine, news](const Error& why) {
-    self->send(news, ready_atom::value, EngineFailed{engine, why});
-    self->quit(caf::sec::remote_linking_failed);
-  };
-  self->attach_functor(
-      [peers = self->state.peers, channel = self->state.channel] { peers->close(channel); });
+namespace {
+
+using Proxy = ExecutorProxyActor::stateful_pointer<ExecutorProxyState>;
+
+engine::Nanoseconds now(Proxy self) {
+  return static_cast<engine::Nanoseconds>(self->clock().now().time_since_epoch().count());
+}
+
+void give_up(Proxy self, const Error& why) {
+  const auto& setup = self->state.setup;
+  self->send(setup.news, ready_atom::value, EngineFailed{setup.engine, why});
+  self->quit(caf::sec::remote_linking_failed);
+}
+
+void take_facts(Proxy self, const transport::ChannelOpened& opened) {
+  const auto& setup = self->state.setup;
+  auto facts = setup.load();
+  if (!facts) return give_up(self, facts.error());
+  auto all = complete(std::move(*facts), opened);
+  if (!all) return give_up(self, all.error());
+  self->send(setup.news, ready_atom::value, EngineReady{setup.engine, std::move(*all)});
+}
+
+/// While steps are under way, looks whether one hangs: to a quarter of the time that it may take.
+void keep_watch(Proxy self) {
+  auto& state = self->state;
+  if (state.steps.idle() || std::exchange(state.ticking, true)) return;
+  self->delayed_send(self, std::chrono::milliseconds(std::max(1U, state.setup.step_ms / 4)),
+                     tick_atom::value);
+}
+
+void watch(Proxy self) {
+  auto& state = self->state;
+  state.ticking = false;
+  const auto hung =
+      state.steps.hung(now(self), engine::Nanoseconds{state.setup.step_ms} * 1'000'000);
+  if (!hung) return keep_watch(self);
+  state.setup.log->node_failed(
+      "step_hung", {ErrorCode::deadline,
+                    fmt::format("step {} of engine {} took longer than {} ms: its executor is "
+                                "given up, and another looked for",
+                                *hung, state.setup.what.engine, state.setup.step_ms),
+                    0});
+  self->quit(caf::exit_reason::remote_link_unreachable);
+}
+
+}  // namespace
+
+ExecutorProxyActor::behavior_type executor_proxy(Proxy self, ExecutorProxySetup setup) {
+  self->state.setup = std::move(setup);
+  const auto& peers = self->state.setup.peers;
+  self->state.channel =
+      peers->open(self->state.setup.link, self->state.setup.what, ChannelEnd(self));
+  self->attach_functor([peers, channel = self->state.channel] { peers->close(channel); });
   return {
       [self](run_atom, engine::StepPlan& plan) {
         self->state.batcher = caf::actor_cast<ResultSink>(self->current_sender());
-        self->state.peers->send(self->state.channel, std::move(plan));
+        self->state.steps.began(plan.ticket, now(self));
+        self->state.setup.peers->send(self->state.channel, std::move(plan));
+        keep_watch(self);
       },
       [self](sample_atom, engine::StepMasks& masks) {
-        self->state.peers->send(self->state.channel, std::move(masks));
+        self->state.setup.peers->send(self->state.channel, std::move(masks));
       },
-      [self, engine, news, load, give_up](channel_atom, const ChannelRef&,
-                                          transport::NodeMessage& message) {
+      [self](channel_atom, const ChannelRef&, transport::NodeMessage& message) {
         if (auto* done = std::get_if<transport::StepDone>(&message)) {
+          self->state.steps.ended(now(self));
           if (self->state.batcher) self->send(self->state.batcher, std::move(done->result));
         } else if (const auto* opened = std::get_if<transport::ChannelOpened>(&message)) {
-          auto facts = load();
-          auto all = facts ? complete(std::move(*facts), *opened)
-                           : Result<EngineFactsPtr>(tl::unexpected(facts.error()));
-          if (!all) return give_up(all.error());
-          self->send(news, ready_atom::value, EngineReady{engine, std::move(*all)});
+          take_facts(self, *opened);
         } else if (const auto* failed = std::get_if<transport::ChannelFailed>(&message)) {
-          give_up(failed->error);
+          give_up(self, failed->error);
         }
       },
       [self](lost_atom, const ChannelRef&, const Error&) {
         self->quit(caf::exit_reason::remote_link_unreachable);
       },
+      [self](tick_atom) { watch(self); },
   };
 }
 

@@ -5,7 +5,9 @@
 
 #include "actors/channels.hpp"
 #include "actors/executor.hpp"
+#include "actors/log.hpp"
 #include "actors/rendezvous.hpp"
+#include "actors/step_watch.hpp"
 
 namespace sluice::actors {
 
@@ -20,22 +22,34 @@ Result<EngineFactsPtr> complete(std::shared_ptr<EngineFacts> facts,
 /// What another node is told of an engine.
 transport::ChannelOpened describe_channel(const EngineFacts& facts);
 
-using ExecutorProxyActor = ExecutorActor::extend_with<ChannelEnd>;
+using ExecutorProxyActor =
+    ExecutorActor::extend_with<ChannelEnd>::extend<caf::reacts_to<tick_atom>>;
+
+struct ExecutorProxySetup {
+  std::size_t engine = 0;  ///< of the configuration
+  transport::LinkId link = 0;
+  transport::OpenChannel what;
+  FactsLoader load;
+  std::uint32_t step_ms = 0;  ///< a step that takes longer has hung
+  PeerBoxPtr peers;
+  LoadNews news;
+  std::shared_ptr<RequestLog> log;
+};
 
 struct ExecutorProxyState {
   static inline const char* name = "executor proxy";
-  PeerBoxPtr peers;
+  ExecutorProxySetup setup;
   ChannelRef channel;
   ResultSink batcher;
+  StepWatch steps;
+  bool ticking = false;
 };
 
 /// Opens `what` on `link`, tells `news` when the far executor is ready or why it is not, and ends
-/// when the channel is lost: to whoever monitors it that is an executor's end. Results go to
-/// whoever sent the first plan.
+/// when the channel is lost or a step hangs: to whoever monitors it that is an executor's end.
+/// Results go to whoever sent the last plan.
 ExecutorProxyActor::behavior_type executor_proxy(
-    ExecutorProxyActor::stateful_pointer<ExecutorProxyState> self, std::size_t engine,
-    transport::LinkId link, transport::OpenChannel what, FactsLoader load, PeerBoxPtr peers,
-    LoadNews news);
+    ExecutorProxyActor::stateful_pointer<ExecutorProxyState> self, ExecutorProxySetup setup);
 
 using ExecutorStubActor = ChannelEnd::extend_with<LoadNews>::extend_with<ResultSink>;
 

@@ -64,18 +64,19 @@ void find_executor(Self self, std::size_t index) {
       found.push_back({link, peer.node});
   if (found.size() < wanted) {
     if (!std::exchange(engine.waits, true))
-      state.setup.log->node(
-          "engine_waits", fmt::format("engine {}: {} of {} executors on other nodes are offered",
-                                      own.name, found.size(), wanted));
+      state.setup.log->node("engine_waits",
+                            fmt::format("engine {}: {} of {} executors on other nodes are offered",
+                                        own.name, found.size(), wanted));
     return;
   }
   engine.waits = false;
   engine.ending = false;
   if (own.ranks > 1) return start_group(self, index, std::move(found));
   const LoadNews me = SupervisorActor(self);
-  engine.executor = self->spawn<caf::monitored>(executor_proxy, index, found.front().link,
-                                                channel_of("executor", own.name), own.facts,
-                                                state.setup.peers, me);
+  engine.executor = self->spawn<caf::monitored>(
+      executor_proxy,
+      ExecutorProxySetup{index, found.front().link, channel_of("executor", own.name), own.facts,
+                         state.setup.step_ms, state.setup.peers, me, state.setup.log});
 }
 
 /// Takes what peers offer and this node lacks.

@@ -157,6 +157,23 @@ BOOST_AUTO_TEST_CASE(a_lost_executor_node_is_used_again_when_it_is_back) {
   BOOST_TEST(heard(front, again).text == World::expected("hello", 2, 30));
 }
 
+BOOST_AUTO_TEST_CASE(an_executor_whose_step_hangs_is_given_up) {
+  Fleet fleet(true);
+  auto& front = fleet.add("front", "front tokenizer engine");
+  auto& device = fleet.add("device", "executor");
+  fleet.connect(device, front);
+  const auto submit = World::submit(1, "hello", 20);
+  fleet.say(front, "ann", submit);
+  for (int i = 0; i < 6; ++i) BOOST_REQUIRE(fleet.step(device));
+  for (int i = 0; i < 38; ++i) fleet.advance(std::chrono::milliseconds(250));  // of ten seconds
+  BOOST_TEST(device.loads == 1U);
+  for (int i = 0; i < 20; ++i) fleet.advance(std::chrono::milliseconds(250));
+  BOOST_TEST(device.loads == 2U);
+  while (fleet.step(device)) {
+  }
+  BOOST_TEST(heard(front, submit).text == World::expected("hello", 1, 20));
+}
+
 BOOST_AUTO_TEST_CASE(two_fronts_share_a_batcher_and_one_may_be_lost) {
   Fleet fleet(true);
   auto& engine = fleet.add("engine", "engine executor");
