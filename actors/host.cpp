@@ -92,6 +92,7 @@ void receive(Self self, transport::LinkId link, transport::NodeMessage& message)
 HostActor::behavior_type host(Self self, HostSetup setup) {
   self->state.setup = std::move(setup);
   self->set_down_handler([self](const caf::down_msg& message) {
+    if (self->state.setup.executor_ended) self->state.setup.executor_ended();
     std::erase_if(self->state.executors,
                   [&](const auto& each) { return each.second.address() == message.source; });
     offer_to_all(self);

@@ -2,6 +2,7 @@
 // What this node does for others: offers its roles to every peer, and serves the channels they
 // open.
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -28,6 +29,7 @@ struct HostSetup {
   std::shared_ptr<RequestLog> log;
   kernels::CommunicatorOptions collectives;  ///< of the ranks that run here
   std::uint32_t group_start_ms = 0;
+  std::function<void()> executor_ended;  ///< called when one ended, if set
   bool own_threads = true;  ///< for executors; false under the test coordinator
 };
 

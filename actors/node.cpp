@@ -44,6 +44,9 @@ bool is_local(const std::string& endpoint) {
          endpoint.starts_with("tcp://[::1]");
 }
 
+/// Exit code of a process that ends with its executor: no destructor may wait for what hangs.
+constexpr int executor_ended_code = 3;
+
 constexpr std::string_view role_words[] = {"front", "tokenizer", "engine", "executor"};
 
 bool plays(const NodeConfig& config, std::string_view role) {
@@ -56,6 +59,18 @@ bool has_peers(const NodeConfig& config) {
 }
 
 Result<void> check_roles(const NodeConfig& config) {
+  for (const auto& engine : config.engines) {
+    if (engine.isolate != "on") continue;
+    if (engine.tensor_parallel > 1)
+      return fail(ErrorCode::unsupported,
+                  "engine {}: rank 0 of a group runs in the leader's process: leave isolate out",
+                  engine.model);
+    if (!has_peers(config))
+      return fail(ErrorCode::bad_request,
+                  "engine {} is isolated and no process can join this one: set "
+                  "peers.local_listen, or start it with `sluice node`",
+                  engine.model);
+  }
   for (const auto& role : config.roles)
     if (std::ranges::find(role_words, role) == std::end(role_words))
       return fail(ErrorCode::bad_request, "there is no role '{}': choose of {}", role,
@@ -283,7 +298,7 @@ void set_up_engines(const NodeConfig& settings, const LoadProgress& progress,
     const FactsLoader facts =
         load_once([engine, site = settings.site] { return load_facts(engine, site); });
     const bool batcher = plays(settings, "engine");
-    const bool computes = plays(settings, "executor");
+    const bool computes = plays(settings, "executor") && !(batcher && engine.isolate == "on");
     supervised.engines.push_back(
         {engine.name, batcher, computes ? executor : nullptr, facts, engine.tensor_parallel});
     hosted.engines.push_back({engine.name, facts, plays(settings, "tokenizer"),
@@ -352,6 +367,8 @@ Result<std::unique_ptr<Node>> Node::start(NodeConfig config, zmq::context_t& con
     hosted.peers = state->peers;
     hosted.news = state->supervisor;
     hosted.log = *log;
+    if (settings.ends_with_executor)
+      hosted.executor_ended = [] { std::_Exit(executor_ended_code); };
     hosted.collectives = {settings.peers.collectives, settings.peers.step_ms};
     hosted.group_start_ms = settings.peers.group_start_ms;
     auto hosting = state->system.spawn(host, std::move(hosted));

@@ -35,6 +35,9 @@ struct EngineConfig {
   std::uint32_t tensor_parallel = 1;  ///< executors that share the model
   std::uint32_t ranks = 0;    ///< how many of them this node starts; 0: all where the batcher
                               ///< is, one elsewhere
+  /// Whether the executor runs in a process of its own, so that a lost device costs that alone:
+  /// "on", "off", or "auto" for a program that starts such processes to decide (else off).
+  std::string isolate = "auto";
   std::uint32_t threads = 0;  ///< 0: one a core
   std::uint32_t slots = 64;   ///< sequences running at once
   std::uint32_t context_tokens = 0;  ///< 0: the model's own, as far as the KV pool holds one
@@ -68,6 +71,8 @@ struct NodeConfig {
   /// (device). Empty: all. What does not, other nodes offer.
   std::vector<std::string> roles;
   transport::PeerConfig peers;
+  /// The process ends when an executor of it does: one that another process starts again.
+  bool ends_with_executor = false;
   transport::EndpointConfig endpoint;
   transport::StreamConfig stream;
   SiteConfig site;

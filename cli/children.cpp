@@ -14,6 +14,8 @@
 #include <cstring>
 #include <filesystem>
 
+#include "kernels/backends.hpp"
+
 namespace sluice::cli {
 
 namespace {
@@ -29,9 +31,18 @@ bool plays(const actors::NodeConfig& node, std::string_view role) {
   return node.roles.empty() || std::ranges::find(node.roles, role) != node.roles.end();
 }
 
+/// A GPU's context is lost for good by one fault, and with it the process that has it.
+bool is_worth_isolating(const actors::NodeConfig& node, const actors::EngineConfig& engine) {
+  if (engine.tensor_parallel > 1 || !plays(node, "executor") || !plays(node, "engine"))
+    return false;
+  const auto choice = kernels::choose_backend(engine.backend, node.backends);
+  return choice && choice->name == "cuda";
+}
+
 /// How many executors of an engine run in processes beside this one.
 std::uint32_t children_of(const actors::NodeConfig& node, const actors::EngineConfig& engine) {
   if (!plays(node, "executor")) return 0;
+  if (plays(node, "engine") && engine.isolate == "on") return 1;
   const std::uint32_t all = plays(node, "engine") ? engine.tensor_parallel : 1;
   const std::uint32_t ranks =
       engine.ranks == 0 ? all : std::min(engine.ranks, engine.tensor_parallel);
@@ -52,8 +63,10 @@ Config child_config(const actors::NodeConfig& node, const actors::EngineConfig& 
   child.node.site = node.site;
   child.node.log_level = node.log_level == "off" ? "off" : "warn";
   child.node.engines = {engine};
+  child.node.ends_with_executor = true;
   child.node.engines.front().ranks = 1;
-  child.node.engines.front().device = engine.device + number;
+  child.node.engines.front().isolate = "off";
+  child.node.engines.front().device = engine.device + (engine.isolate == "on" ? 0 : number);
   return child;
 }
 
@@ -95,6 +108,8 @@ int spawn(const std::string& config) {
 Result<std::unique_ptr<ChildNodes>> ChildNodes::start(Config& config) {
   auto& node = config.node;
   std::uint32_t count = 0;
+  for (auto& engine : node.engines)
+    if (engine.isolate == "auto") engine.isolate = is_worth_isolating(node, engine) ? "on" : "off";
   for (const auto& engine : node.engines) count += children_of(node, engine);
   if (count == 0) return nullptr;
   std::string folder = std::filesystem::temp_directory_path() / "sluice-XXXXXX";

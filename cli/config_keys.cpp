@@ -32,6 +32,8 @@ const std::vector<NodeKey>& node_keys() {
       {"node", "roles", SLUICE_FIELD(Config, node.roles),
        "what runs here, the rest on other nodes; empty: everything. Any of", 0, 0, 1,
        "front|tokenizer|engine|executor"},
+      {"node", "ends_with_executor", SLUICE_FIELD(Config, node.ends_with_executor),
+       "the process ends when an executor of it does, for who starts it again"},
 
       {"peers", "name", SLUICE_FIELD(Config, node.peers.name),
        "of this node, unique among those that talk to each other; empty: drawn at random"},
@@ -133,6 +135,10 @@ const std::vector<EngineKey>& engine_keys() {
        "executors that share the model, each with a part of it", 1, 1024},
       {"engine", "ranks", SLUICE_FIELD(EngineConfig, ranks),
        "how many of them this node starts; 0: all where the batcher is, one elsewhere", 0, 1024},
+      {"engine", "isolate", SLUICE_FIELD(EngineConfig, isolate),
+       "whether the executor is a process of its own, so that a lost device costs that alone; "
+       "auto: on CUDA",
+       0, 0, 1, "auto|on|off"},
       {"engine", "threads", SLUICE_FIELD(EngineConfig, threads), "0: one a core", 0, 1024},
       {"engine", "slots", SLUICE_FIELD(EngineConfig, slots), "sequences running at once", 1, 65536},
       {"engine", "context_tokens", SLUICE_FIELD(EngineConfig, context_tokens),

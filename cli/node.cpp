@@ -27,7 +27,7 @@ struct Options {
   std::string config;
   std::string model;
   std::vector<std::string> join, roles;
-  std::optional<std::string> peers_listen, name, keys, clients;
+  std::optional<std::string> peers_listen, name, keys, clients, isolate;
   std::optional<std::string> listen, publish, metrics, backend, log_level, chat_format, site;
   std::optional<std::uint32_t> tensor_parallel, ranks, threads, slots, context_tokens;
   bool insecure = false;
@@ -61,6 +61,7 @@ Result<Config> effective_config(const Options& options) {
     override_with(engine.tensor_parallel, options.tensor_parallel);
     override_with(engine.ranks, options.ranks);
     override_with(engine.threads, options.threads);
+    override_with(engine.isolate, options.isolate);
     override_with(engine.slots, options.slots);
     override_with(engine.context_tokens, options.context_tokens);
     override_with(engine.chat_format, options.chat_format);
@@ -225,6 +226,8 @@ Command node_command(CLI::App& root) {
   add("--backend", options->backend, "What computes: auto, cpu, cuda", "NAME")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   add("--tp", options->tensor_parallel, "Executors that share the model, each with a part", "N");
+  add("--isolate", options->isolate, "The executor in a process of its own: auto, on, off", "WORD")
+      ->check(CLI::IsMember({"auto", "on", "off"}));
   add("--ranks", options->ranks, "How many of them run on this host; the rest join", "N");
   add("--threads", options->threads, "0: one a core", "N");
   add("--slots", options->slots, "Sequences running at once", "N");

@@ -111,6 +111,22 @@ BOOST_AUTO_TEST_CASE(an_answer_outlives_the_executors_process) {
   BOOST_TEST(answer.out == undisturbed);
 }
 
+BOOST_AUTO_TEST_CASE(an_isolated_executor_costs_a_pause) {
+  const std::string undisturbed = long_answer({"--model", model});
+  NodeProcess isolating({"--isolate", "on"});
+  Process reader(long_question({"--connect", isolating.endpoint()}));
+  for (int i = 0; i < 20; ++i) reader.read_until(" ");
+  const auto children = isolating.process().children();
+  BOOST_REQUIRE_EQUAL(children.size(), 1);
+  kill(children.front(), SIGKILL);
+  const Exit answer = reader.finish();
+  BOOST_TEST(answer.code == 0, answer.err);
+  BOOST_TEST(answer.out == undisturbed);
+  const Exit exit = isolating.stop();
+  BOOST_TEST(exit.code == 0, exit.err);
+  BOOST_TEST(contains(exit.err, "is started again"));
+}
+
 BOOST_AUTO_TEST_CASE(an_answer_outlives_its_front_and_then_its_engine) {
   const std::string undisturbed = long_answer({"--model", model});
   ScratchFolder folder;

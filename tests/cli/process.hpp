@@ -11,6 +11,8 @@
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -86,6 +88,17 @@ class Process {
   void close_input() {
     if (in_ >= 0 && in_ != out_) close(in_);
     in_ = -1;
+  }
+
+  /// Processes that it started and that run.
+  std::vector<pid_t> children() const {
+    std::vector<pid_t> all;
+    const std::string tasks = "/proc/" + std::to_string(pid_) + "/task";
+    for (const auto& task : std::filesystem::directory_iterator(tasks)) {
+      std::ifstream list(task.path() / "children");
+      for (pid_t child = 0; list >> child;) all.push_back(child);
+    }
+    return all;
   }
 
   void send_signal(int number) const { kill(pid_, number); }
