@@ -110,7 +110,8 @@ int tcp_to(const std::string& address) {
 /// Passes bytes between one client and a node, and keeps what the client said.
 class Eavesdropper {
  public:
-  explicit Eavesdropper(const std::string& node) : node_(node) {
+  // Connects here: checks are for the test's own thread.
+  explicit Eavesdropper(const std::string& node) : node_(tcp_to(node)) {
     listener_ = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     sockaddr_in any{};
     any.sin_family = AF_INET;
@@ -136,9 +137,8 @@ class Eavesdropper {
  private:
   void run() {
     const int client = accept(listener_, nullptr, nullptr);
-    const int node = tcp_to(node_);
     for (bool open = true; open;) {
-      pollfd ends[2] = {{client, POLLIN, 0}, {node, POLLIN, 0}};
+      pollfd ends[2] = {{client, POLLIN, 0}, {node_, POLLIN, 0}};
       poll(ends, 2, -1);
       for (const int from : {0, 1}) {
         if (ends[from].revents == 0) continue;
@@ -151,11 +151,12 @@ class Eavesdropper {
       }
     }
     close(client);
-    close(node);
+    close(node_);
     over_ = true;
   }
 
-  std::string node_, address_, heard_;
+  const int node_;
+  std::string address_, heard_;
   int listener_ = -1;
   std::atomic<bool> over_ = false;
   std::thread thread_;
