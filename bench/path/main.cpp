@@ -5,7 +5,8 @@
 //
 // A path sample is the time from `submit` (16 prompt tokens, one token wanted) to its first chunk;
 // it crosses the I/O thread, session, tokenizer, batcher, executor, batcher, streamer and the I/O
-// thread.
+// thread. The same again with the executor on another node, joined over tcp: the difference is what
+// a plan's way there and its result's way back add.
 
 #include <algorithm>
 #include <chrono>
@@ -86,11 +87,11 @@ void echo(zmq::context_t& context, const std::string& address, std::size_t reply
 }
 
 struct Samples {
-  std::vector<double> path_us, raw_us;
+  std::vector<double> path_us, remote_us, raw_us;
   std::size_t submit_bytes = 0, chunk_bytes = 0;
 };
 
-Result<Samples> measure(transport::Client& client, int rounds) {
+Result<Samples> measure(transport::Client& client, transport::Client& remote, int rounds) {
   Samples samples;
   auto submit = request();
   submit.stream.fill(1);
@@ -110,15 +111,19 @@ Result<Samples> measure(transport::Client& client, int rounds) {
   const std::string ping(samples.submit_bytes, 'p');
   zmq::message_t pong;
   for (int i = 0; i < 200; ++i) {  // warm-up of both
-    if (auto warm = through_node(client); !warm) return tl::unexpected(warm.error());
+    for (transport::Client* each : {&client, &remote})
+      if (auto warm = through_node(*each); !warm) return tl::unexpected(warm.error());
     dealer.send(zmq::buffer(ping), zmq::send_flags::none);
     (void)dealer.recv(pong);
   }
   for (int round = 0; round < rounds; ++round) {
-    for (int i = 0; i < samples_per_round; ++i) {
-      const auto us = through_node(client);
-      if (!us) return tl::unexpected(us.error());
-      samples.path_us.push_back(*us);
+    for (const auto& [through, us] :
+         {std::pair{&client, &samples.path_us}, std::pair{&remote, &samples.remote_us}}) {
+      for (int i = 0; i < samples_per_round; ++i) {
+        const auto took = through_node(*through);
+        if (!took) return tl::unexpected(took.error());
+        us->push_back(*took);
+      }
     }
     for (int i = 0; i < samples_per_round; ++i) {
       const auto start = Clock::now();
@@ -132,9 +137,10 @@ Result<Samples> measure(transport::Client& client, int rounds) {
   return samples;
 }
 
-Result<Samples> run(const std::string& model, int rounds) {
+actors::NodeConfig instant_node(const std::string& model) {
   actors::NodeConfig config;
   actors::EngineConfig engine;
+  engine.name = "instant";
   engine.model = model;
   config.engines = {engine};
   config.log_level = "off";
@@ -142,12 +148,28 @@ Result<Samples> run(const std::string& model, int rounds) {
     return Result<std::unique_ptr<kernels::Backend>>(
         std::make_unique<bench::InstantBackend>(std::move(completion), false));
   };
-  zmq::context_t context;
-  auto node = actors::Node::start(std::move(config), context);
+  return config;
+}
+
+Result<Samples> run(const std::string& model, int rounds) {
+  zmq::context_t context, far_context, leader_context;
+  auto node = actors::Node::start(instant_node(model), context);
   if (!node) return tl::unexpected(node.error());
+  auto far_config = instant_node(model);
+  far_config.roles = {"executor"};
+  far_config.peers.listen = "tcp://127.0.0.1:0";
+  auto far = actors::Node::start(std::move(far_config), far_context);
+  if (!far) return tl::unexpected(far.error());
+  auto leader_config = instant_node(model);
+  leader_config.roles = {"front", "tokenizer", "engine"};
+  leader_config.peers.join = {(*far)->peer_address()};
+  auto leader = actors::Node::start(std::move(leader_config), leader_context);
+  if (!leader) return tl::unexpected(leader.error());
   auto client = transport::Client::connect({.connect = (*node)->address()});
   if (!client) return tl::unexpected(client.error());
-  return measure(**client, rounds);
+  auto remote = transport::Client::connect({.connect = (*leader)->address()});
+  if (!remote) return tl::unexpected(remote.error());
+  return measure(**client, **remote, rounds);
 }
 
 }  // namespace
@@ -176,6 +198,7 @@ int main(int argc, char** argv) {
     return 1;
   }
   const auto path = quantiles(samples->path_us);
+  const auto remote = quantiles(samples->remote_us);
   const auto raw = quantiles(samples->raw_us);
   if (json) {
     const nlohmann::ordered_json result{
@@ -183,6 +206,7 @@ int main(int argc, char** argv) {
         {"submit_bytes", samples->submit_bytes},
         {"chunk_bytes", samples->chunk_bytes},
         {"path_us", {{"p50", path.p50}, {"p99", path.p99}, {"p99.9", path.p999}}},
+        {"remote_executor_us", {{"p50", remote.p50}, {"p99", remote.p99}, {"p99.9", remote.p999}}},
         {"raw_us", {{"p50", raw.p50}, {"p99", raw.p99}, {"p99.9", raw.p999}}}};
     std::printf("%s\n", result.dump().c_str());
     return 0;
@@ -191,8 +215,12 @@ int main(int argc, char** argv) {
               samples->path_us.size(), samples->submit_bytes, samples->chunk_bytes);
   std::printf("%-28s %9s %9s %9s\n", "", "p50", "p99", "p99.9");
   std::printf("%-28s %9.1f %9.1f %9.1f\n", "client - node - client", path.p50, path.p99, path.p999);
+  std::printf("%-28s %9.1f %9.1f %9.1f\n", "executor on another node", remote.p50, remote.p99,
+              remote.p999);
   std::printf("%-28s %9.1f %9.1f %9.1f\n", "raw DEALER - ROUTER", raw.p50, raw.p99, raw.p999);
   std::printf("%-28s %9.1f %9.1f %9.1f\n", "difference", path.p50 - raw.p50, path.p99 - raw.p99,
               path.p999 - raw.p999);
+  std::printf("%-28s %9.1f %9.1f %9.1f\n", "there and back", remote.p50 - path.p50,
+              remote.p99 - path.p99, remote.p999 - path.p999);
   return 0;
 }
