@@ -173,6 +173,12 @@ std::vector<int> ChildNodes::processes() const {
   return all;
 }
 
+void ChildNodes::retire() {
+  const std::lock_guard lock(mutex_);
+  stopping_ = true;
+  changed_.notify_all();
+}
+
 ChildNodes::~ChildNodes() {
   {
     const std::lock_guard lock(mutex_);

@@ -23,6 +23,9 @@ class ChildNodes {
   static Result<std::unique_ptr<ChildNodes>> start(Config& config);
   ~ChildNodes();
 
+  /// From now on nothing is started again: the node that they join is about to stop.
+  void retire();
+
   /// Process ids, those of children that are being started again left out.
   std::vector<int> processes() const;
 

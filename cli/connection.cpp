@@ -74,7 +74,9 @@ Result<std::unique_ptr<Connection>> Connection::open(const ConnectionOptions& op
   return connection;
 }
 
-Connection::~Connection() = default;
+Connection::~Connection() {
+  if (children_) children_->retire();
+}
 
 const transport::ModelInfo* Connection::model_info() const {
   const auto& models = client_->welcome().models;

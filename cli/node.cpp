@@ -174,7 +174,9 @@ Result<void> serve(Config config) {
     if (told == Signals::Told::reload) reload(config.security, **node);
     if (auto healthy = (*node)->health(); !healthy) return healthy;
   }
-  if (!(*node)->drain(config.drain_ms)) {
+  const bool drained = (*node)->drain(config.drain_ms);
+  if (*children) (*children)->retire();
+  if (!drained) {
     return fail(ErrorCode::unavailable,
                 "streams still ran {} ms after the signal and were ended; raise node.drain_ms",
                 config.drain_ms);

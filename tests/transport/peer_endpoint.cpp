@@ -20,24 +20,17 @@ namespace {
 class Node {
  public:
   Node(std::string name, std::uint64_t incarnation, PeerConfig config)
-      : endpoint_(context_, std::move(config), {std::move(name), incarnation},
-                  {.up =
-                       [this](const LinkUp& up) {
-                         note([&] { ups_.push_back(up); });
-                       },
-                   .down =
-                       [this](const LinkDown& down) {
-                         note([&] { downs_.push_back(down); });
-                       },
-                   .failed =
-                       [this](const LinkFailed& failed) {
-                         note([&] { failures_.push_back(failed); });
-                       },
-                   .message = [this](LinkId link, std::string_view text) -> Result<void> {
-                     if (text == "bad") return fail(ErrorCode::bad_request, "it is bad");
-                     note([&] { heard_[link].emplace_back(text); });
-                     return {};
-                   }}) {
+      : endpoint_(
+            context_, std::move(config), {std::move(name), incarnation},
+            {.up = [this](const LinkUp& up) { note([&] { ups_.push_back(up); }); },
+             .down = [this](const LinkDown& down) { note([&] { downs_.push_back(down); }); },
+             .failed =
+                 [this](const LinkFailed& failed) { note([&] { failures_.push_back(failed); }); },
+             .message = [this](LinkId link, std::string_view text) -> Result<void> {
+               if (text == "bad") return fail(ErrorCode::bad_request, "it is bad");
+               note([&] { heard_[link].emplace_back(text); });
+               return {};
+             }}) {
     BOOST_REQUIRE(endpoint_.start().has_value());
   }
 
@@ -82,6 +75,17 @@ class Node {
   PeerEndpoint endpoint_;
 };
 
+/// An ipc address of this test's own; what lies there goes with it.
+struct SocketPath {
+  explicit SocketPath(const std::string& name)
+      : file(std::filesystem::temp_directory_path() /
+             ("sluice-" + name + "-" + std::to_string(getpid()))),
+        address("ipc://" + file.string()) {}
+  ~SocketPath() { std::filesystem::remove(file); }
+  std::filesystem::path file;
+  std::string address;
+};
+
 PeerConfig listening(const std::string& at) {
   PeerConfig config;
   config.listen = at;
@@ -99,9 +103,8 @@ PeerConfig joining(const std::string& at) {
 BOOST_AUTO_TEST_SUITE(peer_endpoint)
 
 BOOST_AUTO_TEST_CASE(messages_go_both_ways_in_order) {
-  const auto ipc = std::filesystem::temp_directory_path() /
-                   ("sluice-peers-" + std::to_string(getpid()) + ".sock");
-  for (const std::string& at : {std::string("tcp://127.0.0.1:0"), "ipc://" + ipc.string()}) {
+  const SocketPath ipc("peers");
+  for (const std::string& at : {std::string("tcp://127.0.0.1:0"), ipc.address}) {
     Node b("b", 1, listening(at));
     Node a("a", 1, joining(b.endpoint().listen_address()));
     const auto from_a = a.up(0), from_b = b.up(0);
@@ -121,9 +124,8 @@ BOOST_AUTO_TEST_CASE(messages_go_both_ways_in_order) {
 }
 
 BOOST_AUTO_TEST_CASE(a_node_that_comes_late_or_again_is_found) {
-  const auto path = "ipc://" + (std::filesystem::temp_directory_path() /
-                                ("sluice-late-" + std::to_string(getpid()) + ".sock"))
-                                   .string();
+  const SocketPath socket("late");
+  const std::string& path = socket.address;
   auto config = joining(path);
   config.lost_ms = 200;
   Node a("a", 1, config);
@@ -186,8 +188,7 @@ BOOST_AUTO_TEST_CASE(garbage_harms_nobody) {
 
 BOOST_AUTO_TEST_CASE(what_cannot_be_bound_or_dialed_is_said) {
   zmq::context_t context;
-  PeerEndpoint::Handler none{[](const LinkUp&) {}, [](const LinkDown&) {},
-                             [](const LinkFailed&) {},
+  PeerEndpoint::Handler none{[](const LinkUp&) {}, [](const LinkDown&) {}, [](const LinkFailed&) {},
                              [](LinkId, std::string_view) { return Result<void>{}; }};
   PeerEndpoint bind(context, listening("tcp://256.0.0.1:1"), {"a", 1}, none);
   BOOST_TEST(bind.start().error().message.find("256.0.0.1") != std::string::npos);
