@@ -51,8 +51,9 @@ using OfferNews = caf::typed_actor<caf::reacts_to<peer_atom, PeerOffers>>;
 
 /// Starts, watches and restarts the others.
 using SupervisorActor = LoadNews::extend_with<OfferNews>::extend<
-    caf::reacts_to<ready_atom, HostActor>,  ///< to be told of batchers that serve here
-    caf::reacts_to<tick_atom>>;             ///< its own: looks for an executor again
+    caf::reacts_to<ready_atom, HostActor>,           ///< to be told of batchers that serve here
+    caf::replies_to<stats_atom>::with<NamedValues>,  ///< of batchers here, and of peers
+    caf::reacts_to<tick_atom>>;                      ///< its own: looks for an executor again
 
 /// Implemented by the bridge over the peers' I/O thread, and by tests. Every method from any
 /// thread; each may be called after the session was lost, and does nothing then.

@@ -212,19 +212,21 @@ struct Node::State {
 
   /// What a client's stats question is answered, for the metrics. Any thread.
   Result<transport::Values> stats() {
-    if (!session) {
-      const auto values = peers->stats();
-      return transport::Values(values.begin(), values.end());
-    }
     caf::scoped_actor self{system};
     Result<transport::Values> out =
         fail(ErrorCode::unavailable, "the node did not tell its figures in time: ask again");
-    self->request(session, metrics_timeout, stats_atom::value)
-        .receive(
-            [&](const NamedValues& values) {
-              out = transport::Values(values.begin(), values.end());
-            },
-            [](const caf::error&) {});
+    const auto ask = [&](const auto& actor) {
+      self->request(actor, metrics_timeout, stats_atom::value)
+          .receive(
+              [&](const NamedValues& values) {
+                out = transport::Values(values.begin(), values.end());
+              },
+              [](const caf::error&) {});
+    };
+    if (session)
+      ask(session);
+    else
+      ask(supervisor);
     return out;
   }
 };
@@ -261,6 +263,11 @@ BackendFactory backend_factory(const NodeConfig& settings) {
                                  {.threads = engine.threads, .device = engine.device},
                                  std::move(completion), search);
   };
+}
+
+std::function<NamedValues()> figures_of(const std::shared_ptr<PeerBridge>& peers) {
+  if (!peers) return {};
+  return [peers] { return peers->stats(); };
 }
 
 /// Every channel that opens needs its own copy, but a tokenizer is read once.
@@ -334,21 +341,22 @@ Result<std::unique_ptr<Node>> Node::start(NodeConfig config, zmq::context_t& con
   SupervisorSetup setup;
   HostSetup hosted;
   set_up_engines(settings, progress, setup, hosted);
+  if (has_peers(settings))
+    state->peers = std::make_shared<PeerBridge>(context, settings.peers, state->identity);
   if (plays(settings, "front")) {
     state->bridge = std::make_shared<Bridge>(context, settings.endpoint);
     // Bound before anything is loaded: a port in use is known at once, and clients are told to
     // wait. The session greets nobody before the supervisor's first message, which comes after.
     state->session =
         state->system.spawn(session, SessionSetup{state->bridge, session_config(settings),
-                                                  settings.engines.size(), *log, state->status});
+                                                  settings.engines.size(), *log, state->status,
+                                                  figures_of(state->peers)});
     if (auto bound = state->bridge->start(state->session); !bound)
       return tl::unexpected(bound.error());
     setup.session = state->session;
     setup.outbox = state->bridge;
     setup.publish = state->bridge->publish_address();
   }
-  if (has_peers(settings))
-    state->peers = std::make_shared<PeerBridge>(context, settings.peers, state->identity);
   setup.stream = settings.stream;
   setup.tokenizers = plays(settings, "tokenizer") ? std::max(1U, settings.tokenizer_threads) : 0;
   setup.streamers = settings.streamers;

@@ -6,7 +6,7 @@
 #include <variant>
 
 #include "actors/batcher.hpp"
-#include "transport/figures.hpp"
+#include "actors/gather.hpp"
 
 namespace sluice::actors {
 namespace {
@@ -15,9 +15,6 @@ using Self = SessionActor::stateful_pointer<SessionState>;
 
 /// How long a client is asked to wait while an engine loads or restarts.
 constexpr std::uint32_t retry_after_load_ms = 500;
-
-/// A stats question waits at most this long for an engine that is busy or gone.
-constexpr std::chrono::seconds stats_timeout{2};
 
 /// A node told to stop waits at most this long for clients to say that they have everything.
 constexpr std::chrono::seconds acknowledge_timeout{5};
@@ -166,42 +163,23 @@ transport::Health health_of(const SessionState& state) {
   return {true, ""};
 }
 
-/// Asks every part; hands on the sums when the last has answered or the time is over.
+/// Asks every part.
 void gather_stats(Self self, std::function<void(const transport::Values&)> answer) {
-  struct Gathering {
-    NamedValues values;
-    std::size_t missing = 0;
-  };
   auto& state = self->state;
-  auto gathering = std::make_shared<Gathering>();
-  gathering->values = state.setup.outbox->stats();
-  gathering->values.emplace_back("session.open", static_cast<double>(state.open.size()));
-  for (const auto& [code, count] : state.refused)
-    gathering->values.emplace_back("refused." + code, static_cast<double>(count));
-  for (const auto& [finish, count] : state.finished)
-    gathering->values.emplace_back("finished." + finish, static_cast<double>(count));
-  gathering->missing = state.engines.size() + state.streamers.size();
-  const auto arrived = [gathering, answer = std::move(answer)] {
-    if (--gathering->missing != 0) return;
-    // Shards of one part share names: their values add up.
-    transport::Values sums;
-    for (const auto& [name, value] : gathering->values) sums[name] += value;
-    transport::add_derived(sums);
-    answer(sums);
-  };
-  const auto take = [gathering, arrived](const NamedValues& values) {
-    gathering->values.insert(gathering->values.end(), values.begin(), values.end());
-    arrived();
-  };
-  const auto give_up = [arrived](const caf::error&) { arrived(); };
-  for (const auto& engine : state.engines)
-    self->request(engine.batcher, stats_timeout, stats_atom::value).then(take, give_up);
-  for (const auto& streamer : state.streamers)
-    self->request(streamer, stats_timeout, stats_atom::value).then(take, give_up);
-  if (gathering->missing == 0) {
-    gathering->missing = 1;
-    arrived();
+  auto own = state.setup.outbox->stats();
+  if (state.setup.peers) {
+    const auto peers = state.setup.peers();
+    own.insert(own.end(), peers.begin(), peers.end());
   }
+  own.emplace_back("session.open", static_cast<double>(state.open.size()));
+  for (const auto& [code, count] : state.refused)
+    own.emplace_back("refused." + code, static_cast<double>(count));
+  for (const auto& [finish, count] : state.finished)
+    own.emplace_back("finished." + finish, static_cast<double>(count));
+  const auto gathering = std::make_shared<Gathering>(std::move(own), std::move(answer));
+  for (const auto& engine : state.engines) gathering->ask(self, engine.batcher);
+  for (const auto& streamer : state.streamers) gathering->ask(self, streamer);
+  gathering->asked_all();
 }
 
 void act(Self self, std::vector<transport::SessionAction> actions) {

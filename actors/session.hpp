@@ -1,6 +1,7 @@
 #pragma once
 // The actor around the front's session: routes what clients say to tokenizers, batchers, streamers.
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
@@ -19,6 +20,7 @@ struct SessionSetup {
   std::size_t engines = 0;          ///< how many are expected
   std::shared_ptr<RequestLog> log;
   std::shared_ptr<NodeStatus> status;  ///< told when clients are greeted
+  std::function<NamedValues()> peers = {};  ///< figures about other nodes; empty: there are none
 };
 
 struct SessionState {

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "actors/batcher.hpp"
+#include "actors/gather.hpp"
 #include "actors/streamer.hpp"
 #include "actors/tokenizer.hpp"
 
@@ -337,6 +338,19 @@ SupervisorActor::behavior_type supervisor(Self self, SupervisorSetup setup) {
         for (const auto& engine : state.engines)
           if (engine.facts)
             self->send(host, engine_atom::value, engine.facts, EngineActor(engine.batcher));
+      },
+      [self](stats_atom) -> caf::result<NamedValues> {
+        auto promise = self->make_response_promise<NamedValues>();
+        const auto& peers = self->state.setup.peers;
+        const auto gathering =
+            std::make_shared<Gathering>(peers ? peers->stats() : NamedValues(),
+                                        [promise](const transport::Values& sums) mutable {
+                                          promise.deliver(NamedValues(sums.begin(), sums.end()));
+                                        });
+        for (const auto& engine : self->state.engines)
+          if (engine.batcher) gathering->ask(self, engine.batcher);
+        gathering->asked_all();
+        return promise;
       },
       [self](tick_atom) {
         self->state.looking = false;

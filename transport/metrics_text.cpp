@@ -34,7 +34,7 @@ constexpr std::array<Metric, 10> of_engines = {{
     {"tokens", "sluice_generation_tokens_total", "counter", "Tokens generated."},
 }};
 
-constexpr std::array<Metric, 14> of_node = {{
+constexpr std::array<Metric, 19> of_node = {{
     {"session.open", "sluice_streams_open", "gauge", "Streams without a terminal."},
     {"streams.kept", "sluice_streams_kept", "gauge", "Streams whose log is kept."},
     {"streams.log_bytes", "sluice_stream_log_bytes", "gauge", "Memory of all kept logs."},
@@ -54,6 +54,12 @@ constexpr std::array<Metric, 14> of_node = {{
      "Connections that were plain, garbled, replayed, or not finished in time."},
     {"security.connections_cut", "sluice_connections_cut_total", "counter",
      "Connections closed because their key was removed."},
+    {"peers.links_up", "sluice_peers", "gauge", "Nodes connected to this one."},
+    {"peers.links_lost", "sluice_peers_lost_total", "counter", "Sessions with nodes that ended."},
+    {"peers.messages_in", "sluice_peer_messages_received_total", "counter", "Messages of nodes."},
+    {"peers.messages_out", "sluice_peer_messages_sent_total", "counter", "Messages to nodes."},
+    {"peers.malformed", "sluice_peer_messages_malformed_total", "counter",
+     "Frames that were no node's, and messages that were refused."},
     {"security.frames_refused", "sluice_frames_refused_total", "counter",
      "Frames under way from a key that was removed."},
 }};
