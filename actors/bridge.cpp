@@ -5,7 +5,7 @@
 namespace sluice::actors {
 
 Bridge::Bridge(zmq::context_t& context, transport::EndpointConfig config)
-    : guard_(config.curve ? config.curve->guard : nullptr),
+    : secured_(config.curve.has_value()),
       endpoint_(context, std::move(config),
                 {.message =
                      [this](transport::Peer&& peer, transport::Message&& message,
@@ -47,15 +47,10 @@ NamedValues Bridge::stats() const {
                      {"io.frames_dropped", static_cast<double>(stats.frames_dropped)},
                      {"io.peers_lost", static_cast<double>(stats.peers_lost)},
                      {"io.subscriptions", static_cast<double>(stats.subscriptions)}};
-  if (guard_ != nullptr) {
-    const auto guarded = guard_->stats();
+  if (secured_)
     values.insert(values.end(),
-                  {{"security.admitted", static_cast<double>(guarded.admitted)},
-                   {"security.keys_refused", static_cast<double>(guarded.keys_refused)},
-                   {"security.handshakes_failed", static_cast<double>(guarded.handshakes_failed)},
-                   {"security.frames_refused", static_cast<double>(stats.frames_refused)},
+                  {{"security.frames_refused", static_cast<double>(stats.frames_refused)},
                    {"security.connections_cut", static_cast<double>(stats.connections_cut)}});
-  }
   return values;
 }
 

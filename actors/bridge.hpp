@@ -34,7 +34,7 @@ class Bridge : public Outbox {
 
  private:
   SessionActor session_;
-  std::shared_ptr<transport::Guard> guard_;  ///< empty without CURVE
+  bool secured_;
   transport::Endpoint endpoint_;
 };
 

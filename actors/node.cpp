@@ -6,8 +6,8 @@
 #include <chrono>
 #include <filesystem>
 #include <mutex>
-#include <set>
 #include <thread>
+#include <tuple>
 #include <utility>
 #include <zmq.hpp>
 
@@ -48,10 +48,6 @@ bool is_local(const std::string& endpoint) {
 constexpr int executor_ended_code = 3;
 
 constexpr std::string_view role_words[] = {"front", "tokenizer", "engine", "executor"};
-
-bool plays(const NodeConfig& config, std::string_view role) {
-  return config.roles.empty() || std::ranges::find(config.roles, role) != config.roles.end();
-}
 
 bool has_peers(const NodeConfig& config) {
   const auto& peers = config.peers;
@@ -94,6 +90,56 @@ Result<void> check_lists(const transport::ClientGrants& clients,
   return {};
 }
 
+/// What nodes say to each other is prompts and tokens: it goes beyond loopback as safely as what
+/// clients say.
+Result<void> check_peer_addresses(const NodeConfig& config) {
+  const auto& [peers, security] = std::tie(config.peers, config.security);
+  if (!peers.local_listen.empty() && !peers.local_listen.starts_with("ipc://"))
+    return fail(ErrorCode::bad_request,
+                "peers.local_listen is for processes of this host and speaks in plain text: write "
+                "ipc://PATH, not {}",
+                peers.local_listen);
+  if (!security.nodes_on() && !config.insecure && !is_local(peers.listen))
+    return fail(
+        ErrorCode::bad_request,
+        "{} can be reached from other nodes in plain text: listen on 127.0.0.1 or ipc, give "
+        "this node a key (security.node_keys and security.nodes), or write insecure = true",
+        peers.listen);
+  for (const auto& joined : peers.join) {
+    const transport::PeerAddress address(joined);
+    if (address.name.empty()) {
+      if (!config.insecure && !is_local(address.endpoint))
+        return fail(
+            ErrorCode::bad_request,
+            "{} would be spoken to in plain text: write \"{} NAME\" in peers.join, with the "
+            "name that security.nodes has for it, or insecure = true",
+            address.endpoint, address.endpoint);
+    } else if (!security.nodes_on()) {
+      return fail(ErrorCode::bad_request,
+                  "node {} is joined by name, but this node has no key to show: write "
+                  "security.node_keys and security.nodes",
+                  address.name);
+    } else if (std::ranges::none_of(
+                   security.nodes, [&](const auto& node) { return node.second == address.name; })) {
+      return fail(ErrorCode::bad_request,
+                  "peers.join names node {}, of which security.nodes has no key", address.name);
+    }
+  }
+  if (security.nodes_on() && !peers.listen.empty() && security.nodes.empty())
+    return fail(ErrorCode::bad_request,
+                "security.nodes is missing: no node could join this one at {}, as it has keys",
+                peers.listen);
+  const bool by_key =
+      !peers.listen.empty() || std::ranges::any_of(peers.join, [](const std::string& joined) {
+        return !transport::PeerAddress(joined).name.empty();
+      });
+  if (security.nodes_on() && by_key && peers.name.empty())
+    return fail(ErrorCode::bad_request,
+                "peers.name is missing: other nodes know this one's key under a name, and take it "
+                "under that one only");
+  return {};
+}
+
 Result<void> check_addresses(const NodeConfig& config) {
   const auto& security = config.security;
   for (const auto& address : {config.endpoint.listen, config.endpoint.publish}) {
@@ -109,13 +155,13 @@ Result<void> check_addresses(const NodeConfig& config) {
                   "on tcp or ipc",
                   address);
   }
-  for (const auto& address : {config.metrics_listen, config.peers.listen})
-    if (!config.insecure && !is_local(address))
-      return fail(ErrorCode::bad_request,
-                  "{} can be reached from other hosts in plain text: listen on 127.0.0.1, or write "
-                  "insecure = true",
-                  address);
-  return {};
+  const auto& metrics = config.metrics_listen;
+  if (!config.insecure && !is_local(metrics))
+    return fail(ErrorCode::bad_request,
+                "{} can be reached from other hosts in plain text: listen on 127.0.0.1, or write "
+                "insecure = true",
+                metrics);
+  return check_peer_addresses(config);
 }
 
 Result<void> check(const NodeConfig& config) {
@@ -187,7 +233,7 @@ struct Node::State {
   /// Before anything binds: who may connect is known from the first moment.
   Result<void> secure() {
     const auto& security = config.security;
-    if (!security.on()) return {};
+    if (!security.on() && !security.nodes_on()) return {};
     // Before the context's first socket. A stranger's handshake costs libzmq's thread about 0.3 ms,
     // in which nothing else moves on it: many at once shall not hold all streams.
     context->set(zmq::ctxopt::io_threads, handshake_threads);
@@ -196,18 +242,30 @@ struct Node::State {
     if (!started) return tl::unexpected(started.error());
     guard = std::move(*started);
     allow(security.clients, security.nodes);
-    config.endpoint.curve = transport::CurveServer{security.keys, clients_domain, guard};
+    if (security.on())
+      config.endpoint.curve = transport::CurveServer{security.keys, clients_domain, guard};
+    if (security.nodes_on())
+      config.peers.curve = transport::CurveServer{security.node_keys, nodes_domain, guard};
     return {};
   }
 
   void allow(const transport::ClientGrants& clients,
              const std::map<transport::CurveKey, std::string>& nodes) const {
-    std::set<transport::CurveKey> keys;
-    for (const auto& [key, grant] : clients) keys.insert(key);
-    guard->allow(clients_domain, std::move(keys));
-    keys.clear();
-    for (const auto& [key, name] : nodes) keys.insert(key);
-    guard->allow(nodes_domain, std::move(keys));
+    std::map<transport::CurveKey, std::string> names;
+    for (const auto& [key, grant] : clients) names.emplace(key, grant.name);
+    guard->allow(clients_domain, std::move(names));
+    guard->allow(nodes_domain, nodes);
+  }
+
+  /// Figures of what is neither an actor nor the clients' side. Any thread.
+  NamedValues own_stats() const {
+    NamedValues values = peers ? peers->stats() : NamedValues();
+    if (guard == nullptr) return values;
+    const auto stats = guard->stats();
+    values.emplace_back("security.admitted", static_cast<double>(stats.admitted));
+    values.emplace_back("security.keys_refused", static_cast<double>(stats.keys_refused));
+    values.emplace_back("security.handshakes_failed", static_cast<double>(stats.handshakes_failed));
+    return values;
   }
 
   /// What a client's stats question is answered, for the metrics. Any thread.
@@ -265,11 +323,6 @@ BackendFactory backend_factory(const NodeConfig& settings) {
   };
 }
 
-std::function<NamedValues()> figures_of(const std::shared_ptr<PeerBridge>& peers) {
-  if (!peers) return {};
-  return [peers] { return peers->stats(); };
-}
-
 /// Every channel that opens needs its own copy, but a tokenizer is read once.
 FactsLoader load_once(FactsLoader load) {
   struct Cache {
@@ -315,6 +368,10 @@ void set_up_engines(const NodeConfig& settings, const LoadProgress& progress,
 
 }  // namespace
 
+bool plays(const NodeConfig& config, std::string_view role) {
+  return config.roles.empty() || std::ranges::find(config.roles, role) != config.roles.end();
+}
+
 std::string engine_title(const std::string& model) {
   const std::filesystem::path path(model);
   return (std::filesystem::is_directory(path) ? path.filename() : path.stem()).string();
@@ -347,10 +404,10 @@ Result<std::unique_ptr<Node>> Node::start(NodeConfig config, zmq::context_t& con
     state->bridge = std::make_shared<Bridge>(context, settings.endpoint);
     // Bound before anything is loaded: a port in use is known at once, and clients are told to
     // wait. The session greets nobody before the supervisor's first message, which comes after.
-    state->session =
-        state->system.spawn(session, SessionSetup{state->bridge, session_config(settings),
-                                                  settings.engines.size(), *log, state->status,
-                                                  figures_of(state->peers)});
+    state->session = state->system.spawn(
+        session,
+        SessionSetup{state->bridge, session_config(settings), settings.engines.size(), *log,
+                     state->status, [raw = state.get()] { return raw->own_stats(); }});
     if (auto bound = state->bridge->start(state->session); !bound)
       return tl::unexpected(bound.error());
     setup.session = state->session;
@@ -363,6 +420,7 @@ Result<std::unique_ptr<Node>> Node::start(NodeConfig config, zmq::context_t& con
   setup.log = *log;
   setup.status = state->status;
   setup.peers = state->peers;
+  setup.more_stats = [raw = state.get()] { return raw->own_stats(); };
   setup.epoch = state->identity.incarnation;
   setup.collectives = settings.peers.collectives;
   setup.group_start_ms = settings.peers.group_start_ms;
@@ -435,6 +493,7 @@ Result<void> Node::allow(transport::ClientGrants clients,
   tell(both);
   state_->allow(clients, nodes);
   if (state_->bridge) state_->bridge->cut_removed();
+  if (state_->peers) state_->peers->cut_removed();
   tell(clients);
   present = clients;
   state_->log->node("allowed", fmt::format("{} clients, {} nodes", clients.size(), nodes.size()));

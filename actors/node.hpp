@@ -52,14 +52,15 @@ struct EngineConfig {
 /// What an engine is called where nobody says: the model file's name without its ending.
 std::string engine_title(const std::string& model);
 
-/// CURVE towards clients, and the keys of the nodes that may join this one. Without keys: plain.
+/// CURVE towards clients and between nodes. Without keys: plain.
 struct SecurityConfig {
   transport::CurveKeyPair keys;                      ///< what clients know the node by
   transport::ClientGrants clients;                   ///< who may connect, and what each may do
   transport::CurveKeyPair node_keys;                 ///< what other nodes know it by
   std::map<transport::CurveKey, std::string> nodes;  ///< other nodes' public keys to their names
 
-  bool on() const { return !keys.secret_key.empty(); }
+  bool on() const { return !keys.secret_key.empty(); }             ///< towards clients
+  bool nodes_on() const { return !node_keys.secret_key.empty(); }  ///< towards nodes
 };
 
 /// Domains of the guard.
@@ -80,7 +81,7 @@ struct NodeConfig {
   std::uint32_t tokenizer_threads = 1;
   std::uint32_t streamers = 1;
   std::string metrics_listen;      ///< where Prometheus finds /metrics; empty: nowhere
-  SecurityConfig security;         ///< `endpoint.curve` is made of it
+  SecurityConfig security;         ///< `endpoint.curve` and `peers.curve` are made of it
   bool insecure = false;           ///< allow plain tcp beyond loopback
   std::string log_level = "info";  ///< trace, debug, info, warn, error, off
   std::string log_file;            ///< empty: stderr
@@ -90,6 +91,9 @@ struct NodeConfig {
       make_backend;
   kernels::BackendSearch backends;  ///< where drivers and plugins are; tests name other places
 };
+
+/// Whether the node runs what a role names.
+bool plays(const NodeConfig& config, std::string_view role);
 
 /// Called while an engine's model loads: its name, bytes done, bytes in all.
 using LoadProgress = std::function<void(const std::string&, std::size_t, std::size_t)>;
@@ -111,8 +115,8 @@ class Node {
   std::string metrics_address() const;
 
   /// Replaces the allow lists. Who is no longer in them is refused at once: connections are closed,
-  /// streams stopped. `bad_request` when a key stands in both; the old ones stay in force then. One
-  /// thread at a time.
+  /// streams stopped, sessions with nodes ended. `bad_request` when a key stands in both; the old
+  /// ones stay in force then. One thread at a time.
   Result<void> allow(transport::ClientGrants clients,
                      std::map<transport::CurveKey, std::string> nodes);
 

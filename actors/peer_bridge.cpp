@@ -37,6 +37,8 @@ Result<void> PeerBridge::start(HostActor host) {
   return endpoint_.start();
 }
 
+void PeerBridge::cut_removed() { endpoint_.cut_removed(); }
+
 void PeerBridge::stop() {
   endpoint_.stop();
   host_ = nullptr;
@@ -94,7 +96,9 @@ NamedValues PeerBridge::stats() const {
           {"peers.messages_out", static_cast<double>(stats.messages_out)},
           {"peers.malformed", static_cast<double>(stats.malformed)},
           {"peers.links_up", static_cast<double>(stats.links_up)},
-          {"peers.links_lost", static_cast<double>(stats.links_lost)}};
+          {"peers.links_lost", static_cast<double>(stats.links_lost)},
+          {"peers.refused", static_cast<double>(stats.refused)},
+          {"peers.connections_cut", static_cast<double>(stats.connections_cut)}};
 }
 
 const std::string& PeerBridge::address() const { return endpoint_.listen_address(); }

@@ -18,6 +18,9 @@ class PeerBridge : public PeerBox {
   /// Binds, dials, starts; sessions and what peers open go to `host` from now on.
   Result<void> start(HostActor host);
 
+  /// After the allow list of nodes changed. Any thread.
+  void cut_removed();
+
   /// Says goodbye and stops the I/O thread.
   void stop();
 

@@ -167,9 +167,9 @@ transport::Health health_of(const SessionState& state) {
 void gather_stats(Self self, std::function<void(const transport::Values&)> answer) {
   auto& state = self->state;
   auto own = state.setup.outbox->stats();
-  if (state.setup.peers) {
-    const auto peers = state.setup.peers();
-    own.insert(own.end(), peers.begin(), peers.end());
+  if (state.setup.more_stats) {
+    const auto more = state.setup.more_stats();
+    own.insert(own.end(), more.begin(), more.end());
   }
   own.emplace_back("session.open", static_cast<double>(state.open.size()));
   for (const auto& [code, count] : state.refused)

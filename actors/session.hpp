@@ -19,8 +19,8 @@ struct SessionSetup {
   transport::SessionConfig config;  ///< `welcome.models` fills as engines come up
   std::size_t engines = 0;          ///< how many are expected
   std::shared_ptr<RequestLog> log;
-  std::shared_ptr<NodeStatus> status;  ///< told when clients are greeted
-  std::function<NamedValues()> peers = {};  ///< figures about other nodes; empty: there are none
+  std::shared_ptr<NodeStatus> status;            ///< told when clients are greeted
+  std::function<NamedValues()> more_stats = {};  ///< beside those of the parts; any thread
 };
 
 struct SessionState {

@@ -341,9 +341,9 @@ SupervisorActor::behavior_type supervisor(Self self, SupervisorSetup setup) {
       },
       [self](stats_atom) -> caf::result<NamedValues> {
         auto promise = self->make_response_promise<NamedValues>();
-        const auto& peers = self->state.setup.peers;
+        const auto& more = self->state.setup.more_stats;
         const auto gathering =
-            std::make_shared<Gathering>(peers ? peers->stats() : NamedValues(),
+            std::make_shared<Gathering>(more ? more() : NamedValues(),
                                         [promise](const transport::Values& sums) mutable {
                                           promise.deliver(NamedValues(sums.begin(), sums.end()));
                                         });

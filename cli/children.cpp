@@ -27,13 +27,10 @@ constexpr std::chrono::seconds lived{10};
 constexpr std::chrono::milliseconds pause_min{100};
 constexpr std::chrono::milliseconds pause_max{5000};
 
-bool plays(const actors::NodeConfig& node, std::string_view role) {
-  return node.roles.empty() || std::ranges::find(node.roles, role) != node.roles.end();
-}
-
 /// A GPU's context is lost for good by one fault, and with it the process that has it.
 bool is_worth_isolating(const actors::NodeConfig& node, const actors::EngineConfig& engine) {
-  if (engine.tensor_parallel > 1 || !plays(node, "executor") || !plays(node, "engine"))
+  if (engine.tensor_parallel > 1 || !actors::plays(node, "executor") ||
+      !actors::plays(node, "engine"))
     return false;
   const auto choice = kernels::choose_backend(engine.backend, node.backends);
   return choice && choice->name == "cuda";
@@ -41,9 +38,9 @@ bool is_worth_isolating(const actors::NodeConfig& node, const actors::EngineConf
 
 /// How many executors of an engine run in processes beside this one.
 std::uint32_t children_of(const actors::NodeConfig& node, const actors::EngineConfig& engine) {
-  if (!plays(node, "executor")) return 0;
-  if (plays(node, "engine") && engine.isolate == "on") return 1;
-  const std::uint32_t all = plays(node, "engine") ? engine.tensor_parallel : 1;
+  if (!actors::plays(node, "executor")) return 0;
+  if (actors::plays(node, "engine") && engine.isolate == "on") return 1;
+  const std::uint32_t all = actors::plays(node, "engine") ? engine.tensor_parallel : 1;
   const std::uint32_t ranks =
       engine.ranks == 0 ? all : std::min(engine.ranks, engine.tensor_parallel);
   return ranks - (ranks > 0 ? 1 : 0);

@@ -320,23 +320,31 @@ Result<Config> parse_config(std::string_view text, const std::string& source) {
 Result<void> load_allow_lists(const SecurityFiles& files, actors::SecurityConfig& into) {
   into.clients.clear();
   into.nodes.clear();
-  auto done = read_allow_list(
-      files.clients, client_keys(), "client",
-      [&](ClientEntry&& entry, std::uint32_t line) -> Result<void> {
-        auto& grant = entry.grant;
-        if (auto good = check_entry(files.clients, line, grant.name, entry.public_key); !good)
-          return good;
-        if (grant.tenant.empty()) grant.tenant = grant.name;
-        const std::string name = grant.name;
-        if (!into.clients.emplace(std::move(entry.public_key), std::move(grant)).second)
-          return twice(files.clients, line, name);
-        return {};
-      });
+  Result<void> done;
+  if (!files.clients.empty())
+    done = read_allow_list(
+        files.clients, client_keys(), "client",
+        [&](ClientEntry&& entry, std::uint32_t line) -> Result<void> {
+          auto& grant = entry.grant;
+          if (auto good = check_entry(files.clients, line, grant.name, entry.public_key); !good)
+            return good;
+          if (grant.tenant.empty()) grant.tenant = grant.name;
+          const std::string name = grant.name;
+          if (!into.clients.emplace(std::move(entry.public_key), std::move(grant)).second)
+            return twice(files.clients, line, name);
+          return {};
+        });
   if (!done || files.nodes.empty()) return done;
   return read_allow_list(
       files.nodes, peer_keys(), "node", [&](NodeEntry&& entry, std::uint32_t line) -> Result<void> {
         if (auto good = check_entry(files.nodes, line, entry.name, entry.public_key); !good)
           return good;
+        for (const auto& [key, name] : into.nodes)
+          if (name == entry.name)
+            return fail(
+                ErrorCode::bad_request,
+                "{}:{}: {} has a key already: a node is dialed with the one key of its name",
+                files.nodes, line, name);
         if (!into.nodes.emplace(std::move(entry.public_key), entry.name).second)
           return twice(files.nodes, line, entry.name);
         return {};
@@ -345,19 +353,25 @@ Result<void> load_allow_lists(const SecurityFiles& files, actors::SecurityConfig
 
 Result<void> load_security(Config& config) {
   const SecurityFiles& files = config.security;
-  if (files.keys.empty()) {
-    if (files.clients.empty() && files.nodes.empty() && files.node_keys.empty()) return {};
+  const bool towards_nodes = !files.node_keys.empty() || !files.nodes.empty();
+  if (files.keys.empty() && files.clients.empty() && !towards_nodes) return {};
+  // A node that no client speaks to needs neither of their two files.
+  if (files.keys.empty() && (!files.clients.empty() || files.node_keys.empty()))
     return fail(ErrorCode::bad_request,
                 "security.keys is missing: without it the node speaks in plain text and asks "
                 "nobody for a key; `sluice keygen` makes a pair");
-  }
-  if (files.clients.empty())
+  if (files.clients.empty() && !files.keys.empty() && actors::plays(config.node, "front"))
     return fail(ErrorCode::bad_request,
                 "security.clients is missing: with security.keys alone nobody could connect");
+  if (files.nodes.empty() && !files.node_keys.empty())
+    return fail(ErrorCode::bad_request,
+                "security.nodes is missing: with security.node_keys alone no node could connect");
   auto& security = config.node.security;
-  auto keys = transport::read_secret_key(files.keys);
-  if (!keys) return tl::unexpected(keys.error());
-  security.keys = security.node_keys = *keys;
+  if (!files.keys.empty()) {
+    auto keys = transport::read_secret_key(files.keys);
+    if (!keys) return tl::unexpected(keys.error());
+    security.keys = security.node_keys = *keys;
+  }
   if (!files.node_keys.empty()) {
     auto node_keys = transport::read_secret_key(files.node_keys);
     if (!node_keys) return tl::unexpected(node_keys.error());

@@ -41,9 +41,10 @@ const std::vector<NodeKey>& node_keys() {
        "where other nodes connect: tcp://HOST:PORT (port 0: any free one), ipc://PATH; empty: "
        "nowhere"},
       {"peers", "join", SLUICE_FIELD(Config, node.peers.join),
-       "nodes to connect to, each as its peers.listen says"},
+       "nodes to connect to: where, as its peers.listen says, and its name in security.nodes "
+       "behind a space; without a name: plain"},
       {"peers", "local_listen", SLUICE_FIELD(Config, node.peers.local_listen),
-       "a second one, for processes of this host: ipc://PATH"},
+       "a second one, for processes of this host: ipc://PATH, always plain"},
       {"peers", "collectives", SLUICE_FIELD(Config, node.peers.collectives),
        "this host's address for what tensor-parallel ranks exchange in a step: not encrypted, so "
        "loopback or a network of the group's own"},
@@ -77,7 +78,7 @@ const std::vector<NodeKey>& node_keys() {
       {"security", "node_keys", SLUICE_FIELD(Config, security.node_keys),
        "secret key file towards other nodes; empty: `keys`"},
       {"security", "nodes", SLUICE_FIELD(Config, security.nodes),
-       "allow list of other nodes: a [[node]] each, with name and public_key"},
+       "allow list of other nodes: a [[node]] each, with its peers.name as name, and public_key"},
 
       {"limits", "frame_bytes_max", SLUICE_FIELD(Config, node.endpoint.limits.frame_bytes_max),
        "largest message taken", 1024, gigabyte},

@@ -153,7 +153,7 @@ void raise_descriptor_limit() {
 
 Result<void> serve(Config config) {
   raise_descriptor_limit();
-  Signals signals(config.node.security.on());
+  Signals signals(config.node.security.on() || config.node.security.nodes_on());
   const auto children = ChildNodes::start(config);
   if (!children) return tl::unexpected(children.error());
   zmq::context_t context;

@@ -70,7 +70,7 @@ NARROWER = [
      "time, randomness and threads are arguments of a protocol state machine"),
     (r"^(?!transport/|actors/bridge|tests/|bench/)", r"^transport/endpoint\.hpp$",
      "only actors/bridge includes the endpoint"),
-    (r"^transport/(?!endpoint|client\.|curve)", r"^transport/(endpoint|client|curve)\.hpp$",
+    (r"^transport/(?!endpoint|peer_|client\.|curve)", r"^transport/(endpoint|client|curve)\.hpp$",
      "a pure part includes no impure one"),
     (r"^bench/latency\.", r"^(transport/|actors/|zmq|caf/)",
      "bench latency builds without CAF and ZeroMQ"),

@@ -104,7 +104,7 @@ struct Guard::State {
   LineLimit handshakes_limit{line_interval_ns};
 
   mutable std::mutex mutex;
-  std::map<std::string, std::set<CurveKey>> allowed;
+  std::map<std::string, std::map<CurveKey, std::string>> allowed;  // by domain: whose each key is
   std::vector<zmq::socket_t> arriving;  // monitors that the thread is to take over
 
   std::atomic<std::uint64_t> admitted = 0;
@@ -175,7 +175,7 @@ struct Guard::State {
                        text_of(frames[5]) == "CURVE" && frames[6].size() == key_bytes;
     if (whole) key = to_text(frames[6]);
     const std::string domain(text_of(frames[2]));
-    const bool good = whole && is_allowed(domain, key);
+    const bool good = whole && name_of(domain, key);
     if (good)
       admitted += 1;
     else
@@ -202,10 +202,12 @@ struct Guard::State {
                       count, address, key.empty() ? "(none)" : key, domain));
   }
 
-  bool is_allowed(const std::string& domain, const CurveKey& key) const {
+  std::optional<std::string> name_of(const std::string& domain, const CurveKey& key) const {
     const std::lock_guard lock(mutex);
-    const auto found = allowed.find(domain);
-    return found != allowed.end() && found->second.contains(key);
+    const auto list = allowed.find(domain);
+    if (list == allowed.end()) return std::nullopt;
+    const auto found = list->second.find(key);
+    return found == list->second.end() ? std::nullopt : std::optional(found->second);
   }
 
   /// Takes what a watched socket's monitor says; false when that socket was left.
@@ -251,13 +253,26 @@ Result<std::shared_ptr<Guard>> Guard::start(zmq::context_t& context, Log log) {
   return std::shared_ptr<Guard>(new Guard(std::move(state)));
 }
 
-void Guard::allow(const std::string& domain, std::set<CurveKey> keys) {
+void Guard::allow(const std::string& domain, std::map<CurveKey, std::string> names) {
   const std::lock_guard lock(state_->mutex);
-  state_->allowed[domain] = std::move(keys);
+  state_->allowed[domain] = std::move(names);
 }
 
 bool Guard::allows(const std::string& domain, const CurveKey& key) const {
-  return state_->is_allowed(domain, key);
+  return name_of(domain, key).has_value();
+}
+
+std::optional<std::string> Guard::name_of(const std::string& domain, const CurveKey& key) const {
+  return state_->name_of(domain, key);
+}
+
+std::optional<CurveKey> Guard::key_of(const std::string& domain, std::string_view name) const {
+  const std::lock_guard lock(state_->mutex);
+  const auto list = state_->allowed.find(domain);
+  if (list == state_->allowed.end()) return std::nullopt;
+  for (const auto& [key, of] : list->second)
+    if (of == name) return key;
+  return std::nullopt;
 }
 
 void Guard::watch(zmq::socket_t& socket) {

@@ -4,9 +4,11 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
-#include <set>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 
 #include "transport/curve_keys.hpp"
@@ -62,11 +64,16 @@ class Guard {
   static Result<std::shared_ptr<Guard>> start(zmq::context_t& context, Log log);
   ~Guard();  ///< after the sockets that it watches were left
 
-  /// Replaces a domain's allow list. Any thread; holds for connections from now on.
-  void allow(const std::string& domain, std::set<CurveKey> keys);
+  /// Replaces a domain's allow list: whose each key is. Any thread; holds for connections from now
+  /// on.
+  void allow(const std::string& domain, std::map<CurveKey, std::string> names);
 
   /// Any thread.
   bool allows(const std::string& domain, const CurveKey& key) const;
+  std::optional<std::string> name_of(const std::string& domain, const CurveKey& key) const;
+
+  /// A key listed under this name. Any thread.
+  std::optional<CurveKey> key_of(const std::string& domain, std::string_view name) const;
 
   /// Counts failed handshakes of a socket that is to bind. By the socket's own thread, and `leave`
   /// before it is closed.

@@ -261,6 +261,20 @@ void Links::on_unreachable(const Route& route, std::uint64_t now_ns, LinkOutput&
        false, now_ns, out);
 }
 
+void Links::reject(const Route& route, const LinkHeader& header, Error why, std::uint64_t now_ns,
+                   LinkOutput& out) {
+  const auto at = links_.find(route);
+  if (at == links_.end()) return refuse(route, header, std::move(why.message), out);
+  if (at->second.phase != Phase::waiting) fall(at, std::move(why), true, now_ns, out);
+}
+
+void Links::review(const Judge& judge, std::uint64_t now_ns, LinkOutput& out) {
+  std::vector<std::pair<LinkId, Error>> over;
+  for (const auto& [id, route] : routes_)
+    if (auto why = judge(route, links_.at(route).peer)) over.emplace_back(id, std::move(*why));
+  for (auto& [id, why] : over) end(id, std::move(why), now_ns, out);
+}
+
 void Links::end(LinkId id, Error why, std::uint64_t now_ns, LinkOutput& out) {
   const auto route = routes_.find(id);
   if (route != routes_.end()) fall(links_.find(route->second), std::move(why), true, now_ns, out);

@@ -7,6 +7,7 @@
 // process that was stopped and goes on (a zombie) cannot be heard.
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -112,6 +113,15 @@ class Links {
 
   /// The connection is gone, as far as the I/O thread can tell.
   void on_unreachable(const Route& route, std::uint64_t now_ns, LinkOutput& out);
+
+  /// Takes a frame that its sender may not send: the sender learns why, and a session that goes by
+  /// this route ends.
+  void reject(const Route& route, const LinkHeader& header, Error why, std::uint64_t now_ns,
+              LinkOutput& out);
+
+  /// Ends the sessions of which `judge`, given route and peer, says why they may not go on.
+  using Judge = std::function<std::optional<Error>(const Route&, const NodeIdentity&)>;
+  void review(const Judge& judge, std::uint64_t now_ns, LinkOutput& out);
 
   /// Ends a session, saying why: `why` reaches the peer in words.
   void end(LinkId link, Error why, std::uint64_t now_ns, LinkOutput& out);

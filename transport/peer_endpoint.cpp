@@ -22,12 +22,14 @@ namespace {
 /// Frames taken from a socket before the other work gets its turn.
 constexpr int batch = 64;
 
+/// A connection that has not said by then who it is, is closed.
+constexpr int handshake_ms = 10'000;
+
 /// How long a goodbye may take to leave when the node stops.
 constexpr int linger_ms = 200;
 
 std::uint64_t now_ns() {
-  return static_cast<std::uint64_t>(
-      std::chrono::steady_clock::now().time_since_epoch().count());
+  return static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
 }
 
 std::string_view bytes_of(const zmq::message_t& message) {
@@ -40,6 +42,21 @@ LinkConfig link_config(const PeerConfig& config) {
   link.beat_ns = link.lost_ns / 5;
   link.bytes_max = std::max(link.bytes_max, config.message_bytes_max * 4);
   return link;
+}
+
+/// How the routes of accepted connections begin. With CURVE the key follows: a connection that
+/// takes over another's ZeroMQ identity is then another route, unless the key is the same.
+constexpr std::string_view plain_prefix = "in ";
+constexpr std::string_view local_prefix = "local ";
+constexpr std::string_view secured_prefix = "key ";
+constexpr std::size_t key_chars = 40;
+
+/// The ZeroMQ identity in the route of an accepted connection; none: it was dialed.
+std::optional<std::string_view> accepted_peer(std::string_view route) {
+  if (route.starts_with(secured_prefix)) return route.substr(secured_prefix.size() + key_chars + 1);
+  for (const auto prefix : {plain_prefix, local_prefix})
+    if (route.starts_with(prefix)) return route.substr(prefix.size());
+  return std::nullopt;
 }
 
 struct Outgoing {
@@ -63,11 +80,15 @@ struct PeerEndpoint::State {
 
   // Of the I/O thread once it runs.
   Links links;
-  zmq::socket_t router;
+  zmq::socket_t router;  ///< of `listen`
+  zmq::socket_t local;   ///< of `local_listen`: one socket speaks either CURVE or not
+  Connections connections;
   struct Dial {
-    std::string address;
+    PeerAddress address;
     zmq::socket_t socket;
     Route route;
+    std::optional<CurveKey> key;  ///< that the node must have; none: it speaks plain
+    bool fresh = false;           ///< the socket awaits its first attempt
   };
   std::vector<Dial> dials;
   std::vector<Outgoing> leaving;
@@ -75,6 +96,7 @@ struct PeerEndpoint::State {
 
   WakeQueue<Outgoing> queue;
   std::atomic<bool> stopping = false;
+  std::atomic<bool> cutting = false;
   std::thread thread;
 
   struct Counters {
@@ -83,6 +105,8 @@ struct PeerEndpoint::State {
     std::atomic<std::uint64_t> malformed = 0;
     std::atomic<std::uint64_t> links_up = 0;
     std::atomic<std::uint64_t> links_lost = 0;
+    std::atomic<std::uint64_t> refused = 0;
+    std::atomic<std::uint64_t> connections_cut = 0;
   } counters;
 
   /// Queues have no mark of their own: the links bound what is not acknowledged.
@@ -93,43 +117,73 @@ struct PeerEndpoint::State {
     socket.set(zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(config.message_bytes_max));
   }
 
+  Result<std::string> listen(zmq::socket_t& socket, const std::string& address, bool secured) {
+    try {
+      socket = zmq::socket_t(context, zmq::socket_type::router);
+      prepare(socket);
+      socket.set(zmq::sockopt::router_mandatory, 1);
+      socket.set(zmq::sockopt::backlog, 256);
+      socket.set(zmq::sockopt::handshake_ivl, handshake_ms);
+      if (secured) {
+        secure_server(socket, config.curve->keys, config.curve->domain);
+        config.curve->guard->watch(socket);
+      }
+    } catch (const zmq::error_t& error) {
+      return fail(ErrorCode::io, "cannot make a socket: {}; raise the limits of open files",
+                  error.what());
+    }
+    return bind_to(socket, address);
+  }
+
   Result<void> open() {
-    if (!config.listen.empty() || !config.local_listen.empty()) {
-      try {
-        router = zmq::socket_t(context, zmq::socket_type::router);
-        prepare(router);
-        router.set(zmq::sockopt::router_mandatory, 1);
-        router.set(zmq::sockopt::backlog, 256);
-      } catch (const zmq::error_t& error) {
-        return fail(ErrorCode::io, "cannot make a socket: {}; raise the limits of open files",
-                    error.what());
-      }
-      if (!config.local_listen.empty())
-        if (auto bound = bind_to(router, config.local_listen); !bound)
-          return tl::unexpected(bound.error());
-      if (!config.listen.empty()) {
-        auto bound = bind_to(router, config.listen);
-        if (!bound) return tl::unexpected(bound.error());
-        listen_address = *bound;
-      }
+    if (!config.local_listen.empty())
+      if (auto bound = listen(local, config.local_listen, false); !bound)
+        return tl::unexpected(bound.error());
+    if (!config.listen.empty()) {
+      auto bound = listen(router, config.listen, config.curve.has_value());
+      if (!bound) return tl::unexpected(bound.error());
+      listen_address = *bound;
     }
     for (const auto& address : config.join) {
-      dials.push_back({address, {}, {}});
-      if (auto made = connect(dials.back()); !made) return made;
+      dials.push_back({PeerAddress(address), {}, {}, {}, false});
+      const auto made = connect(dials.back());
+      if (!made && made.error().code == ErrorCode::bad_request) return made;
+      dials.back().fresh = made.has_value();
     }
     return queue.open();
   }
 
+  void shut() {
+    if (config.curve) Guard::leave(router);
+    router.close();
+    local.close();
+    dials.clear();
+  }
+
   /// A new socket: what an old one still holds, in either direction, is gone with it.
+  /// `unauthorized` when the node's key is not listed (now).
   Result<void> connect(Dial& dial) {
+    const auto& [endpoint, name] = dial.address;
+    dial.socket.close();
+    dial.key.reset();
+    if (!name.empty()) {
+      if (!config.curve)
+        return fail(ErrorCode::bad_request,
+                    "cannot dial {} as node {}: this node has no key of its own", endpoint, name);
+      dial.key = config.curve->guard->key_of(config.curve->domain, name);
+      if (!dial.key)
+        return fail(ErrorCode::unauthorized,
+                    "cannot dial {}: the list of nodes has no key of node {}", endpoint, name);
+    }
     try {
       dial.socket = zmq::socket_t(context, zmq::socket_type::dealer);
       prepare(dial.socket);
-      dial.socket.set(zmq::sockopt::ipv6, dial.address.find('[') != std::string::npos ? 1 : 0);
-      dial.socket.connect(dial.address);
+      dial.socket.set(zmq::sockopt::ipv6, endpoint.find('[') != std::string::npos ? 1 : 0);
+      if (dial.key) secure_client(dial.socket, {*dial.key, config.curve->keys});
+      dial.socket.connect(endpoint);
     } catch (const zmq::error_t& error) {
       return fail(ErrorCode::bad_request,
-                  "cannot dial node {}: {}; write tcp://HOST:PORT or ipc://PATH", dial.address,
+                  "cannot dial node {}: {}; write tcp://HOST:PORT or ipc://PATH", endpoint,
                   error.what());
     }
     return {};
@@ -144,11 +198,13 @@ struct PeerEndpoint::State {
     settle();
     while (!stopping) {
       bool worked = false;
-      if (router)
-        for (int i = 0; i < batch && receive_accepted(); ++i) worked = true;
+      for (auto* socket : {&router, &local})
+        if (*socket)
+          for (int i = 0; i < batch && receive_accepted(*socket); ++i) worked = true;
       for (auto& dial : dials)
         for (int i = 0; i < batch && receive_dialed(dial); ++i) worked = true;
       worked |= drain();
+      if (cutting.exchange(false)) cut();
       const auto next = links.tick(now_ns(), out);  // after what came: it may be a sign of life
       settle();
       if (!worked) sleep(next);
@@ -156,20 +212,24 @@ struct PeerEndpoint::State {
     drain();
     links.end_all({ErrorCode::cancelled, "the node stops", 0}, now_ns(), out);
     settle();
-    if (router) router.set(zmq::sockopt::linger, linger_ms);
-    for (auto& dial : dials) dial.socket.set(zmq::sockopt::linger, linger_ms);
-    router.close();
-    dials.clear();
+    for (auto* socket : {&router, &local})
+      if (*socket) socket->set(zmq::sockopt::linger, linger_ms);
+    for (auto& dial : dials)
+      if (dial.socket) dial.socket.set(zmq::sockopt::linger, linger_ms);
+    shut();
   }
 
   void sleep(std::uint64_t next) {
     std::vector<zmq::pollitem_t> items{{nullptr, queue.descriptor(), ZMQ_POLLIN, 0}};
-    if (router) items.push_back({router.handle(), 0, ZMQ_POLLIN, 0});
-    for (auto& dial : dials) items.push_back({dial.socket.handle(), 0, ZMQ_POLLIN, 0});
+    for (auto* socket : {&router, &local})
+      if (*socket) items.push_back({socket->handle(), 0, ZMQ_POLLIN, 0});
+    for (auto& dial : dials)
+      if (dial.socket) items.push_back({dial.socket.handle(), 0, ZMQ_POLLIN, 0});
     const auto now = now_ns();
-    const auto wait_ms =
-        next == UINT64_MAX ? -1 : next <= now ? 0 : static_cast<long>((next - now) / 1'000'000 + 1);
-    queue.sleep([&] { return !stopping; },
+    const auto wait_ms = next == UINT64_MAX ? -1
+                         : next <= now      ? 0
+                                            : static_cast<long>((next - now) / 1'000'000 + 1);
+    queue.sleep([&] { return !stopping && !cutting; },
                 [&] { zmq::poll(items, std::chrono::milliseconds(wait_ms)); });
   }
 
@@ -181,38 +241,70 @@ struct PeerEndpoint::State {
       zmq::message_t part;
       if (!socket.recv(part, zmq::recv_flags::dontwait)) break;
       more = part.more();
-      if (parts == 0) header = std::move(part);
-      else payload = std::move(part);
+      if (parts == 0)
+        header = std::move(part);
+      else
+        payload = std::move(part);
       ++parts;
     }
     return parts;
   }
 
-  bool receive_accepted() {
+  bool receive_accepted(zmq::socket_t& socket) {
     zmq::message_t peer, header, payload;
-    if (!router.recv(peer, zmq::recv_flags::dontwait)) return false;
+    if (!socket.recv(peer, zmq::recv_flags::dontwait)) return false;
     after_receive();
-    const int parts = take_parts(router, peer.more(), header, payload);
-    take(accepted_route(bytes_of(peer)), parts, header, payload);
+    const int parts = take_parts(socket, peer.more(), header, payload);
+    if (!config.curve || &socket != &router) {
+      const auto prefix = &socket == &router ? plain_prefix : local_prefix;
+      take(std::string(prefix).append(bytes_of(peer)), parts, header, payload);
+      return true;
+    }
+    // libzmq 4.3 leaves the peer's own frame unmarked
+    const auto key = sender_of(header);
+    const auto name = config.curve->guard->name_of(config.curve->domain, key);
+    if (!name) {  // it was removed a moment ago
+      counters.refused += 1;
+      return true;
+    }
+    connections.note(header, key);
+    const auto route = fmt::format("{}{} {}", secured_prefix, key, bytes_of(peer));
+    take(route, parts, header, payload, LinkKind::hello, *name);
     return true;
   }
 
   bool receive_dialed(Dial& dial) {
     zmq::message_t header, payload, further;
-    if (!dial.socket.recv(header, zmq::recv_flags::dontwait)) return false;
+    if (!dial.socket || !dial.socket.recv(header, zmq::recv_flags::dontwait)) return false;
     after_receive();
     const int parts = 1 + take_parts(dial.socket, header.more(), payload, further);
-    take(dial.route, parts, header, payload);
+    if (!dial.key || config.curve->guard->allows(config.curve->domain, *dial.key))
+      take(dial.route, parts, header, payload, LinkKind::welcome, dial.address.name);
+    else
+      counters.refused += 1;
     settle();  // a new attempt changes the socket
     return true;
   }
 
+  /// `named` is the kind of frame in which the peer says its name, which must be `name` where that
+  /// is known.
   void take(const Route& route, int parts, const zmq::message_t& header_part,
-            const zmq::message_t& payload) {
+            const zmq::message_t& payload, LinkKind named = LinkKind::beat,
+            std::string_view name = {}) {
     const auto header = decode_link_header(parts == 2 ? bytes_of(header_part) : "");
     if (!header) {
       counters.malformed += 1;
       return;
+    }
+    if (!name.empty() && header->kind == named && bytes_of(payload) != name) {
+      counters.refused += 1;
+      links.reject(route, *header,
+                   {ErrorCode::unauthorized,
+                    fmt::format("the key that speaks as node {} is listed as node {}'s",
+                                bytes_of(payload).substr(0, link_name_bytes_max), name),
+                    0},
+                   now_ns(), out);
+      return settle();
     }
     const auto link = links.on_frame(route, *header, bytes_of(payload), now_ns(), out);
     settle();
@@ -223,6 +315,29 @@ struct PeerEndpoint::State {
       links.end(*link, taken.error(), now_ns(), out);
       settle();
     }
+  }
+
+  /// Ends what the list of nodes does not allow any more.
+  void cut() {
+    if (!config.curve) return;
+    const auto& [keys, domain, guard] = *config.curve;
+    links.review(
+        [&](const Route& route, const NodeIdentity& peer) -> std::optional<Error> {
+          const auto dial = std::ranges::find(dials, route, &Dial::route);
+          std::optional<CurveKey> key;
+          if (route.starts_with(secured_prefix))
+            key = route.substr(secured_prefix.size(), key_chars);
+          else if (dial != dials.end())
+            key = dial->key;
+          if (!key || guard->name_of(domain, *key) == peer.name) return std::nullopt;
+          return Error{
+              ErrorCode::unauthorized,
+              fmt::format("the list of nodes has no such key of node {} any more", peer.name), 0};
+        },
+        now_ns(), out);
+    settle();
+    counters.connections_cut +=
+        connections.cut([&](const CurveKey& key) { return guard->allows(domain, key); });
   }
 
   bool drain() {
@@ -249,7 +364,9 @@ struct PeerEndpoint::State {
       for (const auto& connect_to : now.connects) {
         auto& dial = dials[connect_to.dial];
         dial.route = connect_to.route;
-        if (auto made = connect(dial); !made) links.on_unreachable(dial.route, now_ns(), out);
+        if (std::exchange(dial.fresh, false)) continue;
+        if (auto made = connect(dial); !made)
+          links.reject(dial.route, {}, made.error(), now_ns(), out);
       }
       for (const auto& frame : now.frames) send(frame);
       for (const auto& up : now.ups) handler.up(up);
@@ -260,16 +377,14 @@ struct PeerEndpoint::State {
     }
   }
 
-  static Route accepted_route(std::string_view peer) { return "in " + std::string(peer); }
-
   void send(const LinkFrame& frame) {
     before_send();
-    if (frame.route.starts_with("in ")) {
-      const std::string_view peer = std::string_view(frame.route).substr(3);
+    if (const auto peer = accepted_peer(frame.route)) {
+      auto& socket = frame.route.starts_with(local_prefix) ? local : router;
       try {
-        if (router.send(zmq::buffer(peer), zmq::send_flags::sndmore | zmq::send_flags::dontwait)) {
-          router.send(zmq::buffer(frame.header), zmq::send_flags::sndmore);
-          router.send(zmq::buffer(frame.payload), zmq::send_flags::dontwait);
+        if (socket.send(zmq::buffer(*peer), zmq::send_flags::sndmore | zmq::send_flags::dontwait)) {
+          socket.send(zmq::buffer(frame.header), zmq::send_flags::sndmore);
+          socket.send(zmq::buffer(frame.payload), zmq::send_flags::dontwait);
           return;
         }
       } catch (const zmq::error_t& error) {
@@ -278,7 +393,7 @@ struct PeerEndpoint::State {
       return links.on_unreachable(frame.route, now_ns(), out);
     }
     for (auto& dial : dials) {
-      if (dial.route != frame.route) continue;
+      if (dial.route != frame.route || !dial.socket) continue;
       dial.socket.send(zmq::buffer(frame.header),
                        zmq::send_flags::sndmore | zmq::send_flags::dontwait);
       dial.socket.send(zmq::buffer(frame.payload), zmq::send_flags::dontwait);
@@ -296,8 +411,7 @@ PeerEndpoint::~PeerEndpoint() { stop(); }
 Result<void> PeerEndpoint::start() {
   SLUICE_ASSERT(!state_->thread.joinable(), "an endpoint starts once");
   if (auto opened = state_->open(); !opened) {
-    state_->router.close();
-    state_->dials.clear();
+    state_->shut();
     return opened;
   }
   state_->thread = std::thread([state = state_.get()] { state->run(); });
@@ -315,14 +429,19 @@ void PeerEndpoint::send(LinkId link, std::string message) {
   state_->queue.post({link, std::move(message)});
 }
 
+void PeerEndpoint::cut_removed() {
+  state_->cutting = true;
+  state_->queue.wake();
+}
+
 void PeerEndpoint::end(LinkId link, Error why) { state_->queue.post({link, std::move(why)}); }
 
 const std::string& PeerEndpoint::listen_address() const { return state_->listen_address; }
 
 PeerStats PeerEndpoint::stats() const {
   const auto& counters = state_->counters;
-  return {counters.messages_in, counters.messages_out, counters.malformed, counters.links_up,
-          counters.links_lost};
+  return {counters.messages_in, counters.messages_out, counters.malformed,      counters.links_up,
+          counters.links_lost,  counters.refused,      counters.connections_cut};
 }
 
 }  // namespace sluice::transport

@@ -25,6 +25,8 @@ struct PeerStats {
   std::uint64_t malformed = 0;  ///< frames that were no link's, and messages that were refused
   std::uint64_t links_up = 0;   ///< now
   std::uint64_t links_lost = 0;
+  std::uint64_t refused = 0;          ///< frames of a key not allowed, names of another key
+  std::uint64_t connections_cut = 0;  ///< of keys that are no longer allowed
 };
 
 class PeerEndpoint {
@@ -53,6 +55,10 @@ class PeerEndpoint {
   /// Any thread. Messages on one link arrive in the order they were posted, or the link is lost.
   void send(LinkId link, std::string message);
   void end(LinkId link, Error why);
+
+  /// After the guard's list of nodes changed: who is no longer in it under the same name is cut
+  /// off. Any thread.
+  void cut_removed();
 
   /// As bound, with the real port; empty when it listens nowhere. After `start`.
   const std::string& listen_address() const;

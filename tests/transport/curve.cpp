@@ -5,11 +5,11 @@
 #include "transport/curve.hpp"
 
 #include <fcntl.h>
-#include <poll.h>
 
 #include <boost/test/unit_test.hpp>
 #include <mutex>
 
+#include "tests/transport/eavesdropper.hpp"
 #include "tests/transport/rude.hpp"
 #include "tests/transport/server.hpp"
 #include "transport/client.hpp"
@@ -17,6 +17,8 @@
 using namespace sluice;
 using namespace sluice::transport;
 using namespace sluice::transport::testing;
+using sluice::fakes::Eavesdropper;
+using sluice::fakes::tcp_to;
 using std::chrono::milliseconds;
 
 namespace {
@@ -39,7 +41,7 @@ struct Fort {
     });
     BOOST_REQUIRE_MESSAGE(started, started.error().message);
     guard = *started;
-    guard->allow(domain, {ann.public_key});
+    guard->allow(domain, {{ann.public_key, "ann"}});
     EndpointConfig config;
     config.handshake_ms = handshake_ms;
     config.curve = CurveServer{keys, domain, guard};
@@ -95,73 +97,6 @@ void check_stream(Client& client, std::uint32_t tokens = 40) {
   for (std::uint32_t i = 0; i < tokens; ++i) BOOST_REQUIRE_EQUAL(got[i], token_at(5, i));
 }
 
-int tcp_to(const std::string& address) {
-  sockaddr_in to{};
-  to.sin_family = AF_INET;
-  to.sin_port =
-      htons(static_cast<std::uint16_t>(std::stoi(address.substr(address.rfind(':') + 1))));
-  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  const int raw = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  BOOST_REQUIRE(raw >= 0);
-  BOOST_REQUIRE_EQUAL(connect(raw, reinterpret_cast<sockaddr*>(&to), sizeof to), 0);
-  return raw;
-}
-
-/// Passes bytes between one client and a node, and keeps what the client said.
-class Eavesdropper {
- public:
-  // Connects here: checks are for the test's own thread.
-  explicit Eavesdropper(const std::string& node) : node_(tcp_to(node)) {
-    listener_ = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    sockaddr_in any{};
-    any.sin_family = AF_INET;
-    any.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t size = sizeof any;
-    BOOST_REQUIRE_EQUAL(bind(listener_, reinterpret_cast<sockaddr*>(&any), size), 0);
-    BOOST_REQUIRE_EQUAL(listen(listener_, 4), 0);
-    getsockname(listener_, reinterpret_cast<sockaddr*>(&any), &size);
-    address_ = "tcp://127.0.0.1:" + std::to_string(ntohs(any.sin_port));
-    thread_ = std::thread([this] { run(); });
-  }
-  ~Eavesdropper() {
-    thread_.join();
-    close(listener_);
-  }
-  const std::string& address() const { return address_; }
-  /// After the client left.
-  std::string heard() {
-    while (!over_) poll(nullptr, 0, 1);
-    return heard_;
-  }
-
- private:
-  void run() {
-    const int client = accept(listener_, nullptr, nullptr);
-    for (bool open = true; open;) {
-      pollfd ends[2] = {{client, POLLIN, 0}, {node_, POLLIN, 0}};
-      poll(ends, 2, -1);
-      for (const int from : {0, 1}) {
-        if (ends[from].revents == 0) continue;
-        char bytes[4096];
-        const ssize_t count = recv(ends[from].fd, bytes, sizeof bytes, 0);
-        open = open && count > 0;
-        if (count <= 0) continue;
-        if (from == 0) heard_.append(bytes, static_cast<std::size_t>(count));
-        send(ends[1 - from].fd, bytes, static_cast<std::size_t>(count), MSG_NOSIGNAL);
-      }
-    }
-    close(client);
-    close(node_);
-    over_ = true;
-  }
-
-  const int node_;
-  std::string address_, heard_;
-  int listener_ = -1;
-  std::atomic<bool> over_ = false;
-  std::thread thread_;
-};
-
 }  // namespace
 
 BOOST_AUTO_TEST_SUITE(curve)
@@ -214,7 +149,7 @@ BOOST_AUTO_TEST_CASE(who_is_not_allowed_is_told_why_and_counted) {
   check_unauthorized(mistaken, other.public_key + " is not its key");
 
   // A domain of its own: a node's key opens nothing here.
-  fort.guard->allow("nodes", {other.public_key});
+  fort.guard->allow("nodes", {{other.public_key, "other"}});
   check_unauthorized(fort.as(other), other.public_key);
   BOOST_CHECK_EQUAL(fort.server->endpoint().stats().frames_in, 0U);
   check_stream(*fort.client());
@@ -258,7 +193,7 @@ BOOST_AUTO_TEST_CASE(one_guard_a_context) {
 BOOST_AUTO_TEST_CASE(a_removed_key_loses_its_connections_at_once) {
   Fort fort;
   const auto bob = generate_curve_keys();
-  fort.guard->allow(domain, {fort.ann.public_key, bob.public_key});
+  fort.guard->allow(domain, {{fort.ann.public_key, "ann"}, {bob.public_key, "bob"}});
   const auto ann = fort.client();
   // Bob's sockets are bare, so that nothing but the node ends them.
   zmq::context_t context;
@@ -278,7 +213,7 @@ BOOST_AUTO_TEST_CASE(a_removed_key_loses_its_connections_at_once) {
     const auto stats = fort.server->endpoint().stats();
     return stats.frames_in >= 2 && stats.subscriptions == 1;  // ann's hello too
   }));
-  fort.guard->allow(domain, {fort.ann.public_key});
+  fort.guard->allow(domain, {{fort.ann.public_key, "ann"}});
   fort.server->endpoint().cut_removed();
   BOOST_CHECK(eventually([&] { return fort.server->endpoint().stats().connections_cut == 2; }));
   BOOST_CHECK(eventually([&] { return fort.server->endpoint().stats().subscriptions == 0; }));

@@ -5,108 +5,24 @@
 #include "transport/peer_endpoint.hpp"
 
 #include <boost/test/unit_test.hpp>
-#include <condition_variable>
-#include <filesystem>
-#include <map>
-#include <mutex>
 #include <zmq.hpp>
+
+#include "tests/transport/peer_node.hpp"
 
 using namespace sluice;
 using namespace sluice::transport;
-
-namespace {
-
-/// A node that keeps what it hears.
-class Node {
- public:
-  Node(std::string name, std::uint64_t incarnation, PeerConfig config)
-      : endpoint_(
-            context_, std::move(config), {std::move(name), incarnation},
-            {.up = [this](const LinkUp& up) { note([&] { ups_.push_back(up); }); },
-             .down = [this](const LinkDown& down) { note([&] { downs_.push_back(down); }); },
-             .failed =
-                 [this](const LinkFailed& failed) { note([&] { failures_.push_back(failed); }); },
-             .message = [this](LinkId link, std::string_view text) -> Result<void> {
-               if (text == "bad") return fail(ErrorCode::bad_request, "it is bad");
-               note([&] { heard_[link].emplace_back(text); });
-               return {};
-             }}) {
-    BOOST_REQUIRE(endpoint_.start().has_value());
-  }
-
-  LinkUp up(std::size_t number) {
-    wait([&] { return ups_.size() > number; });
-    return ups_[number];
-  }
-  LinkDown down(std::size_t number) {
-    wait([&] { return downs_.size() > number; });
-    return downs_[number];
-  }
-  LinkFailed failure(std::size_t number) {
-    wait([&] { return failures_.size() > number; });
-    return failures_[number];
-  }
-  std::vector<std::string> heard(LinkId link, std::size_t count) {
-    wait([&] { return heard_[link].size() >= count; });
-    return heard_[link];
-  }
-  PeerEndpoint& endpoint() { return endpoint_; }
-
- private:
-  template <class Change>
-  void note(const Change& change) {
-    const std::lock_guard lock(mutex_);
-    change();
-    changed_.notify_all();
-  }
-  template <class Condition>
-  void wait(const Condition& condition) {
-    std::unique_lock lock(mutex_);
-    BOOST_REQUIRE(changed_.wait_for(lock, std::chrono::seconds(30), condition));
-  }
-
-  zmq::context_t context_;
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::vector<LinkUp> ups_;
-  std::vector<LinkDown> downs_;
-  std::vector<LinkFailed> failures_;
-  std::map<LinkId, std::vector<std::string>> heard_;
-  PeerEndpoint endpoint_;
-};
-
-/// An ipc address of this test's own; what lies there goes with it.
-struct SocketPath {
-  explicit SocketPath(const std::string& name)
-      : file(std::filesystem::temp_directory_path() /
-             ("sluice-" + name + "-" + std::to_string(getpid()))),
-        address("ipc://" + file.string()) {}
-  ~SocketPath() { std::filesystem::remove(file); }
-  std::filesystem::path file;
-  std::string address;
-};
-
-PeerConfig listening(const std::string& at) {
-  PeerConfig config;
-  config.listen = at;
-  return config;
-}
-
-PeerConfig joining(const std::string& at) {
-  PeerConfig config;
-  config.join = {at};
-  return config;
-}
-
-}  // namespace
+using sluice::fakes::joining;
+using sluice::fakes::listening;
+using sluice::fakes::PeerNode;
+using sluice::fakes::SocketPath;
 
 BOOST_AUTO_TEST_SUITE(peer_endpoint)
 
 BOOST_AUTO_TEST_CASE(messages_go_both_ways_in_order) {
   const SocketPath ipc("peers");
   for (const std::string& at : {std::string("tcp://127.0.0.1:0"), ipc.address}) {
-    Node b("b", 1, listening(at));
-    Node a("a", 1, joining(b.endpoint().listen_address()));
+    PeerNode b("b", 1, listening(at));
+    PeerNode a("a", 1, joining(b.endpoint().listen_address()));
     const auto from_a = a.up(0), from_b = b.up(0);
     BOOST_TEST(from_a.peer.name == "b");
     BOOST_TEST(from_b.peer.name == "a");
@@ -128,22 +44,22 @@ BOOST_AUTO_TEST_CASE(a_node_that_comes_late_or_again_is_found) {
   const std::string& path = socket.address;
   auto config = joining(path);
   config.lost_ms = 200;
-  Node a("a", 1, config);
+  PeerNode a("a", 1, config);
   BOOST_TEST(a.failure(0).why.message.find("silent") != std::string::npos);
   {
-    Node b("b", 1, listening(path));
+    PeerNode b("b", 1, listening(path));
     b.up(0);
     a.up(0);
   }  // it says goodbye
   BOOST_TEST(a.down(0).peer == "b");
-  Node b("b", 2, listening(path));
+  PeerNode b("b", 2, listening(path));
   b.up(0);
   BOOST_TEST(a.up(1).peer.incarnation == 2U);
 }
 
 BOOST_AUTO_TEST_CASE(a_message_that_is_refused_ends_the_session_with_the_reason) {
-  Node b("b", 1, listening("tcp://127.0.0.1:0"));
-  Node a("a", 1, joining(b.endpoint().listen_address()));
+  PeerNode b("b", 1, listening("tcp://127.0.0.1:0"));
+  PeerNode a("a", 1, joining(b.endpoint().listen_address()));
   a.endpoint().send(a.up(0).link, "bad");
   BOOST_TEST(b.down(0).why.message == "it is bad");
   BOOST_TEST(a.down(0).why.message.find("it is bad") != std::string::npos);
@@ -152,8 +68,8 @@ BOOST_AUTO_TEST_CASE(a_message_that_is_refused_ends_the_session_with_the_reason)
 }
 
 BOOST_AUTO_TEST_CASE(garbage_harms_nobody) {
-  Node b("b", 1, listening("tcp://127.0.0.1:0"));
-  Node a("a", 1, joining(b.endpoint().listen_address()));
+  PeerNode b("b", 1, listening("tcp://127.0.0.1:0"));
+  PeerNode a("a", 1, joining(b.endpoint().listen_address()));
   const auto link = a.up(0).link, far = b.up(0).link;
   zmq::context_t context;
   zmq::socket_t rude(context, zmq::socket_type::dealer);
