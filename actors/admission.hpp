@@ -29,6 +29,7 @@ struct EngineFacts {
   std::optional<model::ChatTemplate> chat;  ///< none: `chat_refusal` says why
   Error chat_refusal;
   engine::SchedulerConfig scheduler;
+  std::uint32_t vocabulary = 0;  ///< rows of the embedding; no fewer than the tokenizer's tokens
 };
 
 using EngineFactsPtr = std::shared_ptr<const EngineFacts>;

@@ -73,6 +73,8 @@ void compare(Self self) {
 void receive(Self self, std::size_t rank, transport::NodeMessage& message) {
   if (auto* done = std::get_if<transport::StepDone>(&message)) {
     if (done->result.failed) return fall(self, rank, done->result.error);
+    if (self->state.ranks[rank].answered++ == self->state.planned)
+      return fall(self, rank, {ErrorCode::bad_request, "a result came of a step never planned", 0});
     self->state.ranks[rank].checksums.push_back(done->checksum);
     compare(self);
   } else if (auto* blob = std::get_if<transport::RankBlob>(&message)) {
@@ -152,6 +154,7 @@ GroupActor::behavior_type group(Self self, GroupSetup setup) {
       [self](run_atom, engine::StepPlan& plan) {
         auto& state = self->state;
         state.batcher = caf::actor_cast<ResultSink>(self->current_sender());
+        ++state.planned;
         const transport::NodeMessage message(plan);
         for (std::size_t i = 1; i < state.ranks.size(); ++i)
           state.setup.peers->send(state.ranks[i].channel, message);

@@ -47,6 +47,7 @@ struct GroupState {
     std::string address;  ///< once told
     bool ready = false;
     std::deque<std::uint64_t> checksums;  ///< of its steps that are not compared yet
+    std::uint64_t answered = 0;           ///< steps
   };
   GroupSetup setup;
   std::shared_ptr<Rendezvous> rendezvous;  ///< rank 0's
@@ -56,6 +57,7 @@ struct GroupState {
   std::deque<engine::StepResult> results;  ///< rank 0's, not compared yet
   ResultSink batcher;
   bool serving = false;
+  std::uint64_t planned = 0;  ///< steps
 };
 
 /// Every plan goes to every rank, at once; a result goes on when all ranks computed the same

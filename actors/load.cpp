@@ -77,6 +77,7 @@ Result<std::shared_ptr<EngineFacts>> facts_of(const EngineConfig& config, const 
     return fail(ErrorCode::bad_file, "{}: the tokenizer has {} tokens, the weights only {}",
                 config.model, (*tokenizer)->size(), model_config->vocabulary);
   facts->tokenizer = std::move(*tokenizer);
+  facts->vocabulary = model_config->vocabulary;
   recognise_chat(config, file, *facts);
   return facts;
 }

@@ -20,42 +20,58 @@ engine::Nanoseconds age(engine::Nanoseconds then, engine::Nanoseconds now) {
   return now > then ? now - then : 0;
 }
 
-void open_stream(Proxy self, transport::OpenStream& open) {
+void open_stream(Proxy self, const transport::OpenStream& said) {
+  auto open = self->state.streams.open(said.accepted.stream, said.accepted.epoch);
+  if (!open) return;
   const auto& front = *self->state.front;
-  const auto shard = shard_of(open.accepted.stream, front.streamers.size());
-  self->send(
-      front.streamers[shard], open_atom::value,
-      StreamOpen{std::move(open.owner), self->state.engine, std::move(open.accepted),
-                 std::move(open.request), std::move(open.choices), age(open.age, now(self))});
+  self->send(front.streamers[shard_of(open->accepted.stream, front.streamers.size())],
+             open_atom::value, std::move(*open));
 }
 
-void hand_on(Proxy self, transport::StepEvents& events) {
+Result<void> hand_on(Proxy self, transport::StepEvents& events) {
   const auto& front = *self->state.front;
   std::vector<StepEvents> shards(front.streamers.size());
-  for (auto& event : events.events)
-    shards[shard_of(event.stream, shards.size())].events.push_back(std::move(event));
+  for (auto& event : events.events) {
+    const auto known = self->state.streams.take(event);
+    if (!known) return tl::unexpected(known.error());
+    if (*known) shards[shard_of(event.stream, shards.size())].events.push_back(std::move(event));
+  }
   for (std::size_t i = 0; i < shards.size(); ++i)
     if (!shards[i].events.empty())
       self->send(front.streamers[i], events_atom::value, std::move(shards[i]));
+  return {};
 }
 
-/// News of a stream comes only after this side admitted it, so the front is known.
-void receive(Proxy self, transport::NodeMessage& message) {
+/// News of a stream comes only after this side admitted it, so the front is known. What nobody
+/// asked for is dropped; an error when the engine says what cannot be.
+Result<void> receive(Proxy self, transport::NodeMessage& message) {
   auto& state = self->state;
   if (auto* answer = std::get_if<transport::StatsAnswer>(&message)) {
     auto question = state.questions.extract(answer->number);
     if (question) question.mapped().deliver(std::move(answer->values));
   } else if (state.front == nullptr) {
-    return;
+    return {};
   } else if (auto* events = std::get_if<transport::Events>(&message)) {
-    hand_on(self, *events);
-  } else if (auto* open = std::get_if<transport::OpenStream>(&message)) {
+    return hand_on(self, *events);
+  } else if (const auto* open = std::get_if<transport::OpenStream>(&message)) {
     open_stream(self, *open);
-  } else if (auto* accepted = std::get_if<transport::AcceptedNews>(&message)) {
-    self->send(state.front->session, accepted_atom::value, std::move(*accepted));
+  } else if (const auto* accepted = std::get_if<transport::AcceptedNews>(&message)) {
+    if (auto own = state.streams.accepted(accepted->stream, accepted->epoch))
+      self->send(state.front->session, accepted_atom::value, std::move(*own));
   } else if (auto* refused = std::get_if<transport::RefusedNews>(&message)) {
-    self->send(state.front->session, refused_atom::value, std::move(*refused));
+    if (state.streams.refused(refused->stream, refused->epoch))
+      self->send(state.front->session, refused_atom::value, std::move(*refused));
   }
+  return {};
+}
+
+/// What the batcher would not survive, or never end.
+Result<void> check(const transport::Admit& admit) {
+  if (admit.choices.empty() || admit.accepted.stream != admit.stream)
+    return fail(ErrorCode::bad_request,
+                "the admission has {} choices, and is {} the stream that it names",
+                admit.choices.size(), admit.accepted.stream == admit.stream ? "of" : "not of");
+  return {};
 }
 
 }  // namespace
@@ -100,6 +116,7 @@ BatcherProxyActor::behavior_type batcher_proxy(Proxy self, std::size_t engine,
   return {
       [self](admit_atom, const FrontPtr& front, Admission& admission) {
         self->state.front = front;
+        self->state.streams.admit(admission);
         self->state.peers->send(self->state.channel, to_wire(std::move(admission), now(self)));
       },
       [self](cancel_atom, const transport::StreamId& stream, std::uint64_t epoch) {
@@ -120,12 +137,13 @@ BatcherProxyActor::behavior_type batcher_proxy(Proxy self, std::size_t engine,
           auto all = facts ? complete(std::move(*facts), *opened)
                            : Result<EngineFactsPtr>(tl::unexpected(facts.error()));
           if (!all) return give_up(all.error());
+          if (!self->state.engine) self->state.streams = StreamLedger(vocabulary_of(**all));
           self->state.engine = *all;
           self->send(news, ready_atom::value, EngineReady{engine, std::move(*all)});
         } else if (const auto* failed = std::get_if<transport::ChannelFailed>(&message)) {
           give_up(failed->error);
-        } else {
-          receive(self, message);
+        } else if (auto good = receive(self, message); !good) {
+          give_up(good.error());
         }
       },
       [self](lost_atom, const ChannelRef&, const Error&) {
@@ -156,6 +174,9 @@ BatcherStubActor::behavior_type batcher_stub(Stub self, ChannelRef channel, Engi
       [self](channel_atom, const ChannelRef&, transport::NodeMessage& message) {
         auto& state = self->state;
         if (auto* admit = std::get_if<transport::Admit>(&message)) {
+          if (auto good = check(*admit); !good)
+            return state.peers->send(state.channel,
+                                     Refusal{admit->stream, admit->accepted.epoch, good.error()});
           self->send(state.batcher, admit_atom::value, state.front,
                      from_wire(std::move(*admit), state.engine, now(self)));
         } else if (const auto* cancel = std::get_if<transport::CancelStream>(&message)) {

@@ -5,6 +5,7 @@
 
 #include "actors/channels.hpp"
 #include "actors/remote_executor.hpp"
+#include "actors/stream_ledger.hpp"
 
 namespace sluice::actors {
 
@@ -21,12 +22,13 @@ struct BatcherProxyState {
   ChannelRef channel;
   EngineFactsPtr engine;  ///< once the channel is open
   FrontPtr front;         ///< of the node: who admitted last
+  StreamLedger streams;
   std::map<std::uint64_t, caf::typed_response_promise<NamedValues>> questions;
   std::uint64_t last_question = 0;
 };
 
 /// Opens the channel, tells `news` when the engine serves or why it does not, and ends when the
-/// channel is lost. Every front of this node is the same one.
+/// channel is lost, or the engine says what cannot be. Every front of this node is the same one.
 BatcherProxyActor::behavior_type batcher_proxy(
     BatcherProxyActor::stateful_pointer<BatcherProxyState> self, std::size_t engine,
     transport::LinkId link, transport::OpenChannel what, FactsLoader load, PeerBoxPtr peers,

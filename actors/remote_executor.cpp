@@ -14,6 +14,8 @@ Result<EngineFactsPtr> complete(std::shared_ptr<EngineFacts> facts,
                 "engine {}: this node's tokenizer is not that of the node which computes: give "
                 "both the same model files",
                 facts->name);
+  if (auto sound = engine::check_config(opened.scheduler); !sound)
+    return tl::unexpected(sound.error());
   facts->numerics = opened.numerics;
   facts->backend = opened.backend;
   facts->site = opened.site;
@@ -50,6 +52,8 @@ void take_facts(Proxy self, const transport::ChannelOpened& opened) {
   if (!facts) return give_up(self, facts.error());
   auto all = complete(std::move(*facts), opened);
   if (!all) return give_up(self, all.error());
+  if (self->state.check) return;  // it is known already
+  self->state.check.emplace(vocabulary_of(**all));
   self->send(setup.news, ready_atom::value, EngineReady{setup.engine, std::move(*all)});
 }
 
@@ -87,17 +91,22 @@ ExecutorProxyActor::behavior_type executor_proxy(Proxy self, ExecutorProxySetup 
   return {
       [self](run_atom, engine::StepPlan& plan) {
         self->state.batcher = caf::actor_cast<ResultSink>(self->current_sender());
+        if (self->state.check) self->state.check->planned(plan);
         self->state.steps.began(plan.ticket, now(self));
         self->state.setup.peers->send(self->state.channel, std::move(plan));
         keep_watch(self);
       },
       [self](sample_atom, engine::StepMasks& masks) {
+        if (self->state.check) self->state.check->planned(masks);
         self->state.setup.peers->send(self->state.channel, std::move(masks));
       },
       [self](channel_atom, const ChannelRef&, transport::NodeMessage& message) {
         if (auto* done = std::get_if<transport::StepDone>(&message)) {
+          if (!self->state.check || !self->state.batcher) return;
+          if (auto good = self->state.check->take(done->result); !good)
+            return give_up(self, good.error());
           self->state.steps.ended(now(self));
-          if (self->state.batcher) self->send(self->state.batcher, std::move(done->result));
+          self->send(self->state.batcher, std::move(done->result));
         } else if (const auto* opened = std::get_if<transport::ChannelOpened>(&message)) {
           take_facts(self, *opened);
         } else if (const auto* failed = std::get_if<transport::ChannelFailed>(&message)) {
@@ -135,18 +144,31 @@ ExecutorStubActor::behavior_type executor_stub(
     if (rendezvous) rendezvous->cancel("the rank's channel closed");
     peers->close(channel);
   });
+  // A backend answers a plan that cannot be with an assertion: it must not see one.
+  const auto checked = [self](const auto& half) {
+    auto& state = self->state;
+    Result<void> good =
+        state.check ? state.check->take(half)
+                    : fail(ErrorCode::bad_request, "a plan came before the engine was ready");
+    if (good) return true;
+    state.peers->send(state.channel, transport::ChannelFailed{good.error()});
+    self->quit(caf::exit_reason::kill);
+    return false;
+  };
   return {
-      [self](channel_atom, const ChannelRef&, transport::NodeMessage& message) {
+      [self, checked](channel_atom, const ChannelRef&, transport::NodeMessage& message) {
         auto& state = self->state;
-        if (auto* plan = std::get_if<transport::RunPlan>(&message))
-          self->send(state.executor, run_atom::value, std::move(*plan));
-        else if (auto* masks = std::get_if<transport::SampleMasks>(&message))
-          self->send(state.executor, sample_atom::value, std::move(*masks));
-        else if (auto* blobs = std::get_if<transport::RankBlobs>(&message))
+        if (auto* plan = std::get_if<transport::RunPlan>(&message)) {
+          if (checked(*plan)) self->send(state.executor, run_atom::value, std::move(*plan));
+        } else if (auto* masks = std::get_if<transport::SampleMasks>(&message)) {
+          if (checked(*masks)) self->send(state.executor, sample_atom::value, std::move(*masks));
+        } else if (auto* blobs = std::get_if<transport::RankBlobs>(&message)) {
           if (state.rendezvous) state.rendezvous->give(std::move(blobs->blobs));
+        }
       },
       [self](lost_atom, const ChannelRef&, const Error&) { self->quit(caf::exit_reason::kill); },
       [self](ready_atom, const EngineReady& ready) {
+        self->state.check.emplace(ready.facts->scheduler, vocabulary_of(*ready.facts));
         self->state.peers->send(self->state.channel, describe_channel(*ready.facts));
       },
       [self](ready_atom, const EngineFailed& failed) {

@@ -2,12 +2,14 @@
 // An executor on another node: its proxy beside the batcher, its stub beside the device.
 
 #include <functional>
+#include <optional>
 
 #include "actors/channels.hpp"
 #include "actors/executor.hpp"
 #include "actors/log.hpp"
 #include "actors/rendezvous.hpp"
 #include "actors/step_watch.hpp"
+#include "engine/plan_check.hpp"
 
 namespace sluice::actors {
 
@@ -18,6 +20,11 @@ using FactsLoader = std::function<Result<std::shared_ptr<EngineFacts>>()>;
 /// read different tokenizers.
 Result<EngineFactsPtr> complete(std::shared_ptr<EngineFacts> facts,
                                 const transport::ChannelOpened& opened);
+
+/// Ids of its tokens are below this.
+inline std::uint32_t vocabulary_of(const EngineFacts& facts) {
+  return std::max(facts.vocabulary, facts.tokenizer->size());
+}
 
 /// What another node is told of an engine.
 transport::ChannelOpened describe_channel(const EngineFacts& facts);
@@ -43,11 +50,12 @@ struct ExecutorProxyState {
   ResultSink batcher;
   StepWatch steps;
   bool ticking = false;
+  std::optional<engine::ResultCheck> check;  ///< once the engine is known
 };
 
 /// Opens `what` on `link`, tells `news` when the far executor is ready or why it is not, and ends
-/// when the channel is lost or a step hangs: to whoever monitors it that is an executor's end.
-/// Results go to whoever sent the last plan.
+/// when the channel is lost, a step hangs or a result comes that no device gives: to whoever
+/// monitors it that is an executor's end. Results go to whoever sent the last plan.
 ExecutorProxyActor::behavior_type executor_proxy(
     ExecutorProxyActor::stateful_pointer<ExecutorProxyState> self, ExecutorProxySetup setup);
 
@@ -59,6 +67,7 @@ struct ExecutorStubState {
   ChannelRef channel;
   ExecutorActor executor;
   std::shared_ptr<Rendezvous> rendezvous;  ///< of a rank's
+  std::optional<engine::PlanCheck> check;  ///< once the model is loaded
 };
 
 /// What a stub needs besides its channel.
@@ -70,7 +79,7 @@ struct RankSetup {
 };
 
 /// Serves one channel: starts an executor for it, loads its model, or the rank's part of it, and
-/// ends it with the channel.
+/// ends it with the channel. A plan that no scheduler makes ends it too, with `bad_request`.
 ExecutorStubActor::behavior_type executor_stub(
     ExecutorStubActor::stateful_pointer<ExecutorStubState> self, ChannelRef channel,
     transport::OpenChannel what, RankSetup setup, PeerBoxPtr peers);

@@ -36,6 +36,20 @@ void ask(Proxy self, const Far& far, const TokenizerProxyState::Waiting& waiting
                                                            age(waiting.received, now(self))});
 }
 
+/// Of an answer the ids of the prompt are the tokenizer's to say; the rest is as it was asked.
+Result<void> answers(const TokenizerProxyState::Waiting& asked, const transport::Admit& answer) {
+  const auto& submit = asked.submit;
+  bool same = answer.owner == asked.owner && answer.accepted.stream == submit.stream &&
+              answer.accepted.epoch == submit.epoch && answer.choices.size() == submit.n &&
+              answer.request.stops == submit.stops &&
+              answer.request.constraint == submit.constraint;
+  for (std::size_t i = 0; same && i < submit.resume_tokens.size(); ++i)
+    same = answer.choices[i].tokens == submit.resume_tokens[i] &&
+           answer.choices[i].text_bytes == submit.resume_text_bytes[i];
+  if (same) return {};
+  return fail(ErrorCode::internal, "the node that reads prompts answered what was not asked");
+}
+
 /// Opens a channel to a node that offers; with none, what waits is refused.
 void look(Proxy self, const std::string& name) {
   auto& state = self->state;
@@ -67,7 +81,10 @@ void receive(Proxy self, const ChannelRef& channel, transport::NodeMessage& mess
     self->state.peers->send(channel, describe_channel(*far->engine));
     for (const auto& [stream, waiting] : far->waiting) ask(self, *far, waiting);
   } else if (auto* admit = std::get_if<transport::Admit>(&message)) {
-    if (far->waiting.erase(admit->stream) == 0) return;
+    const auto found = far->waiting.extract(admit->stream);
+    if (!found) return;
+    const auto& waiting = found.mapped();
+    if (auto good = answers(waiting, *admit); !good) return refuse(self, waiting, good.error());
     self->send(self->state.session, tokenize_atom::value,
                from_wire(std::move(*admit), far->engine, now(self)));
   } else if (auto* refused = std::get_if<transport::RefusedNews>(&message)) {

@@ -75,6 +75,12 @@ Result<void> check_numbers(const SamplingParams& s) {
 
 }  // namespace
 
+Result<void> check_sampling(const SamplingParams& sampling, std::uint32_t vocabulary) {
+  if (auto ok = check_ids("stop_tokens", sampling.stop_tokens, vocabulary); !ok) return ok;
+  if (auto ok = check_numbers(sampling); !ok) return ok;
+  return check_bias(sampling, vocabulary);
+}
+
 Result<void> check_request(const Request& request, std::uint32_t vocabulary) {
   const SamplingParams& s = request.sampling;
   if (request.prompt.empty()) {
@@ -82,9 +88,7 @@ Result<void> check_request(const Request& request, std::uint32_t vocabulary) {
   }
   if (auto ok = check_ids("prompt", request.prompt, vocabulary); !ok) return ok;
   if (auto ok = check_ids("resume_tokens", request.resumed, vocabulary); !ok) return ok;
-  if (auto ok = check_ids("stop_tokens", s.stop_tokens, vocabulary); !ok) return ok;
-  if (auto ok = check_numbers(s); !ok) return ok;
-  if (auto ok = check_bias(s, vocabulary); !ok) return ok;
+  if (auto ok = check_sampling(s, vocabulary); !ok) return ok;
   if (request.max_tokens > 0 && s.min_tokens > request.max_tokens) {
     return fail(ErrorCode::bad_request, "min_tokens {} exceeds max_tokens {}", s.min_tokens,
                 request.max_tokens);

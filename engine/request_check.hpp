@@ -14,4 +14,7 @@ inline constexpr std::int32_t logprobs_max = 20;
 /// are empty or no UTF-8.
 Result<void> check_request(const Request& request, std::uint32_t vocabulary);
 
+/// What of it is SamplingParams' alone.
+Result<void> check_sampling(const SamplingParams& sampling, std::uint32_t vocabulary);
+
 }  // namespace sluice::engine

@@ -168,6 +168,17 @@ void Fleet::cut(FleetNode& a, FleetNode& b) {
   run();
 }
 
+actors::ChannelEnd Fleet::keep(std::vector<transport::NodeMessage>& heard, bool& closed) {
+  return system_.spawn([&heard, &closed]() -> actors::ChannelEnd::behavior_type {
+    return {
+        [&heard](actors::channel_atom, const actors::ChannelRef&, transport::NodeMessage& message) {
+          heard.push_back(std::move(message));
+        },
+        [&closed](actors::lost_atom, const actors::ChannelRef&, const Error&) { closed = true; },
+    };
+  });
+}
+
 bool Fleet::step(FleetNode& node) {
   const bool released = node.backend != nullptr && node.backend->release();
   run();

@@ -66,6 +66,9 @@ class Fleet {
     run();
   }
   bool step(FleetNode& node);
+
+  /// The end of a channel that keeps what comes by it, and whether it was closed.
+  actors::ChannelEnd keep(std::vector<transport::NodeMessage>& heard, bool& closed);
   void say(FleetNode& node, const std::string& peer, transport::Message message);
 
  private:

@@ -1,7 +1,8 @@
 #pragma once
 // A device that runs plans in order and checks them: every row finds, in the blocks its slot was
 // granted, exactly the keys that its earlier positions have, whoever wrote them. The next token is
-// a hash of the tokens before it and the seed.
+// a hash of the tokens before it and the seed. What guards a device and a scheduler against other
+// nodes' plans and results must pass all of these.
 
 #include <algorithm>
 #include <map>
@@ -12,7 +13,9 @@
 #include <vector>
 
 #include "engine/constraint.hpp"
+#include "engine/plan_check.hpp"
 #include "engine/scheduler.hpp"
+#include "tests/engine/fake_tokenizer.hpp"
 
 namespace sluice::engine::test {
 
@@ -56,11 +59,14 @@ inline std::uint64_t key_of(std::span<const Token> tokens, std::uint32_t prompt,
 
 class FakeDevice {
  public:
-  FakeDevice(const SchedulerConfig& config)
+  explicit FakeDevice(const SchedulerConfig& config,
+                      std::uint32_t vocabulary = fake_tokenizer()->size())
       : config_(config),
         slots_(config.slots),
         owners_(config.blocks),
-        cells_(std::size_t{config.blocks} * config.block_tokens, 0) {}
+        cells_(std::size_t{config.blocks} * config.block_tokens, 0),
+        plans_(config, vocabulary),
+        results_(vocabulary) {}
 
   /// Runs one plan. With `fail` nothing is computed; sampled slots in `broken` yield an error of
   /// their own. Either way these slots yield nothing but errors from then on. A plan that does not
@@ -70,6 +76,12 @@ class FakeDevice {
     const kernels::Batch& batch = plan.batch;
     demand(batch.sample_now == (masks == nullptr), "and its masks do not go together");
     demand(masks == nullptr || masks->ticket == plan.ticket, "has another's masks");
+    accept(plans_.take(plan));
+    results_.planned(plan);
+    if (masks != nullptr) {
+      accept(plans_.take(*masks));
+      results_.planned(*masks);
+    }
     for (const kernels::SlotOpen& open : batch.opens) {
       Slot& slot = slots_.at(open.slot.slot);
       demand(!slot.open, "opens a slot that is open");
@@ -115,6 +127,7 @@ class FakeDevice {
     result.device_ns = 1000 * rows;
     result.failed = fail;
     if (fail) result.error = {ErrorCode::internal, "the device was lost", 0};
+    accept(results_.take(result));
     return result;
   }
 
@@ -123,6 +136,10 @@ class FakeDevice {
   }
 
  private:
+  static void accept(const Result<void>& checked) {
+    if (!checked) demand(false, ("is refused: " + checked.error().message).c_str());
+  }
+
   struct Slot {
     bool open = false;
     bool broken = false;
@@ -174,6 +191,8 @@ class FakeDevice {
   std::vector<Slot> slots_;
   std::vector<kernels::SlotRef> owners_;  // of each block: the slot it was granted to last
   std::vector<std::uint64_t> cells_;      // what lies at each position of the pool
+  PlanCheck plans_;
+  ResultCheck results_;
 };
 
 /// What a request yields when it is alone: the definition, without batches or blocks.

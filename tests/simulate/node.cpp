@@ -26,7 +26,9 @@ transport::SessionConfig session_config(const NodeShape& shape) {
 class Node::Device : public kernels::Backend {
  public:
   Device(Node& node, kernels::Completion completion)
-      : node_(node), completion_(std::move(completion)), checked_(node.shape_.scheduler) {
+      : node_(node),
+        completion_(std::move(completion)),
+        checked_(node.shape_.scheduler, fakes::ByteTokenizer().size()) {
     info_.backend = "simulated";
     info_.paths_equal = node.shape_.scheduler.paths_equal;
   }
@@ -251,8 +253,8 @@ Expected expect_choice(const transport::Submit& submit, std::uint32_t choice,
   request.sampling.seed += choice;
   request.max_tokens = submit.max_tokens;
   request.stops = submit.stops;
-  const engine::test::Alone alone = engine::test::run_alone(
-      request, context_tokens, constrained(submit.constraint));
+  const engine::test::Alone alone =
+      engine::test::run_alone(request, context_tokens, constrained(submit.constraint));
   Expected expected{alone.tokens, {}, alone.finish};
   for (const Token token : alone.tokens) expected.text += tokenizer.bytes(token);
   if (alone.text_bytes)

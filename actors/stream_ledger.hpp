@@ -1,0 +1,57 @@
+#pragma once
+// What a front knows of the streams that it gave to another node's engine. That engine says which
+// of them it took and what they yield; all else is as the front sent it. Pure.
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <vector>
+
+#include "actors/actors.hpp"
+
+namespace sluice::actors {
+
+class StreamLedger {
+ public:
+  /// Of an engine whose embedding has so many rows.
+  explicit StreamLedger(std::uint32_t vocabulary = 0) : vocabulary_(vocabulary) {}
+
+  /// The admission is on its way to the engine; a higher epoch takes a lower one's place.
+  void admit(const Admission& admission);
+
+  /// The engine took it: what its keeper is told, with nothing in it of the engine's own. None:
+  /// nobody asked for that.
+  std::optional<StreamOpen> open(const transport::StreamId& stream, std::uint64_t epoch);
+
+  /// What its owner is told, for a stream that is open.
+  std::optional<transport::Accepted> accepted(const transport::StreamId& stream,
+                                              std::uint64_t epoch) const;
+
+  /// The engine did not take it. False: it was not asked.
+  bool refused(const transport::StreamId& stream, std::uint64_t epoch);
+
+  /// False for news of what is over or was never asked. `bad_request` for a choice that the stream
+  /// has not, tokens that leave a gap or are none, or news behind an end: the engine is not one.
+  Result<bool> take(const StreamEvent& news);
+
+  std::size_t size() const { return streams_.size(); }
+
+ private:
+  struct Choice {
+    std::uint64_t tokens = 0;
+    bool ended = false;
+  };
+  struct Stream {
+    std::uint64_t epoch = 0;
+    std::optional<StreamOpen> asked;  ///< until the engine took it
+    transport::Accepted accepted;
+    std::vector<Choice> choices;
+  };
+
+  Stream* find(const transport::StreamId& stream, std::uint64_t epoch);
+
+  std::uint32_t vocabulary_;
+  std::map<transport::StreamId, Stream> streams_;
+};
+
+}  // namespace sluice::actors
