@@ -2,6 +2,7 @@
 // Starts the actors of a node, watches them, restarts what can be restarted; finds on other nodes
 // what this one lacks.
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -38,9 +39,10 @@ struct SupervisorSetup {
   std::uint32_t streamers = 1;
   std::shared_ptr<RequestLog> log;
   std::shared_ptr<NodeStatus> status;
-  PeerBoxPtr peers;         ///< null: there are no other nodes
-  std::uint64_t epoch = 0;  ///< of this process: groups' epochs begin above it
-  std::string collectives;  ///< this host's address for them
+  PeerBoxPtr peers;                         ///< null: there are no other nodes
+  std::function<NamedValues()> more_stats;  ///< told with a stats answer; empty: none
+  std::uint64_t epoch = 0;                  ///< of this process: groups' epochs begin above it
+  std::string collectives;                  ///< this host's address for them
   std::uint32_t group_start_ms = 60'000;
   std::uint32_t step_ms = 10'000;
   /// A model that loads and then loses its executor more often has a fault that reloading does not
