@@ -171,7 +171,8 @@ GroupActor::behavior_type group(Self self, GroupSetup setup) {
         receive(self, rank_of(self->state, channel), message);
       },
       [self](lost_atom, const ChannelRef& channel, const Error& why) {
-        if (why.code == ErrorCode::cancelled) return self->quit();  // this node stops
+        if (why.code == ErrorCode::cancelled)  // this node stops
+          return self->quit(caf::exit_reason::user_shutdown);  // links pass on no normal exit
         fall(self, rank_of(self->state, channel), why);
       },
       [self](ready_atom, const EngineReady& ready) {

@@ -1,0 +1,106 @@
+// Shows that nothing of a group outlives it. Rank 0 runs on threads of its own, as in a node; the
+// test is rank 1 and the way to it.
+
+#include "actors/group.hpp"
+
+#include <boost/test/unit_test.hpp>
+#include <cstring>
+#include <future>
+#include <thread>
+
+#include "bench/instant_backend.hpp"
+
+namespace {
+
+using namespace sluice;
+
+/// Says when the device is let go.
+struct WatchedBackend : bench::InstantBackend {
+  WatchedBackend(kernels::Completion completion, std::promise<void>& when_gone)
+      : InstantBackend(std::move(completion), false), gone(when_gone) {}
+  ~WatchedBackend() override { gone.set_value(); }
+  std::promise<void>& gone;
+};
+
+/// What rank 1 hears of the leader.
+struct RankOneBox : actors::PeerBox {
+  actors::ChannelRef open(transport::LinkId link, transport::OpenChannel,
+                          actors::ChannelEnd) override {
+    return {link, 1};
+  }
+  void join(actors::ChannelRef, actors::ChannelEnd) override {}
+  void send(actors::ChannelRef, const transport::NodeMessage& message) override {
+    if (const auto* all = std::get_if<transport::RankBlobs>(&message)) blobs.set_value(all->blobs);
+  }
+  void close(actors::ChannelRef) override {}
+  void tell(transport::LinkId, const transport::NodeMessage&) override {}
+  actors::NamedValues stats() const override { return {}; }
+
+  std::promise<std::vector<std::string>> blobs;
+};
+
+std::vector<std::byte> bytes_of(const std::string& text) {
+  std::vector<std::byte> out(text.size());
+  std::memcpy(out.data(), text.data(), text.size());
+  return out;
+}
+
+actors::LoadNews::behavior_type tell_ready(actors::LoadNews::pointer, std::promise<void>* ready) {
+  return {[ready](actors::ready_atom, const actors::EngineReady&) { ready->set_value(); },
+          [](actors::ready_atom, const actors::EngineFailed&) {}};
+}
+
+// A bug once: links between actors pass on no normal exit, so a group that its stopping node ended
+// left rank 0 behind, and the node waited for that for ever.
+BOOST_AUTO_TEST_CASE(group_takes_rank_0_with_it_when_its_node_stops) {
+  constexpr auto patience = std::chrono::seconds(60);
+  std::promise<void> ready, gone;
+  caf::actor_system_config config;
+  caf::actor_system system(config);
+  system.await_actors_before_shutdown(false);  // a rank that is left behind shall fail, not hang
+  auto box = std::make_shared<RankOneBox>();
+  auto blobs = box->blobs.get_future();
+  actors::NodeConfig quiet;
+  quiet.log_level = "off";
+  actors::GroupSetup setup;
+  setup.name = "bytes";
+  setup.epoch = 1;
+  setup.load = [&gone](kernels::Completion completion,
+                       const std::shared_ptr<kernels::Communicator>&)
+      -> Result<actors::LoadedEngine> {
+    actors::LoadedEngine loaded;
+    loaded.backend = std::make_unique<WatchedBackend>(std::move(completion), gone);
+    loaded.facts = std::make_shared<actors::EngineFacts>();
+    return loaded;
+  };
+  setup.others = {{7, "other"}};
+  setup.host = "127.0.0.1";
+  setup.start_ms = setup.step_ms = 60'000;
+  setup.peers = box;
+  setup.news = system.spawn(tell_ready, &ready);
+  setup.log = *actors::RequestLog::open(quiet);
+  const auto group = system.spawn(actors::group, std::move(setup));
+
+  const actors::ChannelRef channel{7, 1};
+  const auto tell = [&](transport::NodeMessage message) {
+    caf::anon_send(group, actors::channel_atom::value, channel, std::move(message));
+  };
+  auto rank = *kernels::prepare_tcp({1, 2}, {"127.0.0.1", 60'000});
+  const auto own = rank->address();
+  tell(transport::RankBlob{1, 2, 1, {reinterpret_cast<const char*>(own.data()), own.size()}});
+  BOOST_REQUIRE((blobs.wait_for(patience) == std::future_status::ready));
+  std::vector<std::vector<std::byte>> all;
+  for (const auto& blob : blobs.get()) all.push_back(bytes_of(blob));
+  const auto communicator = rank->connect(all, 60'000);
+  BOOST_REQUIRE(communicator.has_value());
+  tell(transport::ChannelOpened{});
+  BOOST_REQUIRE((ready.get_future().wait_for(patience) == std::future_status::ready));
+
+  // The first plan gives rank 0 a way to answer, and so something that keeps it.
+  caf::anon_send(group, actors::run_atom::value, engine::StepPlan{});
+  const Error stops{ErrorCode::cancelled, "the node stops", 0};
+  caf::anon_send(group, actors::lost_atom::value, channel, stops);
+  BOOST_TEST((gone.get_future().wait_for(std::chrono::seconds(10)) == std::future_status::ready));
+}
+
+}  // namespace
