@@ -27,7 +27,7 @@ struct Options {
   std::string config;
   std::string model;
   std::vector<std::string> join, roles;
-  std::optional<std::string> peers_listen, name, keys, clients, isolate;
+  std::optional<std::string> peers_listen, name, collectives, keys, clients, isolate;
   std::optional<std::string> listen, publish, metrics, backend, log_level, chat_format, site;
   std::optional<std::uint32_t> tensor_parallel, ranks, threads, slots, context_tokens;
   bool insecure = false;
@@ -71,6 +71,7 @@ Result<Config> effective_config(const Options& options) {
   override_with(config.node.endpoint.listen, options.listen);
   override_with(config.node.peers.listen, options.peers_listen);
   override_with(config.node.peers.name, options.name);
+  override_with(config.node.peers.collectives, options.collectives);
   if (!options.join.empty()) config.node.peers.join = options.join;
   if (!options.roles.empty()) config.node.roles = options.roles;
   override_with(config.node.endpoint.publish, options.publish);
@@ -225,6 +226,8 @@ Command node_command(CLI::App& root) {
   add("--join", options->join, "Nodes to connect to, as their peers line says", "EP,...")
       ->delimiter(',');
   add("--name", options->name, "Of this node among others", "NAME");
+  add("--collectives", options->collectives, "This host's address for what ranks exchange",
+      "ADDRESS");
   add("--backend", options->backend, "What computes: auto, cpu, cuda", "NAME")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   add("--tp", options->tensor_parallel, "Executors that share the model, each with a part", "N");

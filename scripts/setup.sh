@@ -38,6 +38,7 @@ build_packages='
 test_packages='
   clang                fuzzers
   libclang-rt-dev      fuzzers
+  iproute2             hosts
 '
 # Where it is not the native one; without it scripts/test.sh says that NEON was not compiled.
 [[ $(dpkg --print-architecture) == arm64 ]] || test_packages+='

@@ -28,6 +28,13 @@ step() {
   exit 1
 }
 
+# tell_skipped NAME: whether a step that ended well said that it cannot run here, and why.
+tell_skipped() {
+  local why
+  why=$(sed -n 's/^[a-z-]*: skipped: //p' "$logs/${1//[^A-Za-z0-9]/-}.log")
+  [[ -z $why ]] || printf 'not done    %s: %s\n' "$1" "$why"
+}
+
 # Configures a preset and builds targets (all of them when none are named).
 build_preset() {
   local preset=$1

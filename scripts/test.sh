@@ -57,6 +57,10 @@ for example in examples/python/*.py; do
   step "example $example" "docs/protocol.md and the example must agree" \
     with_node run_example "$example"
 done
+for example in examples/*.sh; do
+  step "example $example" "run it alone: $example --smoke" "$example" --smoke
+  tell_skipped "example $example"
+done
 
 printf '\n'
 tail -n 4 "$logs/test-release.log"

@@ -1,0 +1,152 @@
+#!/usr/bin/env bash
+# Two hosts on one machine: SmolLM2 in a tensor-parallel group of three ranks, one on host a and two
+# on host b, each host a network namespace of its own, with a wire between them that has latency.
+# Streams a completion; then again, while a rank on host b is killed and started anew.
+#   examples/two-hosts.sh [--smoke] [--delay MS] [PROMPT]
+#     --smoke      fewer tokens: below 45 s
+#     --delay MS   one way (default 0.5); 0: the wire's own
+# Where namespaces are not permitted it says so and exits 0. Needs build/release/sluice and a model
+# (scripts/demo.sh makes both), ip and tc (iproute2), unshare and nsenter (util-linux).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+skip() {
+  echo "two-hosts: skipped: $*"
+  exit 0
+}
+
+# All of it lives in namespaces of this script's own: they end with it, and what runs in them,
+# however it ends.
+if [[ ${1:-} != --inside ]]; then
+  for tool in ip tc unshare nsenter; do
+    [[ -n $(PATH=$PATH:/usr/sbin:/sbin type -P "$tool") ]] || skip "$tool is not installed"
+  done
+  own=(unshare --net --mount --pid --fork --kill-child --mount-proc)
+  ((EUID == 0)) || own+=(--user --map-root-user)
+  why=$("${own[@]}" true 2>&1) || skip "namespaces are not permitted here (${why:-unshare failed})"
+  "${own[@]}" "$0" --inside "$@" &
+  # unshare passes no signal on; what it started ends with it.
+  trap 'kill -KILL "$!" 2>/dev/null' EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM HUP
+  wait "$!"
+  exit
+fi
+shift
+
+PATH=$PATH:/usr/sbin:/sbin
+sluice=build/release/sluice
+tokens=64 delay_ms=0.5 prompt='The capital of France is'
+while (($#)); do
+  case $1 in
+    --smoke) tokens=24 ;;
+    --delay) delay_ms=${2:?--delay wants milliseconds} && shift ;;
+    -*) sed -n '2,9s/^# \{0,1\}//p' "$0"; [[ $1 == --help ]] && exit 0 || exit 2 ;;
+    *) prompt=$1 ;;
+  esac
+  shift
+done
+if [[ ! -x $sluice ]]; then
+  echo "two-hosts: $sluice is missing; build it: scripts/demo.sh, or cmake --build build/release" >&2
+  exit 1
+fi
+model=$(scripts/fetch-model.sh --path)
+
+mount -t tmpfs tmpfs /run  # this script's own, as all that is mounted and started here
+work=/run/two-hosts
+mkdir "$work"
+
+fail() {
+  echo "two-hosts: $*" >&2
+  tail -n 20 "$work"/*.log >&2
+  exit 1
+}
+
+# on HOST COMMAND...
+on() {
+  local host=$1
+  shift
+  nsenter --net="/run/netns/$host" "$@"
+}
+
+ip netns add a
+ip netns add b
+ip link add wire-a netns a type veth peer name wire-b netns b
+for host in a b; do
+  on "$host" ip link set lo up
+  on "$host" ip address add "10.77.0.$([[ $host == a ]] && echo 1 || echo 2)/24" dev "wire-$host"
+  on "$host" ip link set "wire-$host" up
+done
+wire="its own latency"
+if [[ $delay_ms != 0 ]]; then
+  if on a tc qdisc add dev wire-a root netem delay "${delay_ms}ms" 2>"$work/tc.txt" &&
+     on b tc qdisc add dev wire-b root netem delay "${delay_ms}ms" 2>"$work/tc.txt"; then
+    wire="$delay_ms ms each way (tc netem)"
+  else
+    wire="its own latency: none added, tc said \"$(head -n 1 "$work/tc.txt")\""
+  fi
+fi
+
+# node HOST NAME OPTIONS...: starts one; its process is $!.
+node() {
+  local host=$1 name=$2
+  shift 2
+  # Plain on the wire: it ends in these two namespaces.
+  nsenter --net="/run/netns/$host" "$sluice" node --model "$model" --name "$name" --tp 3 --threads 1 --insecure \
+    --collectives "10.77.0.$([[ $host == a ]] && echo 1 || echo 2)" "$@" \
+    >"$work/$name.out" 2>>"$work/$name.log" &
+}
+leader() {
+  node a leader --ranks 1 --listen "ipc://$work/clients" --peers-listen tcp://10.77.0.1:7000
+}
+rank() { node b "$1" --roles executor --join tcp://10.77.0.1:7000; }
+
+# wait_for FILE TEXT: until a line of FILE has it.
+wait_for() {
+  local tries
+  for ((tries = 0; tries < 300; ++tries)); do
+    grep -q -- "$2" "$1" 2>/dev/null && return
+    sleep 0.1
+  done
+  fail "\"$2\" did not come within 30 s"
+}
+
+echo "host a   10.77.0.1: front, tokenizer, engine, rank 0 of 3"
+echo "host b   10.77.0.2: ranks 1 and 2"
+echo "wire     $wire"
+leader
+leader=$!
+rank first
+rank second
+second=$!
+wait_for "$work/leader.out" '^ready '
+echo "ready    the group of three formed after $SECONDS s"
+
+complete() {
+  on a "$sluice" complete --connect "ipc://$work/clients" --prompt "$prompt" \
+    --max-tokens "$tokens" --temperature 0 "$@"
+}
+printf 'answer   %s' "$prompt"
+complete --receipt 2>"$work/receipt" | tee "$work/undisturbed" || fail "the completion failed"
+cat "$work/receipt"
+
+echo "again    and a rank on host b is killed meanwhile"
+complete >"$work/disturbed" &
+completion=$!
+# Killed in the middle: once a first token is there.
+for ((tries = 0; tries < 300; ++tries)); do
+  [[ -s $work/disturbed ]] && break
+  sleep 0.02
+done
+{ kill -KILL "$second" && wait "$second"; } 2>/dev/null || true  # else bash tells of it as well
+held=$(wc -c <"$work/disturbed")
+echo "killed   rank on node 'second' when $held bytes of the answer had come; starting it anew"
+rank second
+wait "$completion" || fail "the disturbed completion failed"
+cmp "$work/undisturbed" "$work/disturbed" || fail "the disturbed completion has another text"
+wait_for "$work/leader.log" engine_replaced
+echo "same     the stream paused and went on: the same text, to the byte"
+
+kill -TERM "$leader"
+wait "$leader" || fail "the leader did not stop cleanly (exit $?)"
+echo "stopped  cleanly"
