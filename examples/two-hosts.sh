@@ -26,7 +26,7 @@ if [[ ${1:-} != --inside ]]; then
   why=$("${own[@]}" true 2>&1) || skip "namespaces are not permitted here (${why:-unshare failed})"
   "${own[@]}" "$0" --inside "$@" &
   # unshare passes no signal on; what it started ends with it.
-  trap 'kill -KILL "$!" 2>/dev/null' EXIT
+  trap 'kill -KILL "$!" 2>/dev/null || true' EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM HUP
   wait "$!"
@@ -47,7 +47,7 @@ while (($#)); do
   shift
 done
 if [[ ! -x $sluice ]]; then
-  echo "two-hosts: $sluice is missing; build it: scripts/demo.sh, or cmake --build build/release" >&2
+  echo "two-hosts: $sluice is missing: scripts/demo.sh builds it" >&2
   exit 1
 fi
 model=$(scripts/fetch-model.sh --path)
@@ -92,8 +92,8 @@ node() {
   local host=$1 name=$2
   shift 2
   # Plain on the wire: it ends in these two namespaces.
-  nsenter --net="/run/netns/$host" "$sluice" node --model "$model" --name "$name" --tp 3 --threads 1 --insecure \
-    --collectives "10.77.0.$([[ $host == a ]] && echo 1 || echo 2)" "$@" \
+  nsenter --net="/run/netns/$host" "$sluice" node --model "$model" --name "$name" --tp 3 \
+    --threads 1 --insecure --collectives "10.77.0.$([[ $host == a ]] && echo 1 || echo 2)" "$@" \
     >"$work/$name.out" 2>>"$work/$name.log" &
 }
 leader() {
