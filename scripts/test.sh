@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The gate: builds, and runs every test. One line a step; a failure shows its output and a remedy.
-#   scripts/test.sh           release, asan-ubsan, tsan on actors and transport, fuzzers, examples
+#   scripts/test.sh           release, asan-ubsan, tsan on actors and transport, fuzzers, faults,
+#                             examples
 #   scripts/test.sh --quick   the release suite and the examples
 set -euo pipefail
 # shellcheck source=scripts/steps.sh
@@ -10,7 +11,7 @@ quick=no
 case ${1:-} in
   '') ;;
   --quick) quick=yes ;;
-  *) sed -n '2,4s/^# \{0,1\}//p' "$0"; [[ $1 == --help ]] && exit 0 || exit 2 ;;
+  *) sed -n '2,5s/^# \{0,1\}//p' "$0"; [[ $1 == --help ]] && exit 0 || exit 2 ;;
 esac
 
 summaries=()
@@ -48,6 +49,11 @@ if [[ $quick == no ]]; then
         run_fuzzer "$name" 5
     done
   fi
+fi
+
+if [[ $quick == no ]]; then
+  step faults "run it alone: scripts/faults.sh --short" scripts/faults.sh --short
+  tell_skipped faults
 fi
 
 # run_example FILE ENDPOINT
