@@ -56,7 +56,9 @@ Config child_config(const actors::NodeConfig& node, const actors::EngineConfig& 
                                       node.peers.name.empty() ? "child" : "", getpid(), number);
   child.node.peers.listen.clear();
   child.node.peers.local_listen.clear();
-  child.node.peers.join = {node.peers.local_listen};
+  // An engine elsewhere finds its ranks among the nodes that it is joined by.
+  if (plays(node, "engine")) child.node.peers.join = {node.peers.local_listen};
+  child.node.insecure = node.insecure;
   child.node.site = node.site;
   child.node.log_level = node.log_level == "off" ? "off" : "warn";
   child.node.engines = {engine};
@@ -109,6 +111,18 @@ Result<std::unique_ptr<ChildNodes>> ChildNodes::start(Config& config) {
     if (engine.isolate == "auto") engine.isolate = is_worth_isolating(node, engine) ? "on" : "off";
   for (const auto& engine : node.engines) count += children_of(node, engine);
   if (count == 0) return nullptr;
+  if (!plays(node, "engine")) {
+    if (node.peers.join.empty())
+      return fail(ErrorCode::bad_request,
+                  "engine.ranks = {} where the engine is not: further ranks join the engine's node "
+                  "themselves, so name it in peers.join",
+                  count + 1);
+    if (!config.security.keys.empty() || !config.security.node_keys.empty())
+      return fail(ErrorCode::bad_request,
+                  "engine.ranks = {} where the engine is not: a node's keys are good for one node, "
+                  "so start one with ranks = 1 and keys of its own for each rank",
+                  count + 1);
+  }
   std::string folder = std::filesystem::temp_directory_path() / "sluice-XXXXXX";
   if (mkdtemp(folder.data()) == nullptr)
     return fail(ErrorCode::io,

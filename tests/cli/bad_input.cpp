@@ -115,6 +115,14 @@ BOOST_AUTO_TEST_CASE(a_number_of_ranks_that_the_heads_do_not_allow) {
   check_failed(run({"node", "--model", model, "--tp", "2"}), "unsupported", "use 1, 3, 9");
 }
 
+BOOST_AUTO_TEST_CASE(further_ranks_that_no_engine_would_find) {
+  const std::vector<std::string> ranks{"node",    "--model", model, "--roles", "executor",
+                                       "--ranks", "2",       "--tp", "3"};
+  auto unjoined = ranks;
+  unjoined.insert(unjoined.end(), {"--peers-listen", "tcp://127.0.0.1:0"});
+  check_failed(run(unjoined), "bad_request", "peers.join");
+}
+
 BOOST_AUTO_TEST_CASE(nobody_at_the_endpoint) {
   check_failed(run({"health", "--connect", "tcp://127.0.0.1:9", "--timeout-ms", "200"}),
                "unavailable", "tcp://127.0.0.1:9");
