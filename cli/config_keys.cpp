@@ -149,7 +149,7 @@ const std::vector<EngineKey>& engine_keys() {
       {"engine", "step_rows", SLUICE_FIELD(EngineConfig, step_rows),
        "rows of a step: smaller keeps stalls short, larger reads prompts faster", 1, 65536},
       {"engine", "itl_target_ms", SLUICE_FIELD(EngineConfig, itl_target_ms),
-       "what a step that reads prompts may take while others decode; 0: 9/5 of one that does not",
+       "what a step that reads prompts may take while others decode; 0: 8/5 of one that does not",
        0, 60'000},
       {"engine", "prefix_cache", SLUICE_FIELD(EngineConfig, prefix_cache),
        "use the keys and values of a prompt's beginning again that was seen before"},

@@ -29,7 +29,7 @@ struct Options {
   std::vector<std::string> join, roles;
   std::optional<std::string> peers_listen, name, collectives, keys, clients, isolate;
   std::optional<std::string> listen, publish, metrics, backend, log_level, chat_format, site;
-  std::optional<std::uint32_t> tensor_parallel, ranks, threads, slots, context_tokens;
+  std::optional<std::uint32_t> tensor_parallel, ranks, device, threads, slots, context_tokens;
   bool insecure = false;
   bool print = false;
 };
@@ -60,6 +60,7 @@ Result<Config> effective_config(const Options& options) {
     override_with(engine.backend, options.backend);
     override_with(engine.tensor_parallel, options.tensor_parallel);
     override_with(engine.ranks, options.ranks);
+    override_with(engine.device, options.device);
     override_with(engine.threads, options.threads);
     override_with(engine.isolate, options.isolate);
     override_with(engine.slots, options.slots);
@@ -234,6 +235,7 @@ Command node_command(CLI::App& root) {
   add("--isolate", options->isolate, "The executor in a process of its own: auto, on, off", "WORD")
       ->check(CLI::IsMember({"auto", "on", "off"}));
   add("--ranks", options->ranks, "How many of them run on this host; the rest join", "N");
+  add("--device", options->device, "cuda: which of its devices", "N");
   add("--threads", options->threads, "0: one a core", "N");
   add("--slots", options->slots, "Sequences running at once", "N");
   add("--context", options->context_tokens, "Longest sequence; 0: the model's own", "TOKENS");

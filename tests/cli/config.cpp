@@ -2,6 +2,7 @@
 // in force can be read back. Runs `sluice node --print-config`, which starts nothing.
 
 #include <boost/test/unit_test.hpp>
+#include <filesystem>
 #include <fstream>
 
 #include "tests/cli/process.hpp"
@@ -57,18 +58,46 @@ BOOST_AUTO_TEST_CASE(every_key_that_is_printed_is_documented) {
 
 BOOST_AUTO_TEST_CASE(the_command_line_goes_first) {
   const Exit exit = print("[endpoint]\nlisten = \"tcp://127.0.0.1:1\"\n[[engine]]\nmodel = \"a\"\n",
-                          {"--listen", "ipc:///tmp/x", "--model", "b", "--threads", "3"});
+                          {"--listen", "ipc:///tmp/x", "--model", "b", "--threads", "3",
+                           "--device", "2", "--collectives", "10.0.0.1"});
   BOOST_TEST(exit.code == 0, exit.err);
   BOOST_TEST(contains(exit.out, "listen = \"ipc:///tmp/x\""));
   BOOST_TEST(contains(exit.out, "model = \"b\""));
   BOOST_TEST(contains(exit.out, "threads = 3"));
+  BOOST_TEST(contains(exit.out, "device = 2"));
+  BOOST_TEST(contains(exit.out, "collectives = \"10.0.0.1\""));
 }
 
-BOOST_AUTO_TEST_CASE(the_profile_in_the_tree_is_valid) {
-  const Exit exit =
-      run({"node", "--print-config", "--config", SLUICE_FIXTURES "/../../configs/local-cpu.toml"});
-  BOOST_TEST(exit.code == 0, exit.err);
-  BOOST_TEST(contains(exit.out, "SmolLM2-135M-Instruct-Q4_1.gguf"));
+BOOST_AUTO_TEST_CASE(every_profile_in_the_tree_is_valid) {
+  std::size_t count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(SLUICE_FIXTURES "/../../configs")) {
+    if (entry.path().extension() != ".toml") continue;
+    ++count;
+    const Exit exit = run({"node", "--print-config", "--config", entry.path()});
+    BOOST_TEST(exit.code == 0, exit.err);
+    BOOST_TEST(contains(exit.out, "\n[[engine]]\n"), entry.path());
+    BOOST_TEST(!contains(exit.out, "\nmodel = \"\"\n"), entry.path());
+  }
+  BOOST_TEST(count >= 8U);
+}
+
+BOOST_AUTO_TEST_CASE(every_variable_in_the_tree_says_why) {
+  std::size_t count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(SLUICE_FIXTURES "/../../configs")) {
+    if (entry.path().extension() != ".env") continue;
+    std::ifstream file(entry.path());
+    std::string before;
+    for (std::string line; std::getline(file, line); before = line) {
+      if (line.empty() || line.starts_with("#")) continue;
+      ++count;
+      BOOST_TEST(before.starts_with("# "), entry.path() << ": " << line);
+      // As systemd's EnvironmentFile and a shell both read it.
+      const auto name = line.substr(0, line.find('='));
+      BOOST_TEST(name.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZ_") == name.npos, line);
+      BOOST_TEST(line.find_first_of(" \"'$`;&|") == line.npos, line);
+    }
+  }
+  BOOST_TEST(count >= 8U);
 }
 
 BOOST_AUTO_TEST_CASE(a_wrong_key_is_refused_with_its_line_and_the_remedy) {
