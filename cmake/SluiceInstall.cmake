@@ -1,4 +1,4 @@
-# cmake --install lays out what scripts/bundle.sh packs: programs, plugin, configs, licence.
+# cmake --install lays out what scripts/bundle.sh packs: programs, plugin, configs, deploy, licence.
 # The build folder's files get the same path: CMake would fill the place for it with colons, each of
 # which stands for the working directory.
 set(rpath BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH)
@@ -19,5 +19,6 @@ if(TARGET sluice_cuda)
   set_target_properties(sluice_cuda PROPERTIES ${rpath} $ORIGIN/..)
   install(TARGETS sluice_cuda LIBRARY DESTINATION lib/sluice)
 endif()
-install(DIRECTORY ${CMAKE_SOURCE_DIR}/configs DESTINATION .)
+install(DIRECTORY ${CMAKE_SOURCE_DIR}/configs ${CMAKE_SOURCE_DIR}/deploy DESTINATION .
+        USE_SOURCE_PERMISSIONS)
 install(FILES ${CMAKE_SOURCE_DIR}/LICENSE ${CMAKE_SOURCE_DIR}/README.md DESTINATION .)

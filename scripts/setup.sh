@@ -36,6 +36,7 @@ build_packages='
   libboost-test-dev    tests
 '
 test_packages='
+  shellcheck           deploy
   clang                fuzzers
   libclang-rt-dev      fuzzers
   iproute2             hosts
@@ -44,8 +45,9 @@ test_packages='
 [[ $(dpkg --print-architecture) == arm64 ]] || test_packages+='
   g++-aarch64-linux-gnu NEON
 '
-# The Python client is checked against these versions; the example needs nothing else.
-python_packages=(pyzmq==27.3.0 msgpack==1.2.4)
+# The Python client is checked against the first two; the example needs nothing else. The third
+# checks deploy/kubernetes.
+python_packages=(pyzmq==27.3.0 msgpack==1.2.4 kubernetes-validate==1.37.0)
 
 with_tests=no
 case ${1:-} in

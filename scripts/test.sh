@@ -35,6 +35,7 @@ else
   printf 'not done    NEON compiles: aarch64-linux-gnu-g++ is missing (g++-aarch64-linux-gnu)\n'
 fi
 step bundle "run it alone: scripts/bundle.sh --check" scripts/bundle.sh --check
+deploy/check.sh
 
 if [[ $quick == no ]]; then
   step "build asan-ubsan" "${memory/PRESET/asan-ubsan}" build_preset asan-ubsan
