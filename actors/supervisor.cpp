@@ -25,6 +25,10 @@ constexpr std::uint32_t retry_elsewhere_ms = 200;
 /// How long to wait before a part is looked for again where it was offered and then not given.
 constexpr std::chrono::milliseconds look_again{200};
 
+/// What was offered and could not be started (ranks do not reach each other, say) is not started
+/// again at once, though it is offered at once: the pause doubles up to here.
+constexpr std::chrono::milliseconds pause_max{500};
+
 bool offers(const PeerOffers& peer, const std::string& service, const std::string& engine) {
   return std::ranges::any_of(peer.offers, [&](const transport::Offer& offer) {
     return offer.service == service && offer.engine == engine;
@@ -88,7 +92,9 @@ void look(Self self) {
   for (std::size_t i = 0; i < state.engines.size(); ++i) {
     auto& engine = state.engines[i];
     const auto& own = setup.engines[i];
-    if (own.batcher && is_remote(own) && !engine.executor && !engine.failed) find_executor(self, i);
+    if (own.batcher && is_remote(own) && !engine.executor && !engine.failed &&
+        self->clock().now() >= engine.rests_until)
+      find_executor(self, i);
     for (const auto& [link, peer] : state.offers) {
       if (!own.batcher && setup.session && !engine.replicas.contains(link) &&
           offers(peer, "batcher", own.name))
@@ -197,6 +203,7 @@ void ready(Self self, const EngineReady& ready) {
     return;
   }
   if (engine.executor != sender || engine.ending || engine.failed) return;
+  engine.pause = {};
   if (!engine.batcher) return serve(self, engine, ready.facts);
   if (can_replace(*engine.facts, *ready.facts)) {
     self->send(engine.batcher, engine_atom::value, engine.executor);
@@ -220,6 +227,10 @@ void fail_load(Self self, const EngineFailed& failed) {
       (state.setup.engines[failed.engine].batcher && engine.facts == nullptr && !passes))
     return fail_engine(self, engine, failed.error);
   state.setup.log->node_failed("engine_not_joined", failed.error);
+  if (!state.setup.engines[failed.engine].batcher) return;
+  engine.pause = std::clamp(engine.pause * 2, look_again, pause_max);
+  engine.rests_until = self->clock().now() + engine.pause;
+  self->delayed_send(self, engine.pause, tick_atom::value);
 }
 
 void lose(Self self, const EngineFactsPtr& facts, std::uint32_t retry_ms) {

@@ -2,6 +2,7 @@
 // Starts the actors of a node, watches them, restarts what can be restarted; finds on other nodes
 // what this one lacks.
 
+#include <chrono>
 #include <functional>
 #include <map>
 #include <memory>
@@ -67,6 +68,8 @@ struct SupervisorState {
     bool ending = false;  ///< the executor was killed, to be started again
     bool failed = false;  ///< for good, and the node with it
     bool waits = false;   ///< for offers, which was logged
+    std::chrono::milliseconds pause{0};  ///< after the last start, which failed; doubles
+    caf::actor_clock::time_point rests_until{};  ///< no start before
     std::map<transport::LinkId, Replica> replicas;
   };
   SupervisorSetup setup;

@@ -88,6 +88,10 @@ FleetNode& Fleet::add(const std::string& name, const std::string& roles) {
       [this, &node](kernels::Completion completion,
                     const std::shared_ptr<kernels::Communicator>&) -> Result<actors::LoadedEngine> {
     ++node.loads;
+    if (node.failing_loads > 0) {
+      --node.failing_loads;
+      return fail(ErrorCode::unavailable, "the device is not there yet");
+    }
     actors::LoadedEngine loaded;
     auto backend = std::make_unique<bench::InstantBackend>(std::move(completion), hold_);
     node.backend = backend.get();

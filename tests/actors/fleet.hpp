@@ -48,6 +48,7 @@ struct FleetNode {
   actors::SupervisorActor supervisor;
   bench::InstantBackend* backend = nullptr;  ///< its engine's present one
   std::uint32_t loads = 0;
+  std::uint32_t failing_loads = 0;  ///< so many more loads fail
 };
 
 /// Roles as in the configuration, e.g. "front tokenizer". `hold`: steps complete only by `step`.
