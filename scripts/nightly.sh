@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What is longer than the gate: every preset's build, every suite but a few under every sanitizer,
-# the suite of Gemma 3 270M, ten minutes of each fuzzer, the long simulations, ten minutes of soak,
-# plain and sanitized. Goes on after a failure; its result and date go to docs/nightly.md.
+# the suite of Gemma 3 270M, ten minutes of each fuzzer, the long simulations, sixty faults of a
+# fleet, ten minutes of soak, plain and sanitized. Goes on after a failure; its result and date go
+# to docs/nightly.md.
 #   scripts/nightly.sh [--fuzz-seconds N]
 set -uo pipefail
 # shellcheck source=scripts/steps.sh
@@ -11,7 +12,7 @@ fuzz_seconds=600
 case ${1:-} in
   '') ;;
   --fuzz-seconds) fuzz_seconds=${2:?how many} ;;
-  *) sed -n '2,5s/^# \{0,1\}//p' "$0"; [[ $1 == --help ]] && exit 0 || exit 2 ;;
+  *) sed -n '2,6s/^# \{0,1\}//p' "$0"; [[ $1 == --help ]] && exit 0 || exit 2 ;;
 esac
 
 rows=()
@@ -46,6 +47,7 @@ if ((${#names[@]})); then
   done
 fi
 part "long simulation" scripts/simulate.sh 10000
+part "faults" scripts/faults.sh --rounds 60
 # soak PRESET: ten minutes of everything that clients do.
 soak() {
   "build/$1/sluice-soak" --seconds 600 --model "$(scripts/fetch-model.sh --path)"
