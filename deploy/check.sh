@@ -43,14 +43,16 @@ for each in yaml.safe_load_all(open(sys.argv[1])):
 END
 }
 
+# Bash ignores -e within a function whose exit code is asked for: so each command says what then.
 check_manifests() {
   local file
   for file in deploy/kubernetes/*.yaml; do
-    .venv/bin/kubernetes-validate --strict "$file"
-    manifest_parts "$file"
+    .venv/bin/kubernetes-validate --strict "$file" || return 1
+    manifest_parts "$file" || return 1
   done
+  [[ -x $sluice ]] || return 0
   for file in "$work"/*.toml; do
-    [[ ! -x $sluice ]] || "$sluice" node --print-config --config "$file" >/dev/null
+    "$sluice" node --print-config --config "$file" >/dev/null || return 1
   done
 }
 
@@ -59,7 +61,7 @@ run_slurm_script() {
   local status=0 port=$((20000 + RANDOM % 10000)) keys=$work/keys said=$work/job.log text
   local began=$SECONDS
   : >"$said"
-  SLUICE=$sluice deploy/keys.sh "$keys" host-0 host-1
+  SLUICE=$sluice deploy/keys.sh "$keys" host-0 host-1 || return 1
   mkdir "$work/bin"
   cat >"$work/bin/scontrol" <<'END'
 #!/usr/bin/env bash
