@@ -399,7 +399,7 @@ Result<std::unique_ptr<Node>> Node::start(NodeConfig config, zmq::context_t& con
   HostSetup hosted;
   set_up_engines(settings, progress, setup, hosted);
   if (has_peers(settings))
-    state->peers = std::make_shared<PeerBridge>(context, settings.peers, state->identity);
+    state->peers = std::make_shared<PeerBridge>(context, settings.peers, state->identity, *log);
   if (plays(settings, "front")) {
     state->bridge = std::make_shared<Bridge>(context, settings.endpoint);
     // Bound before anything is loaded: a port in use is known at once, and clients are told to

@@ -15,10 +15,13 @@ void tell_lost(const ChannelEnd& end, ChannelRef channel, const Error& why) {
 }  // namespace
 
 PeerBridge::PeerBridge(zmq::context_t& context, transport::PeerConfig config,
-                       transport::NodeIdentity self)
-    : endpoint_(context, std::move(config), std::move(self),
+                       transport::NodeIdentity self, std::shared_ptr<RequestLog> log)
+    : log_(std::move(log)),
+      joined_(config.join),
+      endpoint_(context, std::move(config), std::move(self),
                 {.up =
                      [this](const transport::LinkUp& up) {
+                       if (up.dial) logged_.erase(*up.dial);
                        channels_.up(up.link, up.dial.has_value());
                        caf::anon_send(host_, peer_atom::value, up);
                      },
@@ -28,7 +31,7 @@ PeerBridge::PeerBridge(zmq::context_t& context, transport::PeerConfig config,
                          tell_lost(end, channel, down.why);
                        caf::anon_send(host_, lost_atom::value, down);
                      },
-                 .failed = [](const transport::LinkFailed&) {},
+                 .failed = [this](const transport::LinkFailed& failure) { log_failure(failure); },
                  .message = [this](transport::LinkId link,
                                    std::string_view frame) { return receive(link, frame); }}) {}
 
@@ -42,6 +45,17 @@ void PeerBridge::cut_removed() { endpoint_.cut_removed(); }
 void PeerBridge::stop() {
   endpoint_.stop();
   host_ = nullptr;
+}
+
+/// Attempts follow each other for as long as it takes: each cause is said once, and a peer that
+/// makes up new ones is not listened to for long.
+void PeerBridge::log_failure(const transport::LinkFailed& failure) {
+  constexpr std::size_t causes_max = 8;
+  auto& causes = logged_[failure.dial];
+  if (causes.size() < causes_max && causes.insert(failure.why.message).second)
+    log_->node_warning(
+        "peer_not_joined",
+        fmt::format("{}: {}; it is tried again", joined_.at(failure.dial), failure.why.message));
 }
 
 Result<void> PeerBridge::receive(transport::LinkId link, std::string_view frame) {

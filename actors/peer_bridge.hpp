@@ -1,11 +1,15 @@
 #pragma once
 // Between the actors and the I/O thread for peers: the only place where the two meet.
 
+#include <map>
 #include <memory>
+#include <set>
 #include <string>
+#include <vector>
 
 #include "actors/channel_table.hpp"
 #include "actors/channels.hpp"
+#include "actors/log.hpp"
 #include "transport/peer_config.hpp"
 #include "transport/peer_endpoint.hpp"
 
@@ -13,7 +17,8 @@ namespace sluice::actors {
 
 class PeerBridge : public PeerBox {
  public:
-  PeerBridge(zmq::context_t& context, transport::PeerConfig config, transport::NodeIdentity self);
+  PeerBridge(zmq::context_t& context, transport::PeerConfig config, transport::NodeIdentity self,
+             std::shared_ptr<RequestLog> log);
 
   /// Binds, dials, starts; sessions and what peers open go to `host` from now on.
   Result<void> start(HostActor host);
@@ -35,7 +40,12 @@ class PeerBridge : public PeerBox {
 
  private:
   Result<void> receive(transport::LinkId link, std::string_view frame);
+  void log_failure(const transport::LinkFailed& failure);
 
+  std::shared_ptr<RequestLog> log_;
+  std::vector<std::string> joined_;  ///< as configured, by dial
+  /// By dial: why no session came about, as logged since the last one. The I/O thread's.
+  std::map<std::uint32_t, std::set<std::string>> logged_;
   HostActor host_;
   ChannelTable channels_;
   transport::NodeLimits limits_;

@@ -303,9 +303,10 @@ std::uint64_t Links::tick(std::uint64_t now_ns, LinkOutput& out) {
     } else if (link.heard_ns + config_.lost_ns <= now_ns) {
       fall(at,
            {ErrorCode::unavailable,
-            fmt::format("node {} was silent for {} ms",
-                        link.peer.name.empty() ? link.route : link.peer.name,
-                        config_.lost_ns / 1'000'000),
+            link.peer.name.empty()
+                ? fmt::format("nobody answered within {} ms", config_.lost_ns / 1'000'000)
+                : fmt::format("node {} was silent for {} ms", link.peer.name,
+                              config_.lost_ns / 1'000'000),
             0},
            true, now_ns, out);
     } else if (link.phase == Phase::up) {

@@ -70,6 +70,26 @@ BOOST_AUTO_TEST_CASE(two_nodes_that_know_each_other_serve_until_one_is_removed) 
   check_clean(b.stop());
 }
 
+BOOST_AUTO_TEST_CASE(a_node_that_cannot_join_says_so_until_it_can) {
+  const Fleet fleet;
+  NodeProcess a(
+      fleet.with("[node]\nroles = [\"engine\", \"executor\"]\n[peers]\nname = \"a\"\n"
+                 "listen = \"tcp://127.0.0.1:0\"\n" +
+                 fleet.security("a")));
+  fleet.list({"a"});
+  a.process().send_signal(SIGHUP);
+  a.process().read_error_until("allowed");
+  fleet.list({"a", "b"});
+  NodeProcess b(fleet.with("[node]\nroles = [\"executor\"]\n[peers]\nname = \"b\"\njoin = [\"" +
+                           a.endpoint() + " a\"]\n" + fleet.security("b")));
+  b.process().read_error_until("peer_not_joined");
+  b.process().read_error_until("nobody answered within 1000 ms");
+  a.process().send_signal(SIGHUP);
+  b.process().read_error_until("peer_up");
+  check_clean(b.stop());
+  check_clean(a.stop());
+}
+
 BOOST_AUTO_TEST_CASE(what_would_be_open_to_other_nodes_does_not_start) {
   const Fleet fleet;
   const auto refused = [&](const std::string& text, const std::string& part) {

@@ -89,7 +89,7 @@ BOOST_AUTO_TEST_CASE(a_key_that_is_not_listed_is_refused) {
   auto config = joining(pair.b.address() + " b");
   config.lost_ms = 200;
   PeerNode stranger("a", 9, config, pair.names, generate_curve_keys());
-  BOOST_CHECK(says(stranger.failure(0).why, "silent"));
+  BOOST_CHECK(says(stranger.failure(0).why, "nobody answered"));
   BOOST_CHECK(eventually([&] { return pair.b.guard().stats().keys_refused >= 1; }));
   pair.check();
 }
@@ -99,7 +99,7 @@ BOOST_AUTO_TEST_CASE(a_wrong_key_of_the_node_is_no_way_in) {
   auto config = joining(pair.b.address() + " b");
   config.lost_ms = 200;
   PeerNode a("a", 9, config, {{generate_curve_keys().public_key, "b"}}, pair.keys_a);
-  BOOST_CHECK(says(a.failure(0).why, "silent"));
+  BOOST_CHECK(says(a.failure(0).why, "nobody answered"));
   BOOST_CHECK(eventually([&] { return pair.b.guard().stats().handshakes_failed >= 1; }));
   pair.check();
 }
@@ -109,14 +109,14 @@ BOOST_AUTO_TEST_CASE(plain_and_curve_do_not_mix) {
   auto config = joining(pair.b.address());
   config.lost_ms = 200;
   PeerNode plain("a", 9, config);
-  BOOST_CHECK(says(plain.failure(0).why, "silent"));
+  BOOST_CHECK(says(plain.failure(0).why, "nobody answered"));
   BOOST_CHECK(eventually([&] { return pair.b.guard().stats().handshakes_failed >= 1; }));
   pair.check();
   PeerNode open("open", 1, listening(any_port));
   config = joining(open.address() + " open");
   config.lost_ms = 200;
   PeerNode careful("a", 1, config, {{generate_curve_keys().public_key, "open"}}, pair.keys_a);
-  BOOST_CHECK(says(careful.failure(0).why, "silent"));
+  BOOST_CHECK(says(careful.failure(0).why, "nobody answered"));
   BOOST_TEST(open.endpoint().stats().links_up == 0U);
 }
 
