@@ -20,5 +20,6 @@ if(TARGET sluice_cuda)
   install(TARGETS sluice_cuda LIBRARY DESTINATION lib/sluice)
 endif()
 install(DIRECTORY ${CMAKE_SOURCE_DIR}/configs ${CMAKE_SOURCE_DIR}/deploy DESTINATION .
-        USE_SOURCE_PERMISSIONS)
+        USE_SOURCE_PERMISSIONS
+        PATTERN check.sh EXCLUDE)  # of the tree alone
 install(FILES ${CMAKE_SOURCE_DIR}/LICENSE ${CMAKE_SOURCE_DIR}/README.md DESTINATION .)
