@@ -320,7 +320,10 @@ struct ClientStream::State {
     // Epoch 0 is also what a node says that could not read the message it answers.
     if (m.epoch != 0 && !current(m.epoch)) return;
     if (ended) return answer ? void() : ack_terminal(send);
-    const bool lost = m.error.code == ErrorCode::not_found || m.error.code == ErrorCode::gone;
+    // `bad_request` after `accepted` answers an attach beyond the end: a second run of this epoch,
+    // at a node that heard the same submit, was left alone there and ended behind what is held.
+    const bool lost = m.error.code == ErrorCode::not_found || m.error.code == ErrorCode::gone ||
+                      (m.error.code == ErrorCode::bad_request && submit && accepted && !cancelling);
     if (cancelling && lost)
       return end_with({ErrorCode::cancelled, "cancelled; the node knows nothing of it", 0}, events);
     if (submit && lost && accepted && resumptions < resumptions_max) return resume(send);

@@ -6,6 +6,9 @@ namespace sluice::simulate {
 
 namespace {
 
+/// As often a client has a stream go on without a token before it gives up.
+constexpr std::uint64_t barren_max = 4;
+
 [[noreturn]] void blame(const transport::StreamId& stream, const std::string& what) {
   throw Violation(fmt::format("stream {}: {}", transport::to_hex(stream), what));
 }
@@ -93,6 +96,7 @@ void Client::restart(std::uint64_t now_ns) {
 void Client::take(std::vector<transport::ClientEvent> events, std::uint64_t now_ns) {
   if (role_ == Role::owner && state_->epoch() != epoch_) {
     resumptions_ += state_->epoch() - epoch_;
+    barren_ += state_->epoch() - epoch_;
     epoch_ = state_->epoch();
   }
   for (transport::ClientEvent& event : events) {
@@ -107,16 +111,16 @@ void Client::take(std::vector<transport::ClientEvent> events, std::uint64_t now_
       if (token != expected.tokens[at])
         blame(stream(), fmt::format("token {} is {}, not {}", at, token, expected.tokens[at]));
       choice.tokens.push_back(token);
+      barren_ = 0;
     }
     choice.text += event.text;
     if (choice.from == 0 && !expected.text.starts_with(choice.text))
       blame(stream(), fmt::format("the text is '{}', not '{}'", choice.text, expected.text));
     if (event.done) {
       done_ = std::move(event.done);
-      const bool cancelled =
-          std::ranges::count(done_->finish, engine::FinishReason::cancelled) > 0;
-      terminal_ = transport::to_string(cancelled ? engine::FinishReason::cancelled
-                                                 : done_->finish.at(0));
+      const bool cancelled = std::ranges::count(done_->finish, engine::FinishReason::cancelled) > 0;
+      terminal_ =
+          transport::to_string(cancelled ? engine::FinishReason::cancelled : done_->finish.at(0));
     } else if (event.failed) {
       error_ = event.failed->error;
       terminal_ = to_string(error_->code);
@@ -144,14 +148,13 @@ void Client::judge(bool steps_failed, std::uint32_t devices_lost) const {
                         *terminal_, error_ ? error_->message : ""));
   };
   if (done_) {
-    if (done_->finish.size() != choices_.size())
-      blame(stream(), "ended another number of choices");
+    if (done_->finish.size() != choices_.size()) blame(stream(), "ended another number of choices");
     std::uint32_t tokens = 0;
     for (std::size_t i = 0; i < choices_.size(); ++i) {
       tokens += done_->tokens.at(i);
       if (done_->tokens.at(i) != choices_[i].held())
-        blame(stream(), fmt::format("ended with {} tokens of {}", choices_[i].held(),
-                                    done_->tokens.at(i)));
+        blame(stream(),
+              fmt::format("ended with {} tokens of {}", choices_[i].held(), done_->tokens.at(i)));
     }
     if (done_->receipt.completion_tokens != tokens)
       blame(stream(), fmt::format("the bill counts {} tokens of {}",
@@ -182,12 +185,13 @@ void Client::judge(bool steps_failed, std::uint32_t devices_lost) const {
       return only_if(!owner || cancelled_);
     case ErrorCode::internal:
       // Or one device after another was lost sooner than it could compute the stream's tokens.
-      return only_if(steps_failed || (devices_lost >= engine::Scheduler::losses_max &&
-                                      error_->message.find("devices in a row were lost") !=
-                                          std::string::npos));
-    // A refusal, unless it was accepted: then it goes on when the node can serve again.
+      return only_if(steps_failed ||
+                     (devices_lost >= engine::Scheduler::losses_max &&
+                      error_->message.find("devices in a row were lost") != std::string::npos));
+    // A refusal, unless it was accepted: then it goes on when the node can serve again, but for an
+    // engine that is lost time after time without a token.
     case ErrorCode::unavailable:
-      return only_if(!owner || !accepted_ || cancelled_);
+      return only_if(!owner || !accepted_ || cancelled_ || barren_ >= barren_max);
     // A reader has no right to submit the stream again. It may come too late, to a node that never
     // had the stream, or hold more than there was when it failed.
     case ErrorCode::not_found:

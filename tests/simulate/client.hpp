@@ -38,8 +38,8 @@ class Client {
 
   Role role() const { return role_; }
   const transport::StreamId& stream() const { return submit_.stream; }
-  std::uint64_t tokens() const;                                              ///< of all choices
-  std::uint64_t first_tokens() const { return choices_[0].tokens.size(); }   ///< of the first
+  std::uint64_t tokens() const;                                             ///< of all choices
+  std::uint64_t first_tokens() const { return choices_[0].tokens.size(); }  ///< of the first
   std::uint64_t resumptions() const { return resumptions_; }
 
   /// Judges the end; throws a Violation. No loss of a connection, node or device excuses an error,
@@ -75,6 +75,7 @@ class Client {
   bool accepted_ = false;
   std::uint64_t epoch_ = 0;
   std::uint64_t resumptions_ = 0;
+  std::uint64_t barren_ = 0;     // of these, since the latest token
   std::uint64_t lost_ns_ = 0;    // when its connection was lost, while there is none
   std::uint64_t absent_ns_ = 0;  // longest time without one
 

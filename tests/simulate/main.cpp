@@ -1,5 +1,6 @@
 // Runs seeds of the simulator and says what came of them.
-//   test_simulate [--seeds N] [--from SEED] [--jobs J] [--verbose]
+//   test_simulate [--fleets] [--seeds N] [--from SEED] [--jobs J] [--verbose]
+// With --fleets every address leads to a fleet: roles in several processes, linked.
 // A seed that fails is named, with what repeats it. The last line counts seeds, failures and
 // simulated request-hours. Exit code 0: none failed; 1: some did; 2: wrong usage.
 
@@ -23,25 +24,26 @@ struct Options {
   std::uint64_t from = 0;
   std::uint64_t jobs = 2;
   bool verbose = false;
+  bool fleets = false;
 };
 
 /// Runs one seed; an assertion that fails ends the process.
-bool run_seed(std::uint64_t seed, bool verbose, simulate::Tally& tally) {
-  const auto once = [seed](simulate::Tally& into, bool narrate) {
-    simulate::World world(seed, into, narrate);
+bool run_seed(std::uint64_t seed, const Options& options, simulate::Tally& tally) {
+  const auto once = [seed, &options](simulate::Tally& into, bool narrate) {
+    simulate::World world(seed, options.fleets, into, narrate);
     world.run();
     return world.trace();
   };
   try {
-    const std::uint64_t trace = once(tally, verbose);
+    const std::uint64_t trace = once(tally, options.verbose);
     // What cannot be repeated cannot be debugged: a few are run twice.
     simulate::Tally again;
     if (seed % 50 == 0 && once(again, false) != trace)
       throw simulate::Violation("the same seed went another way");
     return true;
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "seed %lu FAILED: %s\n  repeat it: test_simulate --from %lu --seeds 1\n",
-                 seed, error.what(), seed);
+    std::fprintf(stderr, "seed %lu FAILED: %s\n  repeat it: test_simulate%s --from %lu --seeds 1\n",
+                 seed, error.what(), options.fleets ? " --fleets" : "", seed);
     return false;
   }
 }
@@ -54,7 +56,7 @@ void work(const Options& options, std::uint64_t first, std::FILE* out) {
   for (std::uint64_t i = first; i < options.seeds; i += options.jobs) {
     std::fprintf(out, "b %lu\n", i);
     std::fflush(out);
-    if (!run_seed(options.from + i, options.verbose, tally)) std::fprintf(out, "f %lu\n", i);
+    if (!run_seed(options.from + i, options, tally)) std::fprintf(out, "f %lu\n", i);
   }
   for (const auto& [name, count] : tally.counts)
     std::fprintf(out, "t %s\t%lu\n", name.c_str(), count);
@@ -127,6 +129,8 @@ bool parse(int argc, char** argv, Options& options) {
     if (number != nullptr && i + 1 < argc) {
       const char* end = argv[i + 1] + std::strlen(argv[i + 1]);
       if (std::from_chars(argv[++i], end, *number).ptr != end) return false;
+    } else if (name == "--fleets") {
+      options.fleets = true;
     } else if (name == "--verbose") {
       options.verbose = true;
     } else {
@@ -141,7 +145,9 @@ bool parse(int argc, char** argv, Options& options) {
 int main(int argc, char** argv) {
   Options options;
   if (!parse(argc, argv, options)) {
-    std::fprintf(stderr, "usage: test_simulate [--seeds N] [--from SEED] [--jobs J] [--verbose]\n");
+    std::fprintf(
+        stderr,
+        "usage: test_simulate [--fleets] [--seeds N] [--from SEED] [--jobs J] [--verbose]\n");
     return 2;
   }
   options.jobs = std::min(options.jobs, options.seeds);

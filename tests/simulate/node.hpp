@@ -45,44 +45,55 @@ struct Wire {
   std::function<void(const transport::StreamId&, const std::string&)> publish;
 };
 
-class Node {
+/// What serves at an address: a node, or a fleet of them.
+class Site {
  public:
-  Node(const NodeShape& shape, std::uint64_t seed, std::uint64_t now_ns, Wire wire);
-  ~Node();
+  virtual ~Site() = default;
 
   /// A frame from a client.
-  void receive(const transport::Peer& peer, const std::string& frame);
+  virtual void receive(const transport::Peer& peer, const std::string& frame) = 0;
 
   /// Lets time pass, with whatever falls due.
-  void advance(std::uint64_t now_ns);
+  virtual void advance(std::uint64_t now_ns) = 0;
   /// Runs up to so many of its actors' messages, the next actor chosen by chance.
-  void run(std::size_t messages);
+  virtual void run(std::size_t messages) = 0;
 
   /// A step is being computed.
-  bool busy() const;
+  virtual bool busy() const = 0;
   /// The oldest step is done.
-  void complete_step();
+  virtual void complete_step() = 0;
   /// The device throws at the next step: its executor ends, another takes over with an empty
   /// device, and streams go on.
-  void lose_device();
+  virtual void lose_device() = 0;
 
-  bool steps_failed() const { return steps_failed_; }
+  virtual bool steps_failed() const = 0;
+  /// Executors lost for the network's sake, or another process's.
+  virtual std::uint32_t executors_lost() const { return 0; }
   /// After all streams have ended and retention is over: nothing is held any more.
-  void check_idle();
+  virtual void check_idle() = 0;
+};
+
+class Node : public Site {
+ public:
+  Node(const NodeShape& shape, std::uint64_t seed, std::uint64_t now_ns, Wire wire);
+  ~Node() override;
+
+  void receive(const transport::Peer& peer, const std::string& frame) override;
+  void advance(std::uint64_t now_ns) override;
+  void run(std::size_t messages) override;
+  bool busy() const override;
+  void complete_step() override;
+  void lose_device() override;
+  bool steps_failed() const override;
+  void check_idle() override;
 
  private:
-  class Device;
-  class Way;
-
-  Result<actors::LoadedEngine> load(kernels::Completion completion);
+  struct Inside;
 
   NodeShape shape_;
   Random random_;
   std::uint64_t now_ns_;
-  std::shared_ptr<Way> way_;
-  Device* device_ = nullptr;  // the engine's present one
-  bool steps_failed_ = false;
-  std::string fault_;  // what the device found wrong
+  std::unique_ptr<Inside> inside_;
   fakes::NodeActors actors_;
 };
 

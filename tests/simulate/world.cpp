@@ -13,6 +13,12 @@ constexpr std::uint64_t second = 1000 * ms;
 /// Every promise allows for some waiting: patience, grace, retention, doubled questions.
 constexpr std::uint64_t all_ends_within_ns = 300 * second;
 
+/// Where a finished stream's log is more than may be kept, its owner gets a window of each choice,
+/// finds it gone and submits it again: one round.
+constexpr std::uint64_t round_ns = 6 * second;
+constexpr std::uint32_t log_tokens_max = 3 * 140;
+constexpr std::size_t small_retention_bytes = 4'000;
+
 /// A connection whose other end is silent for so long is given up.
 constexpr std::uint64_t heartbeat_ns = 6 * second;
 
@@ -55,8 +61,8 @@ struct Describe {
 
 }  // namespace
 
-World::World(std::uint64_t seed, Tally& tally, bool narrate)
-    : random_{std::mt19937_64(seed)}, tally_(tally), narrate_(narrate) {
+World::World(std::uint64_t seed, bool fleets, Tally& tally, bool narrate)
+    : random_{std::mt19937_64(seed)}, fleets_(fleets), tally_(tally), narrate_(narrate) {
   calm_ns_ = random_.between(5, 40) * second;
   delay_max_ns_ = random_.one_in(3) ? 500 * ms : random_.between(1, 50) * ms;
   step_max_ns_ = random_.between(1, 60) * ms;
@@ -70,7 +76,7 @@ World::World(std::uint64_t seed, Tally& tally, bool narrate)
   crash_one_in_ = sometimes(10, 100);
   drop_one_in_ = random_.between(2, 20);
 
-  hosts_.resize(random_.between(1, 3));
+  hosts_.resize(random_.between(1, fleets_ ? 2 : 3));
   for (Host& host : hosts_) host.shape = random_shape();
   for (std::size_t i = 0; i < hosts_.size(); ++i) start_host(i);
   for (std::uint32_t owners = random_.between(3, 14); owners > 0; --owners)
@@ -98,7 +104,7 @@ NodeShape World::random_shape() {
                                    : random_.between(1, 100);
   shape.stream.chunk_tokens_max = random_.between(1, 64);
   shape.stream.retention_ns = random_.between(5, 60) * second;
-  shape.stream.retention_bytes = random_.one_in(3) ? 4'000 : 64'000'000;
+  shape.stream.retention_bytes = random_.one_in(3) ? small_retention_bytes : 64'000'000;
   shape.stream.grace_ns = 5 * second;
   if (random_.one_in(6)) shape.step_fails_one_in = random_.between(20, 200);
   return shape;
@@ -140,6 +146,14 @@ transport::Submit World::random_submit() {
   return submit;
 }
 
+std::uint64_t World::all_end_within_ns() const {
+  const bool rounds = std::ranges::any_of(hosts_, [](const Host& host) {
+    return host.shape.stream.retention_bytes == small_retention_bytes;
+  });
+  const auto window = hosts_.front().shape.stream.window_tokens;
+  return all_ends_within_ns + (rounds ? log_tokens_max / window * round_ns : 0);
+}
+
 std::uint64_t World::delay_ns() { return 10'000 + random_.below(delay_max_ns_); }
 
 void World::at(std::uint64_t at_ns, std::function<void()> happen) {
@@ -166,7 +180,11 @@ void World::start_host(std::size_t index) {
     publish(index, stream, frame);
   };
   tell("started: node", index);
-  host.node = std::make_unique<Node>(host.shape, random_.engine(), now_ns_, std::move(wire));
+  if (fleets_)
+    host.node = std::make_unique<Fleet>(host.shape, random_.engine(), now_ns_, calm_ns_,
+                                        std::move(wire), tally_, narrate_);
+  else
+    host.node = std::make_unique<Node>(host.shape, random_.engine(), now_ns_, std::move(wire));
   host.step_due = false;
   host.cut_off_until_ns = 0;
   // A node's clock ticks by itself, too.
@@ -207,6 +225,7 @@ void World::kill_host(std::size_t index) {
   tell("killed: node", index);
   ++tally_.counts["nodes killed"];
   steps_failed_ = steps_failed_ || host.node->steps_failed();
+  devices_lost_ += host.node->executors_lost();
   host.node.reset();
   ++host.incarnation;
   for (std::size_t i = 0; i < connections_.size(); ++i)
@@ -365,9 +384,9 @@ void World::publish(std::size_t host, const transport::StreamId& stream, const s
 
 void World::tell(std::string_view what, std::size_t about, std::string_view frame) const {
   if (!narrate_) return;
-  const auto message =
-      frame.empty() ? std::string()
-                    : std::visit(Describe(), *transport::decode(frame, transport::Limits()));
+  const auto message = frame.empty()
+                           ? std::string()
+                           : std::visit(Describe(), *transport::decode(frame, transport::Limits()));
   fmt::print("{:10.3f} s  {} {} {}\n", static_cast<double>(now_ns_) / 1e9, what, about, message);
 }
 
@@ -410,10 +429,13 @@ void World::run() {
     now_ns_ = event.at_ns;
     event.happen();
     if (end_ns == 0 && all_over()) end_ns = now_ns_ + 70 * second;
-    if (end_ns == 0 && now_ns_ > calm_ns_ + all_ends_within_ns) break;
+    if (end_ns == 0 && now_ns_ > calm_ns_ + all_end_within_ns()) break;
   }
-  for (const Host& host : hosts_)
-    steps_failed_ = steps_failed_ || (host.node != nullptr && host.node->steps_failed());
+  for (const Host& host : hosts_) {
+    if (host.node == nullptr) continue;
+    steps_failed_ = steps_failed_ || host.node->steps_failed();
+    devices_lost_ += host.node->executors_lost();
+  }
   for (const Place& place : places_) {
     const Client& client = *place.client;
     client.judge(steps_failed_, devices_lost_);

@@ -10,19 +10,15 @@
 #include <queue>
 
 #include "tests/simulate/client.hpp"
+#include "tests/simulate/fleet.hpp"
 
 namespace sluice::simulate {
 
-/// What came up: what never happens is not tested.
-struct Tally {
-  std::map<std::string, std::uint64_t> counts;
-  double request_hours = 0;
-};
-
 class World {
  public:
-  /// With `narrate`, tells on stdout what is said and what goes wrong.
-  World(std::uint64_t seed, Tally& tally, bool narrate = false);
+  /// With `fleets`, each address leads to several processes that serve as one. With `narrate`,
+  /// tells on stdout what is said and what goes wrong.
+  World(std::uint64_t seed, bool fleets, Tally& tally, bool narrate = false);
 
   /// Throws a Violation.
   void run();
@@ -34,7 +30,7 @@ class World {
   /// A node's place: what address leads there, which process serves it now.
   struct Host {
     NodeShape shape;
-    std::unique_ptr<Node> node;
+    std::unique_ptr<Site> node;
     std::uint64_t incarnation = 0;
     std::uint64_t cut_off_until_ns = 0;
     bool step_due = false;
@@ -92,8 +88,10 @@ class World {
   transport::Submit random_submit();
   NodeShape random_shape();
   std::uint64_t delay_ns();
+  std::uint64_t all_end_within_ns() const;
 
   Random random_;
+  bool fleets_;
   Tally& tally_;
   bool narrate_;
   std::uint64_t now_ns_ = 1;

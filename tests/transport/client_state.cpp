@@ -381,6 +381,24 @@ BOOST_AUTO_TEST_CASE(a_stream_that_its_node_lost_is_resumed) {
   BOOST_CHECK_EQUAL(side.ends, "done");
 }
 
+// Found by the simulator (--fleets, seed 868): an unanswered submit was sent to a second node too,
+// which ended its run for want of followers; back there the client took the refusal for the end.
+BOOST_AUTO_TEST_CASE(a_run_that_ended_behind_what_is_held_is_resumed) {
+  const Log log;
+  Side side;
+  side.accept();
+  side.hear(log.part(0, 6));
+  side.said();
+  side.stream.on_connected(0, side.sends);
+  BOOST_CHECK_EQUAL(side.said(), "attach 6");
+  side.hear(Failed{{{5}}, 7, {ErrorCode::bad_request, "index 6 is beyond the stream's 4", 0}});
+  BOOST_CHECK_EQUAL(side.said(), "submit 8 after 6 tokens, 12 bytes of numerics");
+  BOOST_CHECK_EQUAL(side.ends, "");
+  Side fresh;  // of what was never accepted it is the end
+  fresh.hear(Failed{{{5}}, 7, {ErrorCode::bad_request, "no such model", 0}});
+  BOOST_CHECK_EQUAL(fresh.ends, "bad_request");
+}
+
 BOOST_AUTO_TEST_CASE(a_stream_whose_engine_was_lost_is_resumed_when_it_may_be_back) {
   const Log log;
   Side side;
