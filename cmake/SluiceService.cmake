@@ -29,7 +29,8 @@ sluice_tests(cli LINK nlohmann_json::nlohmann_json)
 sluice_program(tests/simulate NAME test_simulate LINK sluice_actors)
 add_test(NAME simulate COMMAND test_simulate --seeds 1000)
 add_test(NAME simulate-fleets COMMAND test_simulate --fleets --seeds 1000)
-set_tests_properties(simulate simulate-fleets PROPERTIES TIMEOUT 300 ENVIRONMENT "${SLUICE_TEST_ENVIRONMENT}")
+set_tests_properties(simulate simulate-fleets PROPERTIES TIMEOUT 300
+                     ENVIRONMENT "${SLUICE_TEST_ENVIRONMENT}")
 sluice_program(bench/path NAME sluice-bench-path
                LINK sluice_actors PkgConfig::ZEROMQ nlohmann_json::nlohmann_json)
 sluice_program(tests/soak NAME sluice-soak LINK sluice_actors PkgConfig::ZEROMQ)
