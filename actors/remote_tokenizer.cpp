@@ -51,9 +51,9 @@ Result<void> answers(const TokenizerProxyState::Waiting& asked, const transport:
 }
 
 /// Opens a channel to a node that offers; with none, what waits is refused.
-void look(Proxy self, const std::string& name) {
+void look(Proxy self, Far& far) {
   auto& state = self->state;
-  auto& far = state.far[name];
+  const auto& name = far.engine->name;
   const auto& offers = state.offers[name];
   if (offers.empty()) {
     for (const auto& [stream, waiting] : std::exchange(far.waiting, {}))
@@ -68,7 +68,7 @@ void look(Proxy self, const std::string& name) {
 }
 
 Far* find(Proxy self, const ChannelRef& channel) {
-  for (auto& [name, far] : self->state.far)
+  for (auto& [key, far] : self->state.far)
     if (far.channel == channel) return &far;
   return nullptr;
 }
@@ -86,7 +86,7 @@ void receive(Proxy self, const ChannelRef& channel, transport::NodeMessage& mess
     const auto& waiting = found.mapped();
     if (auto good = answers(waiting, *admit); !good) return refuse(self, waiting, good.error());
     self->send(self->state.session, tokenize_atom::value,
-               from_wire(std::move(*admit), far->engine, now(self)));
+               from_wire(std::move(*admit), waiting.engine, now(self)));
   } else if (auto* refused = std::get_if<transport::RefusedNews>(&message)) {
     if (far->waiting.erase(refused->stream) != 0)
       self->send(self->state.session, refused_atom::value, std::move(*refused));
@@ -94,6 +94,7 @@ void receive(Proxy self, const ChannelRef& channel, transport::NodeMessage& mess
     for (const auto& [stream, waiting] : std::exchange(far->waiting, {}))
       refuse(self, waiting, failed->error);
     far->channel = {};
+    far->open = false;
   }
 }
 
@@ -106,34 +107,30 @@ TokenizerProxyActor::behavior_type tokenizer_proxy(Proxy self, AdmissionSink ses
   return {
       [self](tokenize_atom, const EngineFactsPtr& engine, transport::Peer& owner,
              transport::Submit& submit) {
-        auto& far = self->state.far[engine->name];
-        if (far.engine != engine) {  // the first request, or the engine came up anew
-          self->state.peers->close(std::exchange(far.channel, {}));
-          far.open = false;
-          far.engine = engine;
-        }
+        auto& far = self->state.far[transport::encode(0, describe_channel(*engine))];
+        if (!far.engine) far.engine = engine;
         const auto stream = submit.stream;
         const auto& waiting =
             far.waiting
-                .insert_or_assign(
-                    stream,
-                    TokenizerProxyState::Waiting{std::move(owner), std::move(submit), now(self)})
+                .insert_or_assign(stream,
+                                  TokenizerProxyState::Waiting{std::move(owner), std::move(submit),
+                                                               now(self), engine})
                 .first->second;
         if (far.open)
           ask(self, far, waiting);
         else if (far.channel == ChannelRef{})
-          look(self, engine->name);
+          look(self, far);
       },
       [self](channel_atom, const ChannelRef& channel, transport::NodeMessage& message) {
         receive(self, channel, message);
       },
       [self](lost_atom, const ChannelRef& channel, const Error&) {
         for (auto& [name, offers] : self->state.offers) std::erase(offers, channel.link);
-        for (auto& [name, far] : self->state.far) {
+        for (auto& [key, far] : self->state.far) {
           if (far.channel != channel) continue;
           far.channel = {};
           far.open = false;
-          if (!far.waiting.empty()) look(self, name);
+          if (!far.waiting.empty()) look(self, far);
         }
       },
       [self](peer_atom, const std::string& name, transport::LinkId link) {

@@ -19,8 +19,9 @@ struct TokenizerProxyState {
     transport::Peer owner;
     transport::Submit submit;
     engine::Nanoseconds received = 0;
+    EngineFactsPtr engine;  ///< that its front chose, of several alike
   };
-  /// Of one engine.
+  /// Of one engine, and of those that a tokenizer cannot tell from it.
   struct Far {
     ChannelRef channel;
     bool open = false;
@@ -30,7 +31,7 @@ struct TokenizerProxyState {
   PeerBoxPtr peers;
   AdmissionSink session;
   std::map<std::string, std::vector<transport::LinkId>> offers;
-  std::map<std::string, Far> far;  ///< by engine name
+  std::map<std::string, Far> far;  ///< by what the tokenizer is told of the engine
 };
 
 /// What waits when a channel is lost goes to the next node that offers, or is refused with

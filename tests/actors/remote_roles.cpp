@@ -138,6 +138,27 @@ BOOST_AUTO_TEST_CASE(streams_spread_over_replicas) {
     BOOST_TEST(heard(front, World::submit(i, "", 1)).text == World::expected("abc", i, 5));
 }
 
+// Found by the simulator (--fleets, seed 1884): of two requests for two replicas that were at the
+// tokenizer at once, both went to the second; when that was lost, the first was never answered.
+BOOST_AUTO_TEST_CASE(a_remote_tokenizer_reads_for_several_replicas) {
+  Fleet fleet(true);
+  auto& front = fleet.add("front", "front");
+  auto& tokenizer = fleet.add("tokenizer", "tokenizer");
+  auto& first = fleet.add("first", "engine executor");
+  auto& second = fleet.add("second", "engine executor");
+  for (auto* node : {&tokenizer, &first, &second}) fleet.connect(front, *node);
+  for (std::uint8_t i = 1; i <= 2; ++i)
+    caf::anon_send(front.session, actors::inbound_atom::value,
+                   actors::Inbound{"ann", World::submit(i, "abc", 5)});
+  fleet.run();
+  while (fleet.step(first) || fleet.step(second)) {
+  }
+  BOOST_TEST(first.backend->rows() > 0U);
+  BOOST_TEST(first.backend->rows() == second.backend->rows());
+  for (std::uint8_t i = 1; i <= 2; ++i)
+    BOOST_TEST(heard(front, World::submit(i, "", 1)).text == World::expected("abc", i, 5));
+}
+
 BOOST_AUTO_TEST_CASE(a_lost_executor_node_is_used_again_when_it_is_back) {
   Fleet fleet(true);
   auto& front = fleet.add("front", "front tokenizer engine");
