@@ -73,6 +73,11 @@ Far* find(Proxy self, const ChannelRef& channel) {
   return nullptr;
 }
 
+bool awaits(const Far& far, const transport::StreamId& stream, std::uint64_t epoch) {
+  const auto found = far.waiting.find(stream);
+  return found != far.waiting.end() && found->second.submit.epoch <= epoch;
+}
+
 void receive(Proxy self, const ChannelRef& channel, transport::NodeMessage& message) {
   auto* far = find(self, channel);
   if (far == nullptr) return;
@@ -81,14 +86,15 @@ void receive(Proxy self, const ChannelRef& channel, transport::NodeMessage& mess
     self->state.peers->send(channel, describe_channel(*far->engine));
     for (const auto& [stream, waiting] : far->waiting) ask(self, *far, waiting);
   } else if (auto* admit = std::get_if<transport::Admit>(&message)) {
+    // Of a run that a later epoch replaced meanwhile nobody wants to hear.
+    if (!awaits(*far, admit->stream, admit->accepted.epoch)) return;
     const auto found = far->waiting.extract(admit->stream);
-    if (!found) return;
     const auto& waiting = found.mapped();
     if (auto good = answers(waiting, *admit); !good) return refuse(self, waiting, good.error());
     self->send(self->state.session, tokenize_atom::value,
                from_wire(std::move(*admit), waiting.engine, now(self)));
   } else if (auto* refused = std::get_if<transport::RefusedNews>(&message)) {
-    if (far->waiting.erase(refused->stream) != 0)
+    if (awaits(*far, refused->stream, refused->epoch) && far->waiting.erase(refused->stream) != 0)
       self->send(self->state.session, refused_atom::value, std::move(*refused));
   } else if (const auto* failed = std::get_if<transport::ChannelFailed>(&message)) {
     for (const auto& [stream, waiting] : std::exchange(far->waiting, {}))

@@ -320,7 +320,8 @@ struct PeerEndpoint::State {
   /// Ends what the list of nodes does not allow any more.
   void cut() {
     if (!config.curve) return;
-    const auto& [keys, domain, guard] = *config.curve;
+    const auto& domain = config.curve->domain;  // clang before 16 lets no lambda have a binding
+    const auto& guard = config.curve->guard;
     links.review(
         [&](const Route& route, const NodeIdentity& peer) -> std::optional<Error> {
           const auto dial = std::ranges::find(dials, route, &Dial::route);
