@@ -1,6 +1,7 @@
 #include "actors/remote_tokenizer.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 #include <variant>
 
@@ -13,6 +14,9 @@ namespace {
 using Proxy = TokenizerProxyActor::stateful_pointer<TokenizerProxyState>;
 using Stub = TokenizerStubActor::stateful_pointer<TokenizerStubState>;
 using Far = TokenizerProxyState::Far;
+
+/// How long a request waits for a node that offers.
+constexpr std::chrono::seconds offer_wait{2};
 
 /// How long a client is asked to wait while no node offers a tokenizer.
 constexpr std::uint32_t retry_ms = 500;
@@ -50,15 +54,25 @@ Result<void> answers(const TokenizerProxyState::Waiting& asked, const transport:
   return fail(ErrorCode::internal, "the node that reads prompts answered what was not asked");
 }
 
-/// Opens a channel to a node that offers; with none, what waits is refused.
+/// Nobody offered for as long as requests wait.
+void give_up(Proxy self) {
+  auto& state = self->state;
+  for (auto& [key, far] : state.far) {
+    if (far.waiting.empty() || !state.offers[far.engine->name].empty()) continue;
+    for (const auto& [stream, waiting] : std::exchange(far.waiting, {}))
+      refuse(self, waiting,
+             {ErrorCode::unavailable,
+              "no node offers a tokenizer for " + far.engine->name + " now", retry_ms});
+  }
+}
+
+/// Opens a channel to a node that offers; with none, what waits goes on waiting for a while.
 void look(Proxy self, Far& far) {
   auto& state = self->state;
   const auto& name = far.engine->name;
   const auto& offers = state.offers[name];
-  if (offers.empty()) {
-    for (const auto& [stream, waiting] : std::exchange(far.waiting, {}))
-      refuse(self, waiting,
-             {ErrorCode::unavailable, "no node offers a tokenizer for " + name + " now", retry_ms});
+  if (offers.empty()) {  // it may be about to join, or to be back
+    self->delayed_send(self, offer_wait, tick_atom::value);
     return;
   }
   transport::OpenChannel what;
@@ -142,7 +156,11 @@ TokenizerProxyActor::behavior_type tokenizer_proxy(Proxy self, AdmissionSink ses
       [self](peer_atom, const std::string& name, transport::LinkId link) {
         auto& offers = self->state.offers[name];
         if (std::ranges::find(offers, link) == offers.end()) offers.push_back(link);
+        for (auto& [key, far] : self->state.far)
+          if (far.engine->name == name && !far.waiting.empty() && far.channel == ChannelRef{})
+            look(self, far);
       },
+      [self](tick_atom) { give_up(self); },
   };
 }
 

@@ -11,7 +11,8 @@ namespace sluice::actors {
 
 /// In the pool it is told which nodes offer tokenizers of which engine.
 using TokenizerProxyActor = TokenizerActor::extend_with<ChannelEnd>::extend<
-    caf::reacts_to<peer_atom, std::string, transport::LinkId>>;  ///< engine name, session
+    caf::reacts_to<peer_atom, std::string, transport::LinkId>,
+        caf::reacts_to<tick_atom>>;  ///< engine name, session
 
 struct TokenizerProxyState {
   static inline const char* name = "tokenizer proxy";
@@ -34,8 +35,8 @@ struct TokenizerProxyState {
   std::map<std::string, Far> far;  ///< by what the tokenizer is told of the engine
 };
 
-/// What waits when a channel is lost goes to the next node that offers, or is refused with
-/// `unavailable` when there is none.
+/// What waits when a channel is lost goes to the next node that offers; when none does for a while
+/// it is refused with `unavailable`.
 TokenizerProxyActor::behavior_type tokenizer_proxy(
     TokenizerProxyActor::stateful_pointer<TokenizerProxyState> self, AdmissionSink session,
     PeerBoxPtr peers);
