@@ -4,14 +4,12 @@
 #include <cstring>
 #include <utility>
 
+#include "actors/clock.hpp"
+
 namespace sluice::actors {
 namespace {
 
 using Self = BatcherActor::stateful_pointer<BatcherState>;
-
-engine::Nanoseconds now(Self self) {
-  return static_cast<engine::Nanoseconds>(self->clock().now().time_since_epoch().count());
-}
 
 /// A choice ended. With the last one the stream is over; one that failed fails all.
 void retire(Self self, const BatcherState::Sequence& sequence, bool failed) {

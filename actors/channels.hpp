@@ -74,8 +74,6 @@ class PeerBox {
 
   /// Outside of channels.
   virtual void tell(transport::LinkId link, const transport::NodeMessage& message) = 0;
-
-  virtual NamedValues stats() const = 0;
 };
 using PeerBoxPtr = std::shared_ptr<PeerBox>;
 

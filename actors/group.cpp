@@ -37,7 +37,7 @@ void take_address(Self self, std::size_t rank, std::string address) {
     all.push_back(each.address);
   }
   for (std::size_t i = 1; i < state.ranks.size(); ++i)
-    state.setup.peers->send(state.ranks[i].channel, transport::RankBlobs{state.setup.epoch, all});
+    state.setup.peers->send(state.ranks[i].channel, transport::RankBlobs{all});
   state.rendezvous->give(std::move(all));
 }
 
@@ -171,7 +171,7 @@ GroupActor::behavior_type group(Self self, GroupSetup setup) {
         receive(self, rank_of(self->state, channel), message);
       },
       [self](lost_atom, const ChannelRef& channel, const Error& why) {
-        if (why.code == ErrorCode::cancelled)  // this node stops
+        if (why.code == ErrorCode::cancelled)                  // this node stops
           return self->quit(caf::exit_reason::user_shutdown);  // links pass on no normal exit
         fall(self, rank_of(self->state, channel), why);
       },

@@ -4,6 +4,7 @@
 #include <variant>
 
 #include "actors/batcher.hpp"
+#include "actors/clock.hpp"
 
 namespace sluice::actors {
 namespace {
@@ -11,21 +12,19 @@ namespace {
 using Proxy = BatcherProxyActor::stateful_pointer<BatcherProxyState>;
 using Stub = BatcherStubActor::stateful_pointer<BatcherStubState>;
 
-template <class Self>
-engine::Nanoseconds now(Self self) {
-  return static_cast<engine::Nanoseconds>(self->clock().now().time_since_epoch().count());
-}
-
 engine::Nanoseconds age(engine::Nanoseconds then, engine::Nanoseconds now) {
   return now > then ? now - then : 0;
 }
 
+/// As a batcher here does: the streamer hears of the stream first.
 void open_stream(Proxy self, const transport::OpenStream& said) {
-  auto open = self->state.streams.open(said.accepted.stream, said.accepted.epoch);
+  auto open = self->state.streams.open(said.stream, said.epoch);
   if (!open) return;
   const auto& front = *self->state.front;
-  self->send(front.streamers[shard_of(open->accepted.stream, front.streamers.size())],
-             open_atom::value, std::move(*open));
+  auto accepted = open->accepted;
+  self->send(front.streamers[shard_of(said.stream, front.streamers.size())], open_atom::value,
+             std::move(*open));
+  self->send(front.session, accepted_atom::value, std::move(accepted));
 }
 
 Result<void> hand_on(Proxy self, transport::StepEvents& events) {
@@ -55,9 +54,6 @@ Result<void> receive(Proxy self, transport::NodeMessage& message) {
     return hand_on(self, *events);
   } else if (const auto* open = std::get_if<transport::OpenStream>(&message)) {
     open_stream(self, *open);
-  } else if (const auto* accepted = std::get_if<transport::AcceptedNews>(&message)) {
-    if (auto own = state.streams.accepted(accepted->stream, accepted->epoch))
-      self->send(state.front->session, accepted_atom::value, std::move(*own));
   } else if (auto* refused = std::get_if<transport::RefusedNews>(&message)) {
     if (state.streams.refused(refused->stream, refused->epoch))
       self->send(state.front->session, refused_atom::value, std::move(*refused));
@@ -190,19 +186,13 @@ BatcherStubActor::behavior_type batcher_stub(Stub self, ChannelRef channel, Engi
         }
       },
       [end](lost_atom, const ChannelRef&, const Error&) { end(); },
-      [self](accepted_atom, const transport::Accepted& accepted) {
-        self->state.peers->send(self->state.channel, accepted);
-      },
+      [](accepted_atom, const transport::Accepted&) {},  // `open` comes with it
       [self](refused_atom, const Refusal& refusal) {
         self->state.peers->send(self->state.channel, refusal);
       },
-      [self](open_atom, StreamOpen& open) {
-        open.request.deadline.reset();
-        self->state.peers->send(
-            self->state.channel,
-            transport::OpenStream{std::move(open.owner), std::move(open.accepted),
-                                  std::move(open.request), std::move(open.choices),
-                                  age(open.received, now(self))});
+      [self](open_atom, const StreamOpen& open) {
+        self->state.peers->send(self->state.channel,
+                                transport::OpenStream{open.accepted.stream, open.accepted.epoch});
       },
       [self](events_atom, StepEvents& events) {
         self->state.peers->send(self->state.channel, std::move(events));

@@ -5,6 +5,8 @@
 #include <utility>
 #include <variant>
 
+#include "actors/clock.hpp"
+
 namespace sluice::actors {
 
 Result<EngineFactsPtr> complete(std::shared_ptr<EngineFacts> facts,
@@ -35,10 +37,6 @@ transport::ChannelOpened describe_channel(const EngineFacts& facts) {
 namespace {
 
 using Proxy = ExecutorProxyActor::stateful_pointer<ExecutorProxyState>;
-
-engine::Nanoseconds now(Proxy self) {
-  return static_cast<engine::Nanoseconds>(self->clock().now().time_since_epoch().count());
-}
 
 void give_up(Proxy self, const Error& why) {
   const auto& setup = self->state.setup;
@@ -129,9 +127,8 @@ ExecutorStubActor::behavior_type executor_stub(
   if (what.world > 1)
     self->state.rendezvous = std::make_shared<Rendezvous>(
         kernels::Shard{what.rank, what.world}, setup.collectives,
-        [peers, channel, what](std::string address) {
-          peers->send(channel,
-                      transport::RankBlob{what.rank, what.world, what.epoch, std::move(address)});
+        [peers, channel](std::string address) {
+          peers->send(channel, transport::RankBlob{std::move(address)});
         },
         setup.start_ms);
   const LoadNews news(self);

@@ -5,6 +5,7 @@
 #include <utility>
 #include <variant>
 
+#include "actors/clock.hpp"
 #include "actors/remote_batcher.hpp"
 #include "actors/tokenizer.hpp"
 
@@ -16,19 +17,10 @@ using Stub = TokenizerStubActor::stateful_pointer<TokenizerStubState>;
 using Far = TokenizerProxyState::Far;
 
 /// How long a request waits for a node that offers.
-constexpr std::chrono::seconds offer_wait{2};
+constexpr std::chrono::nanoseconds offer_wait = std::chrono::seconds(2);
 
 /// How long a client is asked to wait while no node offers a tokenizer.
 constexpr std::uint32_t retry_ms = 500;
-
-template <class Self>
-engine::Nanoseconds now(Self self) {
-  return static_cast<engine::Nanoseconds>(self->clock().now().time_since_epoch().count());
-}
-
-engine::Nanoseconds age(engine::Nanoseconds then, engine::Nanoseconds now) {
-  return now > then ? now - then : 0;
-}
 
 void refuse(Proxy self, const TokenizerProxyState::Waiting& waiting, Error why) {
   self->send(self->state.session, refused_atom::value,
@@ -36,8 +28,7 @@ void refuse(Proxy self, const TokenizerProxyState::Waiting& waiting, Error why) 
 }
 
 void ask(Proxy self, const Far& far, const TokenizerProxyState::Waiting& waiting) {
-  self->state.peers->send(far.channel, transport::Tokenize{waiting.owner, waiting.submit,
-                                                           age(waiting.received, now(self))});
+  self->state.peers->send(far.channel, transport::Tokenize{waiting.owner, waiting.submit});
 }
 
 /// Of an answer the ids of the prompt are the tokenizer's to say; the rest is as it was asked.
@@ -54,15 +45,19 @@ Result<void> answers(const TokenizerProxyState::Waiting& asked, const transport:
   return fail(ErrorCode::internal, "the node that reads prompts answered what was not asked");
 }
 
-/// Nobody offered for as long as requests wait.
+/// Refuses what has waited its time with nobody offering.
 void give_up(Proxy self) {
   auto& state = self->state;
   for (auto& [key, far] : state.far) {
-    if (far.waiting.empty() || !state.offers[far.engine->name].empty()) continue;
-    for (const auto& [stream, waiting] : std::exchange(far.waiting, {}))
+    if (!state.offers[far.engine->name].empty()) continue;
+    std::erase_if(far.waiting, [&](const auto& entry) {
+      const auto& waiting = entry.second;
+      if (now(self) - waiting.received < engine::Nanoseconds(offer_wait.count())) return false;
       refuse(self, waiting,
              {ErrorCode::unavailable,
-              "no node offers a tokenizer for " + far.engine->name + " now", retry_ms});
+              "no node offers a tokenizer for " + waiting.engine->name + " now", retry_ms});
+      return true;
+    });
   }
 }
 
@@ -75,10 +70,7 @@ void look(Proxy self, Far& far) {
     self->delayed_send(self, offer_wait, tick_atom::value);
     return;
   }
-  transport::OpenChannel what;
-  what.service = "tokenizer";
-  what.engine = name;
-  far.channel = state.peers->open(offers.front(), what, ChannelEnd(self));
+  far.channel = state.peers->open(offers.front(), {0, "tokenizer", name}, ChannelEnd(self));
 }
 
 Far* find(Proxy self, const ChannelRef& channel) {
@@ -105,8 +97,13 @@ void receive(Proxy self, const ChannelRef& channel, transport::NodeMessage& mess
     const auto found = far->waiting.extract(admit->stream);
     const auto& waiting = found.mapped();
     if (auto good = answers(waiting, *admit); !good) return refuse(self, waiting, good.error());
-    self->send(self->state.session, tokenize_atom::value,
-               from_wire(std::move(*admit), waiting.engine, now(self)));
+    auto admission = from_wire(std::move(*admit), waiting.engine, now(self));
+    // Its time began here, not when the other node took it up.
+    admission.received = waiting.received;
+    if (waiting.submit.deadline_ms != 0)
+      admission.request.deadline =
+          waiting.received + engine::Nanoseconds{waiting.submit.deadline_ms} * 1'000'000;
+    self->send(self->state.session, tokenize_atom::value, std::move(admission));
   } else if (auto* refused = std::get_if<transport::RefusedNews>(&message)) {
     if (awaits(*far, refused->stream, refused->epoch) && far->waiting.erase(refused->stream) != 0)
       self->send(self->state.session, refused_atom::value, std::move(*refused));
@@ -170,7 +167,7 @@ TokenizerStubActor::behavior_type tokenizer_stub(Stub self, ChannelRef channel, 
   self->state.channel = channel;
   self->state.tokenizer = self->spawn<caf::linked>(tokenizer, AdmissionSink(self));
   self->state.peers->join(channel, ChannelEnd(self));
-  self->state.peers->send(channel, transport::ChannelJoined{channel.number});
+  self->state.peers->send(channel, transport::ChannelJoined{});
   return {
       [self, load](channel_atom, const ChannelRef&, transport::NodeMessage& message) {
         auto& state = self->state;
@@ -183,7 +180,6 @@ TokenizerStubActor::behavior_type tokenizer_stub(Stub self, ChannelRef channel, 
           else
             state.peers->send(state.channel, transport::ChannelFailed{all.error()});
         } else if (auto* ask = std::get_if<transport::Tokenize>(&message); ask && state.engine) {
-          // Its deadline counts from when the front took it up; the rest of it knows no time.
           self->send(state.tokenizer, tokenize_atom::value, state.engine, std::move(ask->owner),
                      std::move(ask->submit));
         }

@@ -6,6 +6,7 @@
 #include <variant>
 
 #include "actors/batcher.hpp"
+#include "actors/clock.hpp"
 #include "actors/gather.hpp"
 
 namespace sluice::actors {
@@ -18,10 +19,6 @@ constexpr std::uint32_t retry_after_load_ms = 500;
 
 /// A node told to stop waits at most this long for clients to say that they have everything.
 constexpr std::chrono::seconds acknowledge_timeout{5};
-
-std::uint64_t now(Self self) {
-  return static_cast<std::uint64_t>(self->clock().now().time_since_epoch().count());
-}
 
 void say(Self self, const transport::Peer& peer, const transport::Message& message) {
   if (const auto* failed = std::get_if<transport::Failed>(&message))

@@ -8,7 +8,6 @@ namespace sluice::actors {
 void StreamLedger::admit(const Admission& admission) {
   Stream stream;
   stream.epoch = admission.accepted.epoch;
-  stream.accepted = admission.accepted;
   for (const auto& choice : admission.choices) stream.choices.push_back({choice.tokens.size()});
   StreamOpen& open = stream.asked.emplace();
   open.owner = admission.owner;
@@ -30,14 +29,6 @@ std::optional<StreamOpen> StreamLedger::open(const transport::StreamId& stream,
                                              std::uint64_t epoch) {
   auto* const found = find(stream, epoch);
   return found == nullptr ? std::nullopt : std::exchange(found->asked, std::nullopt);
-}
-
-std::optional<transport::Accepted> StreamLedger::accepted(const transport::StreamId& stream,
-                                                          std::uint64_t epoch) const {
-  const auto found = streams_.find(stream);
-  if (found == streams_.end() || found->second.epoch != epoch || found->second.asked)
-    return std::nullopt;
-  return found->second.accepted;
 }
 
 bool StreamLedger::refused(const transport::StreamId& stream, std::uint64_t epoch) {

@@ -19,13 +19,9 @@ class StreamLedger {
   /// The admission is on its way to the engine; a higher epoch takes a lower one's place.
   void admit(const Admission& admission);
 
-  /// The engine took it: what its keeper is told, with nothing in it of the engine's own. None:
-  /// nobody asked for that.
+  /// The engine took it: what its keeper and its owner are told, with nothing in it of the engine's
+  /// own. None: nobody asked for that.
   std::optional<StreamOpen> open(const transport::StreamId& stream, std::uint64_t epoch);
-
-  /// What its owner is told, for a stream that is open.
-  std::optional<transport::Accepted> accepted(const transport::StreamId& stream,
-                                              std::uint64_t epoch) const;
 
   /// The engine did not take it. False: it was not asked.
   bool refused(const transport::StreamId& stream, std::uint64_t epoch);
@@ -44,7 +40,6 @@ class StreamLedger {
   struct Stream {
     std::uint64_t epoch = 0;
     std::optional<StreamOpen> asked;  ///< until the engine took it
-    transport::Accepted accepted;
     std::vector<Choice> choices;
   };
 

@@ -6,6 +6,8 @@
 #include <utility>
 #include <variant>
 
+#include "actors/clock.hpp"
+
 namespace sluice::actors {
 namespace {
 
@@ -14,10 +16,6 @@ using Self = StreamerActor::stateful_pointer<StreamerState>;
 /// How often idle duties (repeated terminals, grace, retention) are looked at; each has its own
 /// time limit far above this.
 constexpr std::chrono::milliseconds tick_interval{100};
-
-std::uint64_t now(Self self) {
-  return static_cast<std::uint64_t>(self->clock().now().time_since_epoch().count());
-}
 
 std::shared_ptr<const std::string> frame_of(const transport::Message& message) {
   return std::make_shared<const std::string>(transport::encode(message));

@@ -35,13 +35,6 @@ bool offers(const PeerOffers& peer, const std::string& service, const std::strin
   });
 }
 
-transport::OpenChannel channel_of(const std::string& service, const std::string& engine) {
-  transport::OpenChannel what;
-  what.service = service;
-  what.engine = engine;
-  return what;
-}
-
 /// In another process: lost and found as those please.
 bool is_remote(const EngineSetup& engine) { return !engine.executor || engine.ranks > 1; }
 
@@ -78,10 +71,15 @@ void find_executor(Self self, std::size_t index) {
   engine.ending = false;
   if (own.ranks > 1) return start_group(self, index, std::move(found));
   const LoadNews me = SupervisorActor(self);
-  engine.executor = self->spawn<caf::monitored>(
-      executor_proxy,
-      ExecutorProxySetup{index, found.front().link, channel_of("executor", own.name), own.facts,
-                         state.setup.step_ms, state.setup.peers, me, state.setup.log});
+  engine.executor =
+      self->spawn<caf::monitored>(executor_proxy, ExecutorProxySetup{index,
+                                                                     found.front().link,
+                                                                     {0, "executor", own.name},
+                                                                     own.facts,
+                                                                     state.setup.step_ms,
+                                                                     state.setup.peers,
+                                                                     me,
+                                                                     state.setup.log});
 }
 
 /// Takes what peers offer and this node lacks.
@@ -99,7 +97,8 @@ void look(Self self) {
       if (!own.batcher && setup.session && !engine.replicas.contains(link) &&
           offers(peer, "batcher", own.name))
         engine.replicas[link].batcher = self->spawn<caf::monitored>(
-            batcher_proxy, i, link, channel_of("batcher", own.name), own.facts, setup.peers, me);
+            batcher_proxy, i, link, transport::OpenChannel{0, "batcher", own.name}, own.facts,
+            setup.peers, me);
       if (state.tokenizer_proxy && offers(peer, "tokenizer", own.name))
         self->send(state.tokenizer_proxy, peer_atom::value, own.name, link);
     }
@@ -353,11 +352,10 @@ SupervisorActor::behavior_type supervisor(Self self, SupervisorSetup setup) {
       [self](stats_atom) -> caf::result<NamedValues> {
         auto promise = self->make_response_promise<NamedValues>();
         const auto& more = self->state.setup.more_stats;
-        const auto gathering =
-            std::make_shared<Gathering>(more ? more() : NamedValues(),
-                                        [promise](const transport::Values& sums) mutable {
-                                          promise.deliver(NamedValues(sums.begin(), sums.end()));
-                                        });
+        const auto gathering = std::make_shared<Gathering>(
+            more ? more() : NamedValues(), [promise](const transport::Values& sums) mutable {
+              promise.deliver(NamedValues(sums.begin(), sums.end()));
+            });
         for (const auto& engine : self->state.engines)
           if (engine.batcher) gathering->ask(self, engine.batcher);
         gathering->asked_all();

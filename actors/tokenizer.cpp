@@ -2,15 +2,15 @@
 
 #include <utility>
 
+#include "actors/clock.hpp"
+
 namespace sluice::actors {
 
 TokenizerActor::behavior_type tokenizer(TokenizerActor::pointer self, AdmissionSink session) {
   return {
       [self, session](tokenize_atom, const EngineFactsPtr& engine, const transport::Peer& owner,
                       const transport::Submit& submit) {
-        const auto now =
-            static_cast<engine::Nanoseconds>(self->clock().now().time_since_epoch().count());
-        auto admission = admit(engine, owner, submit, now);
+        auto admission = admit(engine, owner, submit, now(self));
         if (admission)
           self->send(session, tokenize_atom::value, std::move(*admission));
         else

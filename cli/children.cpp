@@ -43,7 +43,7 @@ std::uint32_t children_of(const actors::NodeConfig& node, const actors::EngineCo
   const std::uint32_t all = actors::plays(node, "engine") ? engine.tensor_parallel : 1;
   const std::uint32_t ranks =
       engine.ranks == 0 ? all : std::min(engine.ranks, engine.tensor_parallel);
-  return ranks - (ranks > 0 ? 1 : 0);
+  return ranks - 1;  // the first is this process's own
 }
 
 /// The child's configuration: this one's engine and nothing else of it.

@@ -321,9 +321,8 @@ struct Fields<Refusal> {
 template <>
 struct Fields<OpenStream> {
   static void visit(auto& io, auto& v) {
-    auto& [owner, accepted, request, choices, age] = v;
-    io(Bytes{owner, &NodeLimits::peer_bytes_max, "owner"}, accepted, request,
-       List{choices, &NodeLimits::choices_max, "choices"}, age);
+    auto& [stream, epoch] = v;
+    io(stream, epoch);
   }
 };
 
@@ -370,8 +369,8 @@ struct Fields<StatsAnswer> {
 template <>
 struct Fields<Tokenize> {
   static void visit(auto& io, auto& v) {
-    auto& [owner, submit, age] = v;
-    io(Bytes{owner, &NodeLimits::peer_bytes_max, "owner"}, Frame{submit}, age);
+    auto& [owner, submit] = v;
+    io(Bytes{owner, &NodeLimits::peer_bytes_max, "owner"}, Frame{submit});
   }
 };
 
@@ -432,10 +431,7 @@ struct Fields<CloseChannel> {
 
 template <>
 struct Fields<ChannelJoined> {
-  static void visit(auto& io, auto& v) {
-    auto& [number] = v;
-    io(number);
-  }
+  static void visit(auto& io, auto&) { io(); }
 };
 
 template <>
@@ -458,16 +454,16 @@ struct Fields<Offers> {
 template <>
 struct Fields<RankBlob> {
   static void visit(auto& io, auto& v) {
-    auto& [rank, world, epoch, bytes] = v;
-    io(rank, world, epoch, Bytes{bytes, &NodeLimits::blob_bytes_max, "bytes"});
+    auto& [bytes] = v;
+    io(Bytes{bytes, &NodeLimits::blob_bytes_max, "bytes"});
   }
 };
 
 template <>
 struct Fields<RankBlobs> {
   static void visit(auto& io, auto& v) {
-    auto& [epoch, blobs] = v;
-    io(epoch, Blobs{blobs, &NodeLimits::world_max, "blobs", &NodeLimits::blob_bytes_max});
+    auto& [blobs] = v;
+    io(Blobs{blobs, &NodeLimits::world_max, "blobs", &NodeLimits::blob_bytes_max});
   }
 };
 

@@ -68,8 +68,6 @@ struct StatsAsk {
   bool operator==(const StatsAsk&) const = default;
 };
 
-using AcceptedNews = Accepted;
-
 /// A refusal on its way from tokenizer or batcher to the client.
 struct Refusal {
   StreamId stream{};
@@ -78,13 +76,12 @@ struct Refusal {
 };
 using RefusedNews = Refusal;
 
-/// A stream the batcher admitted: what its keeper needs to format it.
+/// The batcher took a stream. Whoever admitted it knows the rest.
 struct OpenStream {
-  Peer owner;
-  Accepted accepted;
-  engine::Request request;  ///< without its prompt and deadline
-  std::vector<ResumedChoice> choices;
-  engine::Nanoseconds age = 0;  ///< since the request was taken up
+  StreamId stream{};
+  std::uint64_t epoch = 0;
+
+  bool operator==(const OpenStream&) const = default;
 };
 
 /// What one step brought one choice of a stream.
@@ -114,7 +111,6 @@ struct StatsAnswer {
 struct Tokenize {
   Peer owner;
   Submit submit;
-  engine::Nanoseconds age = 0;  ///< since the submit was taken up
 
   bool operator==(const Tokenize&) const = default;
 };
@@ -161,8 +157,6 @@ struct ChannelFailed {
 
 /// The channel is open; the engine behind it is the opener's to say.
 struct ChannelJoined {
-  std::uint32_t number = 0;
-
   bool operator==(const ChannelJoined&) const = default;
 };
 
@@ -175,11 +169,8 @@ struct CloseChannel {
 
 // The rendezvous of a tensor-parallel group.
 
-/// What a rank wants all others to know before they connect.
+/// What the channel's rank wants all others to know before they connect.
 struct RankBlob {
-  std::uint32_t rank = 0;
-  std::uint32_t world = 1;
-  std::uint64_t epoch = 0;
   std::string bytes;  ///< at most `NodeLimits::blob_bytes_max`
 
   bool operator==(const RankBlob&) const = default;
@@ -187,7 +178,6 @@ struct RankBlob {
 
 /// The leader's answer to every rank once it has all.
 struct RankBlobs {
-  std::uint64_t epoch = 0;
   std::vector<std::string> blobs;  ///< by rank
 
   bool operator==(const RankBlobs&) const = default;
@@ -212,9 +202,9 @@ struct Offers {
 
 /// The place in this list is a message's kind on the wire: new ones go to the end.
 using NodeMessage =
-    std::variant<RunPlan, SampleMasks, StepDone, Admit, CancelStream, StatsAsk, AcceptedNews,
+    std::variant<RunPlan, SampleMasks, StepDone, Admit, CancelStream, StatsAsk, ChannelJoined,
                  RefusedNews, OpenStream, Events, StatsAnswer, Tokenize, OpenChannel, ChannelOpened,
-                 ChannelFailed, CloseChannel, RankBlob, RankBlobs, ChannelJoined, Offers>;
+                 ChannelFailed, CloseChannel, RankBlob, RankBlobs, Offers>;
 
 /// The message's name in errors and logs, e.g. "run_plan".
 std::string_view name_of(const NodeMessage& message);

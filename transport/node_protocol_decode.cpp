@@ -18,10 +18,10 @@ namespace {
 constexpr std::uint32_t claimed_max = 64;
 
 constexpr std::string_view names[] = {
-    "run_plan",      "sample_masks",  "step_done",    "admit",          "cancel_stream",
-    "stats_ask",     "accepted_news", "refused_news", "open_stream",    "events",
-    "stats_answer",  "tokenize",      "open_channel", "channel_opened", "channel_failed",
-    "close_channel", "rank_blob",     "rank_blobs",   "channel_joined", "offers",
+    "run_plan",      "sample_masks",   "step_done",    "admit",          "cancel_stream",
+    "stats_ask",     "channel_joined", "refused_news", "open_stream",    "events",
+    "stats_answer",  "tokenize",       "open_channel", "channel_opened", "channel_failed",
+    "close_channel", "rank_blob",      "rank_blobs",   "offers",
 };
 static_assert(std::size(names) == std::variant_size_v<NodeMessage>);
 

@@ -9,7 +9,6 @@
 #include <map>
 #include <thread>
 #include <utility>
-#include <variant>
 #include <zmq.hpp>
 
 #include "transport/bind.hpp"
@@ -61,7 +60,7 @@ std::optional<std::string_view> accepted_peer(std::string_view route) {
 
 struct Outgoing {
   LinkId link = 0;
-  std::variant<std::string, Error> what;  ///< a message, or why the link ends
+  std::string message;
 };
 
 }  // namespace
@@ -344,12 +343,8 @@ struct PeerEndpoint::State {
   bool drain() {
     queue.take(leaving);
     for (auto& outgoing : leaving) {
-      if (auto* message = std::get_if<std::string>(&outgoing.what)) {
-        if (links.send(outgoing.link, std::move(*message), now_ns(), out))
-          counters.messages_out += 1;
-      } else {
-        links.end(outgoing.link, std::get<Error>(outgoing.what), now_ns(), out);
-      }
+      if (links.send(outgoing.link, std::move(outgoing.message), now_ns(), out))
+        counters.messages_out += 1;
       settle();
     }
     const bool any = !leaving.empty();
@@ -434,8 +429,6 @@ void PeerEndpoint::cut_removed() {
   state_->cutting = true;
   state_->queue.wake();
 }
-
-void PeerEndpoint::end(LinkId link, Error why) { state_->queue.post({link, std::move(why)}); }
 
 const std::string& PeerEndpoint::listen_address() const { return state_->listen_address; }
 

@@ -54,7 +54,6 @@ class PeerEndpoint {
 
   /// Any thread. Messages on one link arrive in the order they were posted, or the link is lost.
   void send(LinkId link, std::string message);
-  void end(LinkId link, Error why);
 
   /// After the guard's list of nodes changed: who is no longer in it under the same name is cut
   /// off. Any thread.

@@ -29,7 +29,6 @@ class FleetPeers : public actors::PeerBox {
   void send(actors::ChannelRef channel, const transport::NodeMessage& message) override;
   void close(actors::ChannelRef channel) override;
   void tell(transport::LinkId link, const transport::NodeMessage& message) override;
-  actors::NamedValues stats() const override { return {}; }
 
   actors::HostActor host;
   actors::ChannelTable channels;

@@ -34,7 +34,6 @@ struct RankOneBox : actors::PeerBox {
   }
   void close(actors::ChannelRef) override {}
   void tell(transport::LinkId, const transport::NodeMessage&) override {}
-  actors::NamedValues stats() const override { return {}; }
 
   std::promise<std::vector<std::string>> blobs;
 };
@@ -65,9 +64,9 @@ BOOST_AUTO_TEST_CASE(group_takes_rank_0_with_it_when_its_node_stops) {
   actors::GroupSetup setup;
   setup.name = "bytes";
   setup.epoch = 1;
-  setup.load = [&gone](kernels::Completion completion,
-                       const std::shared_ptr<kernels::Communicator>&)
-      -> Result<actors::LoadedEngine> {
+  setup.load = [&gone](
+                   kernels::Completion completion,
+                   const std::shared_ptr<kernels::Communicator>&) -> Result<actors::LoadedEngine> {
     actors::LoadedEngine loaded;
     loaded.backend = std::make_unique<WatchedBackend>(std::move(completion), gone);
     loaded.facts = std::make_shared<actors::EngineFacts>();
@@ -87,7 +86,7 @@ BOOST_AUTO_TEST_CASE(group_takes_rank_0_with_it_when_its_node_stops) {
   };
   auto rank = *kernels::prepare_tcp({1, 2}, {"127.0.0.1", 60'000});
   const auto own = rank->address();
-  tell(transport::RankBlob{1, 2, 1, {reinterpret_cast<const char*>(own.data()), own.size()}});
+  tell(transport::RankBlob{{reinterpret_cast<const char*>(own.data()), own.size()}});
   BOOST_REQUIRE((blobs.wait_for(patience) == std::future_status::ready));
   std::vector<std::vector<std::byte>> all;
   for (const auto& blob : blobs.get()) all.push_back(bytes_of(blob));

@@ -159,6 +159,46 @@ BOOST_AUTO_TEST_CASE(a_remote_tokenizer_reads_for_several_replicas) {
     BOOST_TEST(heard(front, World::submit(i, "", 1)).text == World::expected("abc", i, 5));
 }
 
+BOOST_AUTO_TEST_CASE(a_request_waits_for_a_tokenizer_that_is_about_to_join) {
+  Fleet fleet;
+  auto& front = fleet.add("front", "front");
+  auto& engine = fleet.add("engine", "engine executor");
+  auto& tokenizer = fleet.add("tokenizer", "tokenizer");
+  fleet.connect(engine, front);
+  const auto early = World::submit(1, "hello", 10), late = World::submit(2, "hello", 10);
+  fleet.say(front, "ann", early);
+  fleet.advance(std::chrono::milliseconds(1500));
+  fleet.say(front, "ann", late);
+  BOOST_TEST(heard(front, early).terminals == 0U);
+  fleet.advance(std::chrono::milliseconds(600));
+  const auto refused = heard(front, early);  // it waited two seconds, the other one did not
+  BOOST_REQUIRE(refused.failed);
+  BOOST_CHECK(refused.failed->error.code == ErrorCode::unavailable);
+  BOOST_TEST(heard(front, late).terminals == 0U);
+  fleet.connect(tokenizer, front);
+  BOOST_TEST(heard(front, late).text == World::expected("hello", 2, 10));
+}
+
+BOOST_AUTO_TEST_CASE(a_deadline_counts_from_the_front) {
+  Fleet fleet(true);
+  auto& front = fleet.add("front", "front");
+  auto& engine = fleet.add("engine", "engine executor");
+  auto& tokenizer = fleet.add("tokenizer", "tokenizer");
+  fleet.connect(engine, front);
+  auto submit = World::submit(1, "hello", 100);
+  submit.deadline_ms = 1000;
+  fleet.say(front, "ann", submit);
+  fleet.advance(std::chrono::milliseconds(800));  // in which nobody reads the prompt
+  fleet.connect(tokenizer, front);
+  BOOST_REQUIRE(fleet.step(engine));
+  BOOST_TEST(heard(front, submit).terminals == 0U);
+  fleet.advance(std::chrono::milliseconds(300));
+  BOOST_REQUIRE(fleet.step(engine));
+  const auto got = heard(front, submit);
+  BOOST_REQUIRE(got.failed);
+  BOOST_CHECK(got.failed->error.code == ErrorCode::deadline);
+}
+
 BOOST_AUTO_TEST_CASE(a_lost_executor_node_is_used_again_when_it_is_back) {
   Fleet fleet(true);
   auto& front = fleet.add("front", "front tokenizer engine");

@@ -61,7 +61,6 @@ class Fleet::Peers : public actors::PeerBox {
   void tell(transport::LinkId link, const transport::NodeMessage& message) override {
     post_(link, transport::encode(0, message));
   }
-  actors::NamedValues stats() const override { return {}; }
 
   Result<void> receive(transport::LinkId link, std::string_view frame) {
     auto routed = transport::decode(frame, transport::NodeLimits{});

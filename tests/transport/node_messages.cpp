@@ -227,10 +227,6 @@ auto parts(const Refusal& m) {
   const auto& [a, b, c] = m;
   return std::tie(a, b, c);
 }
-auto parts(const OpenStream& m) {
-  const auto& [a, b, c, d, e] = m;
-  return std::tie(a, b, c, d, e);
-}
 auto parts(const engine::SequenceEvent& m) {
   const auto& [a, b, c, d, e, f, g] = m;
   return std::tie(a, b, c, d, e, f, g);
@@ -291,20 +287,21 @@ std::vector<NodeMessage> random_node_messages(NodeRandom& r) {
           random_admit(r),
           CancelStream{r.id(), r.u64()},
           StatsAsk{r.u64()},
-          random_accepted(r),
+          ChannelJoined{},
           Refusal{r.id(), r.u64(), r.error()},
-          OpenStream{r.bytes(), random_accepted(r), random_request(r), random_choices(r), r.u64()},
+          OpenStream{r.id(), r.u64()},
           StepEvents{r.list(40, [&] { return random_event(r); })},
           StatsAnswer{r.u64(), values},
-          Tokenize{r.bytes(), random_submit(r), r.u64()},
+          Tokenize{r.bytes(), random_submit(r)},
           OpenChannel{r.u32(), r.text(), r.text(), r.u32(), r.u32(), r.u64()},
           random_opened(r),
           ChannelFailed{r.error()},
           CloseChannel{r.u32()},
-          RankBlob{r.u32(), r.u32(), r.u64(), r.bytes()},
-          RankBlobs{r.u64(), r.list(8, [&] { return r.bytes(); })},
-          ChannelJoined{r.u32()},
-          Offers{r.list(8, [&] { return Offer{r.text(), r.text()}; })}};
+          RankBlob{r.bytes()},
+          RankBlobs{r.list(8, [&] { return r.bytes(); })},
+          Offers{r.list(8, [&] {
+            return Offer{r.text(), r.text()};
+          })}};
 }
 
 RunPlan decode_plan(std::uint32_t rows) {
