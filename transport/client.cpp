@@ -112,6 +112,8 @@ struct Client::State {
   std::deque<Event> events;
   Clock::time_point ticked = Clock::now();
 
+  ~State() { leave_sockets(); }
+
   std::uint64_t patience_ns() const {
     return static_cast<std::uint64_t>(std::chrono::nanoseconds(config.lost_timeout).count());
   }
@@ -140,6 +142,7 @@ struct Client::State {
 
   /// To the front at hand; what the sockets before them still held is gone.
   Result<void> open_sockets() {
+    leave_sockets();
     try {
       dealer = zmq::socket_t(*context, zmq::socket_type::dealer);
       subscriber = zmq::socket_t(*context, zmq::socket_type::sub);
@@ -200,6 +203,12 @@ struct Client::State {
     monitor = zmq::socket_t(*context, zmq::socket_type::pair);
     monitor.set(zmq::sockopt::linger, 0);
     monitor.connect(address);
+  }
+
+  /// A connection that is made while its socket closes would be told to a monitor that is gone, and
+  /// libzmq's own thread waits for one without end.
+  void leave_sockets() {
+    if (dealer) zmq_socket_monitor(dealer.handle(), nullptr, 0);
   }
 
   /// Says hello until somebody answers.

@@ -275,6 +275,20 @@ BOOST_AUTO_TEST_CASE(a_client_finds_its_node_again) {
   BOOST_CHECK_EQUAL(server.starts, 1);
 }
 
+BOOST_AUTO_TEST_CASE(a_client_of_two_fronts_reaches_one) {
+  // The sockets to the second are opened first, and closed while their connection is made: each
+  // round is another moment of it.
+  zmq::context_t context(1);
+  Server first(context, at("tcp://127.0.0.1:*")), second(context, at("tcp://127.0.0.1:*"));
+  ClientConfig config;
+  config.connect = first.endpoint().listen_address() + "," + second.endpoint().listen_address();
+  config.connect_timeout = milliseconds(30'000);
+  for (int round = 0; round < 300; ++round) {
+    const auto client = Client::connect(config);
+    BOOST_REQUIRE_MESSAGE(client, "round " << round << ": " << client.error().message);
+  }
+}
+
 BOOST_AUTO_TEST_CASE(a_lost_client_is_noticed) {
   zmq::context_t context;
   StreamConfig quick;
