@@ -203,16 +203,21 @@ FactsLoader load_once(FactsLoader load) {
 
 /// What runs here of each engine, and what of it is offered to other nodes.
 void set_up_engines(const NodeConfig& settings, const LoadProgress& progress,
-                    SupervisorSetup& supervised, HostSetup& hosted) {
+                    const std::shared_ptr<RequestLog>& log, SupervisorSetup& supervised,
+                    HostSetup& hosted) {
   for (const auto& engine : settings.engines) {
     const RankLoader executor = [engine = std::make_shared<EngineConfig>(engine),
                                  site = settings.site, backends = backend_factory(settings),
-                                 progress](kernels::Completion completion,
-                                           const std::shared_ptr<kernels::Communicator>& group) {
+                                 progress,
+                                 log](kernels::Completion completion,
+                                      const std::shared_ptr<kernels::Communicator>& group) {
       auto loaded = load_engine(*engine, site, backends, std::move(completion), progress, group);
       // An executor that takes another's place needs as large a pool, whatever memory is free
       // by then.
       if (loaded) engine->kv_bytes = loaded->pool.blocks * kv_block_bytes(loaded->pool);
+      if (loaded && group)
+        log->node("group", fmt::format("rank {}: {}", group->shard().rank,
+                                       loaded->backend->device().collectives));
       return loaded;
     };
     const FactsLoader facts =
@@ -253,7 +258,7 @@ Result<std::unique_ptr<Node>> Node::start(NodeConfig config, zmq::context_t& con
   state->identity = identity_of(settings.peers);
   SupervisorSetup setup;
   HostSetup hosted;
-  set_up_engines(settings, progress, setup, hosted);
+  set_up_engines(settings, progress, *log, setup, hosted);
   if (has_peers(settings))
     state->peers = std::make_shared<PeerBridge>(context, settings.peers, state->identity, *log);
   if (plays(settings, "front")) {

@@ -205,6 +205,7 @@ struct DeviceInfo {
   std::uint32_t int8_block_columns = 0;
   std::uint32_t threads = 0;
   std::size_t memory_free_bytes = 0;
+  std::string collectives;  ///< how this rank reaches the others; empty: in no group
 };
 
 /// Called once per ticket, in ticket order, on a thread of the backend's; must not block.

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -65,6 +66,10 @@ class Communicator {
   /// Makes the collective that is running, and every later one, fail with `why`; the other ranks'
   /// fail too. Any thread, at any time, more than once; does not wait.
   virtual void abort(std::string_view why) = 0;
+
+  /// Why every later collective fails, if it does. Any thread: for who waits for a device, and not
+  /// in a collective.
+  virtual std::optional<Error> failure() const = 0;
 };
 
 struct CommunicatorOptions {

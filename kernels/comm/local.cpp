@@ -37,15 +37,25 @@ class LocalCommunicator final : public Communicator {
     aborted_.store(true, std::memory_order_release);
   }
 
+  std::optional<Error> failure() const override {
+    if (!aborted_.load(std::memory_order_acquire)) return std::nullopt;
+    return aborted("a step");
+  }
+
  private:
   Result<void> check(const char* operation) {
     if (!aborted_.load(std::memory_order_acquire)) return {};
+    return tl::unexpected(aborted(operation));
+  }
+
+  Error aborted(const char* operation) const {
     const std::lock_guard lock(mutex_);
-    return fail(ErrorCode::unavailable, "rank 0 of 1: {}: aborted: {}", operation, why_);
+    return {ErrorCode::unavailable, fmt::format("rank 0 of 1: {}: aborted: {}", operation, why_),
+            0};
   }
 
   std::atomic<bool> aborted_{false};
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::string why_;
 };
 

@@ -53,8 +53,14 @@ class TcpCommunicator final : public Collectives {
  public:
   TcpCommunicator(const Shard& shard, std::chrono::milliseconds deadline,
                   std::vector<Descriptor> sockets, Descriptor wake)
-      : Collectives(shard), place_(shard), deadline_(deadline), sockets_(std::move(sockets)),
-        wake_(std::move(wake)), out_(shard.size), in_(shard.size), polled_(shard.size + 1) {}
+      : Collectives(shard),
+        place_(shard),
+        deadline_(deadline),
+        sockets_(std::move(sockets)),
+        wake_(std::move(wake)),
+        out_(shard.size),
+        in_(shard.size),
+        polled_(shard.size + 1) {}
 
   std::string name() const override { return fmt::format("tcp, {} ranks", place_.size); }
 
@@ -70,6 +76,12 @@ class TcpCommunicator final : public Collectives {
     hang_up();
   }
 
+  std::optional<Error> failure() const override {
+    const std::lock_guard lock(mutex_);
+    if (failed_ || !aborted_.load(std::memory_order_relaxed)) return failed_;
+    return aborted("a step");
+  }
+
  protected:
   void begin(const char* operation) override {
     operation_ = operation;
@@ -77,7 +89,7 @@ class TcpCommunicator final : public Collectives {
   }
 
   Result<void> trade(const Round& round) override {
-    if (failed_) return tl::unexpected(*failed_);
+    if (failed_) return tl::unexpected(*failed_);  // only this thread writes it
     if (aborted_.load(std::memory_order_acquire)) return give_up({});
     ++number_;
     std::size_t open = 0;
@@ -167,8 +179,14 @@ class TcpCommunicator final : public Collectives {
     return {};
   }
 
-  std::string place() const {
-    return fmt::format("rank {} of {}: {}", place_.rank, place_.size, operation_);
+  std::string place() const { return place_in(operation_); }
+  std::string place_in(const char* operation) const {
+    return fmt::format("rank {} of {}: {}", place_.rank, place_.size, operation);
+  }
+
+  /// With the lock held.
+  Error aborted(const char* operation) const {
+    return {ErrorCode::unavailable, fmt::format("{}: aborted: {}", place_in(operation), why_), 0};
   }
 
   tl::unexpected<Error> left(std::uint32_t rank, const char* why) {
@@ -181,11 +199,11 @@ class TcpCommunicator final : public Collectives {
 
   /// The first failure stays, and makes the other ranks fail too.
   tl::unexpected<Error> give_up(Error error) {
-    if (aborted_.load(std::memory_order_acquire)) {
+    {
       const std::lock_guard lock(mutex_);
-      error = {ErrorCode::unavailable, fmt::format("{}: aborted: {}", place(), why_), 0};
+      if (aborted_.load(std::memory_order_acquire)) error = aborted(operation_);
+      failed_ = std::move(error);
     }
-    failed_ = std::move(error);
     hang_up();
     return tl::unexpected(*failed_);
   }
@@ -206,10 +224,10 @@ class TcpCommunicator final : public Collectives {
   std::uint64_t number_ = 0;
   const char* operation_ = "";
   Clock::time_point until_;
-  std::optional<Error> failed_;
 
+  mutable std::mutex mutex_;
+  std::optional<Error> failed_;  ///< written by the calling thread alone
   std::atomic<bool> aborted_{false};
-  std::mutex mutex_;
   std::string why_;
 };
 

@@ -110,6 +110,7 @@ class CpuBackend final : public Backend {
                   group->shard().rank, group->shard().size, was.rank, was.size);
     }
     shard_ = group->shard();
+    info_.collectives = group->name();
     Item item;
     item.group = std::move(group);
     queue_.push_back(std::move(item));

@@ -1,16 +1,13 @@
 #include "kernels/cuda/backend.hpp"
 
 #include <algorithm>
-#include <condition_variable>
-#include <deque>
 #include <limits>
-#include <mutex>
 #include <optional>
-#include <system_error>
-#include <thread>
 #include <utility>
 
 #include "kernels/cuda/device.hpp"
+#include "kernels/cuda/flights.hpp"
+#include "kernels/cuda/group.hpp"
 #include "kernels/cuda/kernels.hpp"
 #include "kernels/cuda/program.hpp"
 #include "kernels/cuda/step_plan.hpp"
@@ -31,59 +28,10 @@ std::string name_of(const cudaDeviceProp& properties) {
   return fmt::format("{} (sm_{}{})", properties.name, properties.major, properties.minor);
 }
 
-/// A step, or the second half of one, between its submission and its end.
-struct Flight {
-  Ticket ticket = 0;
-  PinnedMemory input;   ///< metadata on its way to the device
-  PinnedMemory output;  ///< DrawnRow of each drawn row
-  Event begin, end;
-  std::vector<SlotRef> drawn;
-  bool closes = false;         ///< the ticket's last flight
-  std::optional<Error> error;  ///< it never reached the device
-};
-
-/// A ticket whose completion is still owed.
-struct Pending {
-  StepResult result;
-  bool done = false;
-};
-
-std::optional<Error> error_of(DrawStatus status) {
-  switch (status) {
-    case DrawStatus::drawn:
-      return std::nullopt;
-    case DrawStatus::none_allowed:
-      return Error{ErrorCode::internal,
-                   "no token is allowed: the mask, bias or minimum length rule out all", 0};
-    case DrawStatus::all_nan:
-      return Error{ErrorCode::internal,
-                   "every logit is NaN: the weights or the KV cache are damaged", 0};
-    case DrawStatus::misplaced:
-      break;
-  }
-  SLUICE_ASSERT(status != DrawStatus::misplaced,
-                "only a sequence's last token can be followed by a drawn one");
-  return Error{ErrorCode::internal, "a drawn row of unknown status", 0};
-}
-
-SlotTokens to_tokens(SlotRef slot, const DrawnRow& row) {
-  SlotTokens tokens;
-  tokens.slot = slot;
-  tokens.error = error_of(row.status);
-  if (tokens.error) return tokens;
-  tokens.tokens.push_back(row.token);
-  if (row.logprob_count == 0) return tokens;
-  auto& list = tokens.logprobs.emplace_back();
-  for (std::uint32_t i = 0; i < row.logprob_count; ++i) {
-    list.push_back({row.logprobs[i].token, row.logprobs[i].logprob});
-  }
-  return tokens;
-}
-
 class CudaBackend final : public Backend {
  public:
   CudaBackend(const CudaOptions& options, Completion completion)
-      : options_(options), completion_(std::move(completion)) {}
+      : options_(options), flights_(std::move(completion)) {}
 
   /// Everything that can fail, before the thread starts.
   Result<void> start() {
@@ -106,22 +54,12 @@ class CudaBackend final : public Backend {
                                    properties_.minor, options_.split_tokens);
     info_.paths_equal = true;
     info_.memory_free_bytes = free - std::min(free, options_.reserve_bytes);
-    try {
-      waiter_ = std::thread([this] { wait_for_steps(); });
-    } catch (const std::system_error& error) {
-      return fail(ErrorCode::unavailable, "cannot start a thread: {}", error.what());
-    }
-    return {};
+    return flights_.start(options_.device);
   }
 
   ~CudaBackend() override {
-    if (!waiter_.joinable()) return;
-    {
-      const std::lock_guard lock(mutex_);
-      stop_ = true;
-    }
-    wake_.notify_one();
-    waiter_.join();
+    if (!stream_) return;
+    flights_.finish();
     cudaSetDevice(options_.device);
     cudaStreamSynchronize(stream_.get());
   }
@@ -139,8 +77,8 @@ class CudaBackend final : public Backend {
     SLUICE_TRY(leave_reserve(stride * tensor.rows, "a weight"));
     auto memory = DeviceMemory::make(stride * tensor.rows, "a weight");
     if (!memory) return tl::unexpected(memory.error());
-    SLUICE_TRY(uploader_.copy(tensor.data, row, row_stride(tensor), memory->as<std::byte>(),
-                              stride));
+    SLUICE_TRY(
+        uploader_.copy(tensor.data, row, row_stride(tensor), memory->as<std::byte>(), stride));
     const DeviceWeight device{memory->as<std::uint8_t>(), stride, tensor.rows, tensor.cols,
                               tensor.format};
     weights_.push_back({*shape, device, tensor});
@@ -165,11 +103,30 @@ class CudaBackend final : public Backend {
     return {};
   }
 
+  Result<void> join(std::shared_ptr<Communicator> group) override {
+    SLUICE_ASSERT(group != nullptr, "a group to join");
+    if (!programs_.empty() && shard_ != group->shard()) {
+      const Shard was = shard_.value_or(Shard{});
+      return fail(ErrorCode::bad_request,
+                  "rank {} of {}: this backend's programs are recorded for rank {} of {}",
+                  group->shard().rank, group->shard().size, was.rank, was.size);
+    }
+    SLUICE_TRY(flights_.leave_group());
+    SLUICE_CUDA(cudaSetDevice(options_.device));
+    if (allocated_) slots_ = SlotMirror(pool_);
+    shard_ = group->shard();
+    auto made = make_device_group(std::move(group), {options_.device, options_.nccl});
+    if (!made) return tl::unexpected(made.error());
+    info_.collectives = (*made)->name();
+    flights_.enter_group(std::move(*made));
+    return {};
+  }
+
   Result<ProgramId> record(const StepProgram& steps) override {
     if (!allocated_) return fail(ErrorCode::bad_request, "record before allocate");
     SLUICE_CUDA(cudaSetDevice(options_.device));
     SLUICE_TRY(uploader_.finish());
-    auto program = Program::compile(steps, weights_, pool_, state_, stream_.get());
+    auto program = Program::compile(steps, weights_, pool_, shard_, state_, stream_.get());
     if (!program) return tl::unexpected(program.error());
     programs_.push_back(std::move(*program));
     return ProgramId{static_cast<std::uint32_t>(programs_.size() - 1)};
@@ -180,18 +137,11 @@ class CudaBackend final : public Backend {
     SLUICE_ASSERT(ticket > last_ticket_ || last_ticket_ == 0, "tickets must increase");
     last_ticket_ = ticket;
     plan_batch(batch, pool_, state_, slots_, plan_);
-    {
-      const std::lock_guard lock(mutex_);
-      Pending& pending = pending_.emplace_back();
-      pending.result.ticket = ticket;
-      pending.result.slots.resize(plan_.drawn.size());
-      for (std::size_t i = 0; i < plan_.drawn.size(); ++i) {
-        pending.result.slots[i].slot = plan_.drawn[i];
-      }
-    }
+    flights_.expect(ticket, plan_.drawn);
     if (!batch.sample_now) plan_.drawn.clear();
-    fly(ticket, batch.sample_now,
-        [&] { return programs_[program.index].enqueue(plan_.counts, stream_.get()); });
+    fly(ticket, batch.sample_now, [&] {
+      return programs_[program.index].enqueue(plan_.counts, flights_.group(), stream_.get());
+    });
   }
 
   void sample(Ticket ticket, std::vector<Mask> masks) override {
@@ -221,8 +171,8 @@ class CudaBackend final : public Backend {
     float best_ms = std::numeric_limits<float>::infinity();
     for (int pass = 0; pass < passes; ++pass) {
       SLUICE_CUDA(cudaEventRecord(begin->get(), stream_.get()));
-      SLUICE_CUDA(add_words(words->as<uint4>(), count, sum->as<std::uint32_t>(), blocks,
-                            stream_.get()));
+      SLUICE_CUDA(
+          add_words(words->as<uint4>(), count, sum->as<std::uint32_t>(), blocks, stream_.get()));
       SLUICE_CUDA(cudaEventRecord(end->get(), stream_.get()));
       SLUICE_CUDA(cudaEventSynchronize(end->get()));
       float ms = 0;
@@ -239,11 +189,7 @@ class CudaBackend final : public Backend {
   }
 
   Result<void> read(ProgramId program, Buffer buffer, std::span<float> out) override {
-    {
-      std::unique_lock lock(mutex_);
-      idle_.wait(lock, [this] { return flights_.empty() && !waiting_; });
-      if (lost_) return tl::unexpected(*lost_);
-    }
+    SLUICE_TRY(flights_.wait_idle());
     if (program.index >= programs_.size() ||
         buffer.index >= programs_[program.index].shapes().size()) {
       return fail(ErrorCode::bad_request, "no such program or buffer");
@@ -353,26 +299,18 @@ class CudaBackend final : public Backend {
   /// fails on the way is the flight's own error.
   template <class Launches>
   void fly(Ticket ticket, bool closes, Launches launches) {
-    std::unique_ptr<Flight> flight = take_flight();
+    std::unique_ptr<Flight> flight = flights_.take();
     flight->ticket = ticket;
     flight->closes = closes;
     flight->drawn = plan_.drawn;
     flight->error.reset();
     if (auto sent = send(*flight, launches); !sent) flight->error = sent.error();
-    {
-      const std::lock_guard lock(mutex_);
-      if (flight->error && !lost_) lost_ = flight->error;
-      flights_.push_back(std::move(flight));
-    }
-    wake_.notify_one();
+    flights_.send(std::move(flight));
   }
 
   template <class Launches>
   Result<void> send(Flight& flight, Launches launches) {
-    {
-      const std::lock_guard lock(mutex_);
-      if (lost_) return tl::unexpected(*lost_);
-    }
+    if (auto why = flights_.lost()) return tl::unexpected(*why);
     SLUICE_CUDA(cudaSetDevice(options_.device));
     SLUICE_ASSERT(plan_.bytes.size() <= step_bytes_, "a step's metadata outgrew its room");
     SLUICE_TRY(make_room(flight));
@@ -419,94 +357,7 @@ class CudaBackend final : public Backend {
                      drawn_max_ * sizeof(DrawnRow));
   }
 
-  /// One that has landed, or a new one: as many as steps were ever under way together.
-  std::unique_ptr<Flight> take_flight() {
-    const std::lock_guard lock(mutex_);
-    if (landed_.empty()) return std::make_unique<Flight>();
-    std::unique_ptr<Flight> flight = std::move(landed_.back());
-    landed_.pop_back();
-    return flight;
-  }
-
-  void wait_for_steps() {
-    cudaSetDevice(options_.device);
-    std::unique_lock lock(mutex_);
-    for (;;) {
-      wake_.wait(lock, [this] { return !flights_.empty() || stop_; });
-      if (flights_.empty()) break;
-      std::unique_ptr<Flight> flight = std::move(flights_.front());
-      flights_.pop_front();
-      waiting_ = true;
-      lock.unlock();
-      auto device_ns =
-          flight->error ? Result<std::uint64_t>(tl::unexpected(*flight->error)) : wait_for(*flight);
-      lock.lock();
-      land(*flight, device_ns);
-      landed_.push_back(std::move(flight));
-      complete_done(lock);
-      waiting_ = false;
-      if (flights_.empty()) idle_.notify_all();
-    }
-    for (Pending& pending : pending_) {
-      if (pending.done) continue;
-      pending.done = true;
-      pending.result.failed = true;
-      pending.result.error = {ErrorCode::unavailable,
-                              "the backend closed before the step's masks came", 0};
-    }
-    complete_done(lock);
-  }
-
-  /// The time that the device took.
-  static Result<std::uint64_t> wait_for(const Flight& flight) {
-    SLUICE_CUDA(cudaEventSynchronize(flight.end.get()));
-    float ms = 0;
-    SLUICE_CUDA(cudaEventElapsedTime(&ms, flight.begin.get(), flight.end.get()));
-    return static_cast<std::uint64_t>(static_cast<double>(ms) * 1e6);
-  }
-
-  /// Enters a flight's results into its ticket's; with the lock held.
-  void land(const Flight& flight, const Result<std::uint64_t>& device_ns) {
-    const auto found = std::find_if(pending_.begin(), pending_.end(), [&](const Pending& p) {
-      return p.result.ticket == flight.ticket && !p.done;
-    });
-    SLUICE_ASSERT(found != pending_.end(), "masks for a step that was not held back");
-    StepResult& result = found->result;
-    if (!device_ns) {
-      if (!lost_) lost_ = device_ns.error();
-      result.failed = true;
-      result.error = device_ns.error();
-      found->done = true;
-      return;
-    }
-    result.device_ns += *device_ns;
-    const auto* rows = flight.output.as<DrawnRow>();
-    for (std::size_t i = 0; i < flight.drawn.size(); ++i) {
-      SlotTokens tokens = to_tokens(flight.drawn[i], rows[i]);
-      const auto entry = std::find_if(result.slots.begin(), result.slots.end(),
-                                      [&](const SlotTokens& s) { return s.slot == tokens.slot; });
-      if (entry != result.slots.end()) {
-        *entry = std::move(tokens);
-      } else {
-        result.slots.push_back(std::move(tokens));
-      }
-    }
-    found->done = flight.closes;
-  }
-
-  /// Tickets are answered in order: one that waits for its masks holds back those behind it.
-  void complete_done(std::unique_lock<std::mutex>& lock) {
-    while (!pending_.empty() && pending_.front().done) {
-      StepResult result = std::move(pending_.front().result);
-      pending_.pop_front();
-      lock.unlock();
-      completion_(std::move(result));
-      lock.lock();
-    }
-  }
-
   const CudaOptions options_;
-  const Completion completion_;
   cudaDeviceProp properties_{};
   DeviceInfo info_;
 
@@ -525,16 +376,8 @@ class CudaBackend final : public Backend {
   SlotMirror slots_;
   StepPlan plan_;
   Ticket last_ticket_ = 0;
-
-  std::mutex mutex_;
-  std::condition_variable wake_, idle_;
-  std::deque<std::unique_ptr<Flight>> flights_;  ///< in the stream's order
-  std::vector<std::unique_ptr<Flight>> landed_;  ///< to be used again
-  std::deque<Pending> pending_;
-  std::optional<Error> lost_;  ///< after it, every step fails at once
-  bool waiting_ = false;
-  bool stop_ = false;
-  std::thread waiter_;
+  std::optional<Shard> shard_;
+  Flights flights_;
 };
 
 }  // namespace

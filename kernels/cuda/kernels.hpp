@@ -163,6 +163,8 @@ struct EmbedArgs {
   DeviceWeight table;
   float scale = 1.0F;
   Rows out;
+  bool part = false;        ///< of the vocabulary; other tokens' rows become zeros
+  std::uint32_t first = 0;  ///< token of the table's first row
 };
 
 struct NormArgs {
@@ -259,6 +261,15 @@ struct SoftCapArgs {
   float cap = 0.0F;
 };
 
+/// Columns that ranks computed, as they were gathered, to their places in rows of all.
+struct SpreadArgs {
+  const float* all = nullptr;  ///< [ranks, rows, widest]
+  Rows out;
+  std::uint32_t width = 0;   ///< of the whole
+  std::uint32_t widest = 0;  ///< columns of the rank that has most
+  std::uint32_t ranks = 1;
+};
+
 struct SelectArgs {
   const std::byte* step = nullptr;
   Rows in, out;
@@ -302,6 +313,11 @@ cudaError_t rope_store(const RopeArgs& args, std::uint32_t rows, cudaStream_t st
 cudaError_t gate(const GateArgs& args, std::uint32_t rows, cudaStream_t stream);
 cudaError_t soft_cap(const SoftCapArgs& args, std::uint32_t rows, cudaStream_t stream);
 cudaError_t select(const SelectArgs& args, std::uint32_t sampled, cudaStream_t stream);
+
+/// out[i] = ((all[0][i] + all[1][i]) + all[2][i]) + ...; `floats` of each rank, a multiple of 4.
+cudaError_t add_ranks(const float* all, std::uint32_t ranks, std::size_t floats, float* out,
+                      cudaStream_t stream);
+cudaError_t spread(const SpreadArgs& args, std::uint32_t rows, cudaStream_t stream);
 
 /// Once for each shape of heads, before the two below: reserves their shared memory.
 cudaError_t prepare_attention(const Heads& heads);

@@ -64,9 +64,14 @@ template <Format format>
 __global__ void embed_kernel(EmbedArgs args) {
   const std::uint32_t r = blockIdx.x;
   if (r >= header(args.step).rows) return;
-  const Token token = least(input_token(args.slots, step_row(args.step, r)), args.table.rows - 1);
-  Bytes row = args.table.data + token * args.table.stride;
+  const Token drawn = input_token(args.slots, step_row(args.step, r));
   float* out = row_of(args.out, r);
+  if (args.part && (drawn < args.first || drawn - args.first >= args.table.rows)) {
+    for (std::uint32_t c = threadIdx.x; c < args.table.cols; c += blockDim.x) out[c] = 0.0F;
+    return;
+  }
+  const Token token = least(drawn - args.first, args.table.rows - 1);
+  Bytes row = args.table.data + token * args.table.stride;
   for (std::uint32_t c = threadIdx.x * 8; c < args.table.cols; c += blockDim.x * 8) {
     float w[8];
     unpack_eight<format>(row, c, w);

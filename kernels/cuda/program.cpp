@@ -18,13 +18,18 @@ std::uint32_t split_count(std::uint32_t positions, std::uint32_t split_tokens) {
 class Compiler {
  public:
   Compiler(const StepProgram& steps, std::span<const LoadedWeight> weights, const PoolShape& pool,
-           const DeviceState& state, cudaStream_t stream)
-      : steps_(steps), weights_(weights), pool_(pool), state_(state), stream_(stream) {}
+           const std::optional<Shard>& shard, const DeviceState& state, cudaStream_t stream)
+      : steps_(steps),
+        weights_(weights),
+        pool_(pool),
+        shard_(shard),
+        state_(state),
+        stream_(stream) {}
 
   Result<Program> compile() {
     std::vector<WeightShape> shapes;
     for (const LoadedWeight& weight : weights_) shapes.push_back(weight.shape);
-    SLUICE_TRY(check_program(steps_, shapes, pool_));
+    SLUICE_TRY(check_program(steps_, shapes, pool_, shard_));
     SLUICE_TRY(plan_memory());
     for (index_ = 0; index_ < steps_.ops.size(); ++index_) {
       SLUICE_TRY(std::visit([this](const auto& op) { return add(op); }, steps_.ops[index_]));
@@ -82,27 +87,41 @@ class Compiler {
   }
 
   Result<void> add(const Embed& op) {
-    if (op.first_token) return no_ranks("Embed of a rank's part");
-    program_.launches_.push_back(EmbedArgs{
-        state_.step, state_.slots, weights_[op.table.index].device, op.scale, rows(op.out)});
+    program_.launches_.push_back(EmbedArgs{state_.step, state_.slots,
+                                           weights_[op.table.index].device, op.scale, rows(op.out),
+                                           op.first_token.has_value(), op.first_token.value_or(0)});
     return {};
   }
 
-  Result<void> add(const AllReduce&) { return no_ranks("AllReduce"); }
-  Result<void> add(const AllGather&) { return no_ranks("AllGather"); }
+  Result<void> add(const AllReduce& op) {
+    program_.launches_.push_back(ReduceRows{space(op.values), rows(op.values)});
+    return {};
+  }
 
-  Result<void> no_ranks(const char* name) const {
-    return fail(ErrorCode::unsupported,
-                "operation {} ({}): the cuda backend runs as one rank alone: use cpu", index_,
-                name);
+  Result<void> add(const AllGather& op) {
+    const std::uint32_t width = shape(op.out).width;
+    const std::uint32_t widest = (width + shard_->size - 1) / shard_->size;
+    const std::uint32_t rows_each = std::clamp(static_cast<std::uint32_t>(piece_floats) / widest,
+                                               1U, rows_max(pool_, shape(op.out).rows));
+    const std::size_t floats = std::size_t{rows_each} * widest;
+    if (floats > piece_floats) {
+      return fail(ErrorCode::unsupported,
+                  "operation {} (AllGather): {} columns a rank, {} at most: use more ranks", index_,
+                  widest, piece_floats);
+    }
+    auto data = make_memory((1 + shard_->size) * floats * sizeof(float));
+    if (!data) return tl::unexpected(data.error());
+    const SpreadArgs spread{*data + floats, rows(op.out), width, widest, shard_->size};
+    program_.launches_.push_back(GatherRows{space(op.out), rows(op.in), shape(op.in).width, spread,
+                                            rows_each, *data, *data + floats});
+    return {};
   }
 
   Result<void> add(const Norm& op) {
     auto gain = vector(op.gain);
     if (!gain) return tl::unexpected(gain.error());
     program_.launches_.push_back(NormArgs{state_.step, space(op.in), rows(op.in), rows(op.out),
-                                          *gain, shape(op.in).width, op.epsilon,
-                                          op.accumulate});
+                                          *gain, shape(op.in).width, op.epsilon, op.accumulate});
     return {};
   }
 
@@ -255,6 +274,7 @@ class Compiler {
   const StepProgram& steps_;
   std::span<const LoadedWeight> weights_;
   const PoolShape& pool_;
+  const std::optional<Shard>& shard_;
   const DeviceState& state_;
   cudaStream_t stream_;
   std::size_t index_ = 0;
@@ -265,9 +285,9 @@ class Compiler {
 };
 
 Result<Program> Program::compile(const StepProgram& steps, std::span<const LoadedWeight> weights,
-                                 const PoolShape& pool, const DeviceState& state,
-                                 cudaStream_t stream) {
-  return Compiler(steps, weights, pool, state, stream).compile();
+                                 const PoolShape& pool, const std::optional<Shard>& shard,
+                                 const DeviceState& state, cudaStream_t stream) {
+  return Compiler(steps, weights, pool, shard, state, stream).compile();
 }
 
 namespace {
@@ -275,55 +295,83 @@ namespace {
 /// Puts one launch on the stream; those without rows are left out.
 struct Enqueue {
   const StepCounts& counts;
+  DeviceGroup* group;
   cudaStream_t stream;
 
   std::uint32_t rows(Space space) const {
     return space == Space::batch ? counts.rows : counts.sampled;
   }
 
-  cudaError_t operator()(const EmbedArgs& a) const { return embed(a, counts.rows, stream); }
-  cudaError_t operator()(const AnglesArgs& a) const { return angles(a, counts.rows, stream); }
-  cudaError_t operator()(const RopeArgs& a) const { return rope_store(a, counts.rows, stream); }
-  cudaError_t operator()(const NormArgs& a) const {
-    return rows(a.space) == 0 ? cudaSuccess : norm(a, rows(a.space), stream);
+  static Result<void> launched(cudaError_t status) {
+    if (status == cudaSuccess) return {};
+    return tl::unexpected(device_error(status, "a kernel's launch"));
   }
-  cudaError_t operator()(const LinearArgs& a) const {
-    return rows(a.space) == 0 ? cudaSuccess : linear(a, rows(a.space), stream);
+
+  Result<void> operator()(const EmbedArgs& a) const {
+    return launched(embed(a, counts.rows, stream));
   }
-  cudaError_t operator()(const GateArgs& a) const {
-    return rows(a.space) == 0 ? cudaSuccess : gate(a, rows(a.space), stream);
+  Result<void> operator()(const AnglesArgs& a) const {
+    return launched(angles(a, counts.rows, stream));
   }
-  cudaError_t operator()(const SoftCapArgs& a) const {
-    return rows(a.space) == 0 ? cudaSuccess : soft_cap(a, rows(a.space), stream);
+  Result<void> operator()(const RopeArgs& a) const {
+    return launched(rope_store(a, counts.rows, stream));
   }
-  cudaError_t operator()(const SelectArgs& a) const {
-    return counts.sampled == 0 ? cudaSuccess : select(a, counts.sampled, stream);
+  Result<void> operator()(const NormArgs& a) const {
+    return rows(a.space) == 0 ? Result<void>{} : launched(norm(a, rows(a.space), stream));
   }
-  cudaError_t operator()(AttentionArgs a) const {
+  Result<void> operator()(const LinearArgs& a) const {
+    return rows(a.space) == 0 ? Result<void>{} : launched(linear(a, rows(a.space), stream));
+  }
+  Result<void> operator()(const GateArgs& a) const {
+    return rows(a.space) == 0 ? Result<void>{} : launched(gate(a, rows(a.space), stream));
+  }
+  Result<void> operator()(const SoftCapArgs& a) const {
+    return rows(a.space) == 0 ? Result<void>{} : launched(soft_cap(a, rows(a.space), stream));
+  }
+  Result<void> operator()(const SelectArgs& a) const {
+    return counts.sampled == 0 ? Result<void>{} : launched(select(a, counts.sampled, stream));
+  }
+  Result<void> operator()(AttentionArgs a) const {
     const std::uint32_t split = counts.splits > 0 ? counts.single_groups : 0;
     if (split > 0) {
-      const cudaError_t status = attention_splits(a, split, counts.splits, stream);
-      if (status != cudaSuccess || split == counts.groups) return status;
+      SLUICE_TRY(launched(attention_splits(a, split, counts.splits, stream)));
+      if (split == counts.groups) return {};
     }
     a.first_group = split;
-    return attention(a, counts.groups - split, stream);
+    return launched(attention(a, counts.groups - split, stream));
   }
-  cudaError_t operator()(const SampleArgs& a) const {
-    if (counts.sampled == 0) return cudaSuccess;
-    return counts.sample_now ? sample(a, counts.sampled, stream) : hold(a, counts.sampled, stream);
+  Result<void> operator()(const SampleArgs& a) const {
+    if (counts.sampled == 0) return {};
+    return launched(counts.sample_now ? sample(a, counts.sampled, stream)
+                                      : hold(a, counts.sampled, stream));
+  }
+  Result<void> operator()(const ReduceRows& a) const {
+    const std::size_t floats = std::size_t{rows(a.space)} * a.values.stride;
+    return group->all_reduce(a.values.data, floats, stream);
+  }
+  Result<void> operator()(const GatherRows& a) const {
+    const std::size_t pitch = a.spread.widest * sizeof(float);
+    for (std::uint32_t first = 0; first < rows(a.space); first += a.rows_each) {
+      const std::uint32_t count = std::min(a.rows_each, rows(a.space) - first);
+      SLUICE_CUDA(cudaMemcpy2DAsync(a.own, pitch, a.in.data + std::size_t{first} * a.in.stride,
+                                    a.in.stride * sizeof(float), a.own_width * sizeof(float), count,
+                                    cudaMemcpyDeviceToDevice, stream));
+      SLUICE_TRY(group->all_gather(a.own, a.all, std::size_t{count} * a.spread.widest, stream));
+      SpreadArgs args = a.spread;
+      args.out.data += std::size_t{first} * args.out.stride;
+      SLUICE_TRY(launched(spread(args, count, stream)));
+    }
+    return {};
   }
 };
 
 }  // namespace
 
-Result<void> Program::enqueue(const StepCounts& counts, cudaStream_t stream) const {
+Result<void> Program::enqueue(const StepCounts& counts, DeviceGroup* group,
+                              cudaStream_t stream) const {
   if (counts.rows == 0) return {};
-  const Enqueue enqueue{counts, stream};
-  for (const Launch& launch : launches_) {
-    if (const cudaError_t status = std::visit(enqueue, launch); status != cudaSuccess) {
-      return tl::unexpected(device_error(status, "a kernel's launch"));
-    }
-  }
+  const Enqueue enqueue{counts, group, stream};
+  for (const Launch& launch : launches_) SLUICE_TRY(std::visit(enqueue, launch));
   return {};
 }
 

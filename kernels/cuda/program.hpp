@@ -2,11 +2,14 @@
 // A recorded program, checked and resolved to launches.
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <variant>
 #include <vector>
 
+#include "kernels/communicator.hpp"
 #include "kernels/cuda/device.hpp"
+#include "kernels/cuda/group.hpp"
 #include "kernels/cuda/kernels.hpp"
 #include "kernels/program.hpp"
 
@@ -40,15 +43,34 @@ struct StepCounts {
   bool sample_now = true;
 };
 
+/// Rows that the ranks add up.
+struct ReduceRows {
+  Space space = Space::batch;
+  Rows values;
+};
+
+/// Columns that each rank has a part of, `rows_each` rows at a time.
+struct GatherRows {
+  Space space = Space::sampled;
+  Rows in;
+  std::uint32_t own_width = 0;
+  SpreadArgs spread;
+  std::uint32_t rows_each = 1;
+  float* own = nullptr;  ///< [rows_each, widest]
+  float* all = nullptr;  ///< [ranks, rows_each, widest]
+};
+
 class Program {
  public:
-  /// `bad_request` names the operation that does not fit; `out_of_memory` for the activations.
+  /// For a rank, if there is one. `bad_request` names the operation that does not fit;
+  /// `out_of_memory` for the activations.
   static Result<Program> compile(const StepProgram& steps, std::span<const LoadedWeight> weights,
-                                 const PoolShape& pool, const DeviceState& state,
-                                 cudaStream_t stream);
+                                 const PoolShape& pool, const std::optional<Shard>& shard,
+                                 const DeviceState& state, cudaStream_t stream);
 
-  /// Puts a step's launches on the stream; its metadata must be on its way before.
-  Result<void> enqueue(const StepCounts& counts, cudaStream_t stream) const;
+  /// Puts a step's launches on the stream; its metadata must be on its way before. A program with
+  /// collectives needs the group of the shard that it was compiled for.
+  Result<void> enqueue(const StepCounts& counts, DeviceGroup* group, cudaStream_t stream) const;
 
   std::span<const BufferShape> shapes() const { return shapes_; }
   Rows rows(Buffer buffer) const { return rows_[buffer.index]; }
@@ -57,7 +79,8 @@ class Program {
   friend class Compiler;
 
   using Launch = std::variant<EmbedArgs, NormArgs, LinearArgs, AnglesArgs, RopeArgs, AttentionArgs,
-                              GateArgs, SoftCapArgs, SelectArgs, SampleArgs>;
+                              GateArgs, SoftCapArgs, SelectArgs, SampleArgs, ReduceRows,
+                              GatherRows>;
 
   std::vector<Launch> launches_;
   std::vector<BufferShape> shapes_;

@@ -1,11 +1,10 @@
 // Collectives as operations of a program: what a group of one computes is the reference's, a rank's
 // part of an embedding or of a matrix' columns is what it should be, and a collective that fails
 // fails its step and those after it, until the backend joins another group. Groups of several
-// processes run whole models in tests/model/shards.cpp.
+// processes run whole models in tests/model/shards.cpp, and on devices in device_group.cpp.
 #include <boost/test/unit_test.hpp>
 #include <cstring>
 
-#include "kernels/cpu/backend.hpp"
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/tested.hpp"
 
@@ -36,8 +35,8 @@ TinyModel with_collectives() {
 }
 
 struct Joined {
-  explicit Joined(const TinyModel& tiny, std::uint32_t threads = 2) : model(tiny) {
-    backend = require(make_cpu_backend({threads}, results.completion()));
+  Joined(const TinyModel& tiny, const Factory& make) : model(tiny) {
+    backend = make(results.completion());
     for (const Tensor& tensor : model.tensors) require(backend->load(tensor.host));
     BOOST_REQUIRE(backend->allocate(model.pool()).has_value());
   }
@@ -80,17 +79,21 @@ BOOST_AUTO_TEST_SUITE(collectives)
 BOOST_AUTO_TEST_CASE(a_group_of_one_changes_no_bit) {
   const TinyModel plain = tiny_model({.logit_cap = 3.0F});
   const TinyModel grouped = with_collectives();
-  std::vector<std::vector<float>> logits;
-  for (const TinyModel* model : {&plain, &grouped}) {
-    Joined device(*model);
-    BOOST_REQUIRE(device.backend->join(make_local_communicator()).has_value());
-    device.program = require(device.backend->record(model->program));
-    const StepResult result = device.run(prompt_of(20, 1));
-    BOOST_TEST(!result.failed, result.error.message);
-    logits.emplace_back(model->traits.vocabulary);
-    BOOST_REQUIRE(device.backend->read(device.program, model->logits, logits.back()).has_value());
-  }
-  BOOST_TEST((logits[0] == logits[1]));
+  on_every_backend([&](const Tested& tested) {
+    std::vector<std::vector<float>> logits;
+    for (const TinyModel* model : {&plain, &grouped}) {
+      Joined device(*model, tested.make);
+      BOOST_TEST(device.backend->device().collectives == "");
+      BOOST_REQUIRE(device.backend->join(make_local_communicator()).has_value());
+      BOOST_TEST(device.backend->device().collectives != "");
+      device.program = require(device.backend->record(model->program));
+      const StepResult result = device.run(prompt_of(20, 1));
+      BOOST_TEST(!result.failed, result.error.message);
+      logits.emplace_back(model->traits.vocabulary);
+      BOOST_REQUIRE(device.backend->read(device.program, model->logits, logits.back()).has_value());
+    }
+    BOOST_TEST((logits[0] == logits[1]));
+  });
 }
 
 BOOST_AUTO_TEST_CASE(a_part_of_the_embedding_gives_zeros_for_other_tokens) {
@@ -104,27 +107,29 @@ BOOST_AUTO_TEST_CASE(a_part_of_the_embedding_gives_zeros_for_other_tokens) {
   model.program.ops.resize(1);
   auto& embed = std::get<Embed>(model.program.ops.front());
   embed.first_token = 50;
-  Joined device(model);
-  device.program = require(device.backend->record(model.program));
   Batch batch = prompt_of(30, 1);  // tokens 3 to 206
   batch.segments.front().sample = false;
-  BOOST_TEST(!device.run(batch).failed);
-  std::vector<float> rows(30 * model.traits.hidden);
-  BOOST_REQUIRE(device.backend->read(device.program, embed.out, rows).has_value());
-  std::size_t others = 0;
-  for (Token r = 0; r < 30; ++r) {
-    const Token token = 7 * r + 3;
-    for (std::uint32_t i = 0; i < model.traits.hidden; ++i) {
-      float due = 0;
-      if (token >= 50 && token < 150) {
-        std::memcpy(&due, tensor.bytes.data() + token * row + i * sizeof(float), sizeof due);
-      } else {
-        ++others;
+  on_every_backend([&](const Tested& tested) {
+    Joined device(model, tested.make);
+    device.program = require(device.backend->record(model.program));
+    BOOST_TEST(!device.run(batch).failed);
+    std::vector<float> rows(30 * model.traits.hidden);
+    BOOST_REQUIRE(device.backend->read(device.program, embed.out, rows).has_value());
+    std::size_t others = 0;
+    for (Token r = 0; r < 30; ++r) {
+      const Token token = 7 * r + 3;
+      for (std::uint32_t i = 0; i < model.traits.hidden; ++i) {
+        float due = 0;
+        if (token >= 50 && token < 150) {
+          std::memcpy(&due, tensor.bytes.data() + token * row + i * sizeof(float), sizeof due);
+        } else {
+          ++others;
+        }
+        BOOST_REQUIRE_EQUAL(rows[r * model.traits.hidden + i], due * embed.scale);
       }
-      BOOST_REQUIRE_EQUAL(rows[r * model.traits.hidden + i], due * embed.scale);
     }
-  }
-  BOOST_TEST(others > 0U);
+    BOOST_TEST(others > 0U);
+  });
 }
 
 BOOST_AUTO_TEST_CASE(some_columns_of_a_matrix_are_as_a_matrix_of_them) {
@@ -181,21 +186,24 @@ BOOST_AUTO_TEST_CASE(some_columns_of_a_matrix_are_as_a_matrix_of_them) {
 
 BOOST_AUTO_TEST_CASE(a_failed_collective_fails_its_step_and_those_after_it) {
   const TinyModel model = with_collectives();
-  for (const std::uint32_t threads : {1U, 3U}) {
-    Joined device(model, threads);
+  const auto check = [&](const Factory& make) {
+    Joined device(model, make);
     const auto group = make_local_communicator();
     BOOST_REQUIRE(device.backend->join(group).has_value());
     device.program = require(device.backend->record(model.program));
     const StepResult before = device.run(prompt_of(20, 1));
     BOOST_REQUIRE(!before.failed);
+    BOOST_CHECK(!group->failure());
     group->abort("the rank next door is gone");
+    BOOST_REQUIRE(group->failure().has_value());
     Batch next;
     next.segments.push_back({{0, 1}, 20, 1, Path::decode, true});
     const StepResult failed = device.run(next);
     BOOST_TEST(failed.failed);
     BOOST_CHECK(failed.error.code == ErrorCode::unavailable);
-    BOOST_TEST(failed.error.message ==
-               "rank 0 of 1: all_reduce: aborted: the rank next door is gone");
+    BOOST_TEST(failed.error.message.starts_with("rank 0 of 1: "), failed.error.message);
+    BOOST_TEST(failed.error.message.ends_with(": aborted: the rank next door is gone"),
+               failed.error.message);
     BOOST_TEST(failed.slots.empty());
     // Planned ahead on a token that was never drawn: must not run.
     next.segments.front().position = 21;
@@ -210,44 +218,52 @@ BOOST_AUTO_TEST_CASE(a_failed_collective_fails_its_step_and_those_after_it) {
     BOOST_TEST(!after.failed, after.error.message);
     BOOST_TEST(after.slots.at(0).tokens == before.slots.at(0).tokens,
                boost::test_tools::per_element());
-  }
+  };
+  check(on_cpu(1));
+  on_every_backend([&](const Tested& tested) { check(tested.make); });
 }
 
 BOOST_AUTO_TEST_CASE(steps_that_wait_for_masks_end_with_their_group) {
   const TinyModel model = with_collectives();
-  Joined device(model);
-  BOOST_REQUIRE(device.backend->join(make_local_communicator()).has_value());
-  device.program = require(device.backend->record(model.program));
-  Batch held = prompt_of(20, 1);
-  held.sample_now = false;
-  device.backend->submit(device.program, ++device.ticket, std::move(held));
-  BOOST_REQUIRE(device.backend->join(make_local_communicator()).has_value());
-  const StepResult ended = device.results.take();
-  BOOST_TEST(ended.failed);
-  BOOST_CHECK(ended.error.code == ErrorCode::unavailable);
-  BOOST_TEST(!device.run(prompt_of(20, 2)).failed);
+  on_every_backend([&](const Tested& tested) {
+    Joined device(model, tested.make);
+    BOOST_REQUIRE(device.backend->join(make_local_communicator()).has_value());
+    device.program = require(device.backend->record(model.program));
+    Batch held = prompt_of(20, 1);
+    held.sample_now = false;
+    device.backend->submit(device.program, ++device.ticket, std::move(held));
+    BOOST_REQUIRE(device.backend->join(make_local_communicator()).has_value());
+    const StepResult ended = device.results.take();
+    BOOST_TEST(ended.failed);
+    BOOST_CHECK(ended.error.code == ErrorCode::unavailable);
+    BOOST_TEST(!device.run(prompt_of(20, 2)).failed);
+  });
 }
 
 BOOST_AUTO_TEST_CASE(programs_that_do_not_fit_a_group_are_refused) {
   const TinyModel model = with_collectives();
-  Joined device(model);
-  BOOST_TEST(refusal(device, model.program) ==
-             "operation 1 (AllReduce): the backend has joined no group");
-  BOOST_REQUIRE(device.backend->join(make_local_communicator()).has_value());
-  StepProgram narrow = model.program;
-  for (Op& op : narrow.ops) {
-    if (auto* gather = std::get_if<AllGather>(&op)) gather->in = Buffer{0};
-  }
-  BOOST_TEST(refusal(device, narrow).find("(AllGather): an input of 256, where rank 0 of 1 has 300 "
-                                          "of the output's 300") != std::string::npos);
-  StepProgram beyond = model.program;
-  std::get<Embed>(beyond.ops.front()).first_token = 1;
-  BOOST_TEST(refusal(device, beyond) ==
-             "operation 0 (Embed): 300 tokens from 1 on are not in a vocabulary of 300");
-  device.program = require(device.backend->record(model.program));
-  const auto start = require(prepare_tcp({0, 1}));
-  BOOST_TEST(device.backend->join(require(start->connect({{start->address()}}, 1000))).has_value());
-  BOOST_TEST(!device.run(prompt_of(20, 1)).failed);
+  on_every_backend([&](const Tested& tested) {
+    Joined device(model, tested.make);
+    BOOST_TEST(refusal(device, model.program) ==
+               "operation 1 (AllReduce): the backend has joined no group");
+    BOOST_REQUIRE(device.backend->join(make_local_communicator()).has_value());
+    StepProgram narrow = model.program;
+    for (Op& op : narrow.ops) {
+      if (auto* gather = std::get_if<AllGather>(&op)) gather->in = Buffer{0};
+    }
+    BOOST_TEST(refusal(device, narrow)
+                   .find("(AllGather): an input of 256, where rank 0 of 1 has 300 "
+                         "of the output's 300") != std::string::npos);
+    StepProgram beyond = model.program;
+    std::get<Embed>(beyond.ops.front()).first_token = 1;
+    BOOST_TEST(refusal(device, beyond) ==
+               "operation 0 (Embed): 300 tokens from 1 on are not in a vocabulary of 300");
+    device.program = require(device.backend->record(model.program));
+    const auto start = require(prepare_tcp({0, 1}));
+    BOOST_TEST(
+        device.backend->join(require(start->connect({{start->address()}}, 1000))).has_value());
+    BOOST_TEST(!device.run(prompt_of(20, 1)).failed);
+  });
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -8,11 +8,10 @@
 #include <sys/socket.h>
 
 #include <boost/test/unit_test.hpp>
-#include <cmath>
 #include <cstring>
-#include <random>
 #include <thread>
 
+#include "tests/kernels/rank_data.hpp"
 #include "tests/kernels/ranks.hpp"
 
 using namespace sluice;
@@ -22,40 +21,8 @@ using namespace sluice::kernels::test;
 namespace {
 
 /// Around where messages are cut, and where the way of adding changes.
-const std::vector<std::size_t> counts = {0,     1,      3,      64,     576,   8191,
-                                         8192,  8193,   16384,  16385,  24577, 49155,
-                                         65536, 100003, 300000, 1000003};
-
-/// A rank's values: large and small ones that cancel, so that each order of adding rounds anew.
-std::vector<float> values_of(std::uint32_t rank, std::size_t count) {
-  std::mt19937 random(977 * rank + static_cast<std::uint32_t>(count));
-  std::vector<float> values(count);
-  for (float& value : values) {
-    const float mantissa = static_cast<float>(static_cast<std::int32_t>(random())) * 0x1p-31F;
-    value = std::ldexp(mantissa, static_cast<int>(random() % 30));
-  }
-  return values;
-}
-
-std::vector<float> sum_in(const std::vector<std::uint32_t>& order, std::size_t count) {
-  std::vector<float> sum = values_of(order.front(), count);
-  for (std::size_t i = 1; i < order.size(); ++i) {
-    const std::vector<float> next = values_of(order[i], count);
-    for (std::size_t k = 0; k < count; ++k) sum[k] += next[k];
-  }
-  return sum;
-}
-
-std::vector<std::uint32_t> ranks_in_order(std::uint32_t size) {
-  std::vector<std::uint32_t> order(size);
-  for (std::uint32_t r = 0; r < size; ++r) order[r] = r;
-  return order;
-}
-
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() &&
-         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
-}
+const std::vector<std::size_t> counts = {
+    0, 1, 3, 64, 576, 8191, 8192, 8193, 16384, 16385, 24577, 49155, 65536, 100003, 300000, 1000003};
 
 std::byte byte_of(std::uint32_t rank, std::size_t i) {
   return static_cast<std::byte>((rank * 131 + i * 7 + i / 251) & 255);
@@ -65,18 +32,6 @@ std::vector<std::byte> bytes_of(std::uint32_t rank, std::size_t count) {
   std::vector<std::byte> bytes(count);
   for (std::size_t i = 0; i < count; ++i) bytes[i] = byte_of(rank, i);
   return bytes;
-}
-
-std::string said(const Result<void>& result) {
-  return result ? "ok" : fmt::format("{}: {}", to_string(result.error().code),
-                                     result.error().message);
-}
-
-void check_ok(const std::vector<RankEnd>& ends) {
-  for (const RankEnd& end : ends) {
-    BOOST_TEST(end.signal == 0);
-    BOOST_TEST(end.report == "ok");
-  }
 }
 
 /// Reports what the collectives of a group yielded that differs from the exact answer.
@@ -165,8 +120,9 @@ BOOST_AUTO_TEST_CASE(a_killed_rank_is_named) {
   BOOST_TEST(ends[1].signal == SIGKILL);
   for (const std::uint32_t rank : {0U, 2U}) {
     const std::string& report = ends[rank].report;
-    BOOST_TEST(report.starts_with(fmt::format("unavailable: rank {} of 3: all_reduce: rank ",
-                                              rank)), report);
+    BOOST_TEST(
+        report.starts_with(fmt::format("unavailable: rank {} of 3: all_reduce: rank ", rank)),
+        report);
     BOOST_TEST(report.find("is gone") != std::string::npos, report);
     BOOST_TEST(report.find(" then ") == std::string::npos, report);  // the error stays
   }
@@ -177,16 +133,19 @@ BOOST_AUTO_TEST_CASE(a_killed_rank_is_named) {
 BOOST_AUTO_TEST_CASE(a_silent_rank_is_late) {
   CommunicatorOptions options;
   options.deadline_ms = 200;
-  const auto ends = run_ranks(2, [](const auto& group) -> std::string {
-    std::vector<float> values(64, 1.0F);
-    if (group->shard().rank == 1) {
-      // Waits for rank 0, which waits for it: up to its deadline, or until rank 0 hangs up.
-      std::vector<std::byte> nothing(1);
-      return group->broadcast(nothing, 0) ? "heard something" : "gave up";
-    }
-    const auto late = group->broadcast(std::as_writable_bytes(std::span(values)), 1);
-    return said(late);
-  }, options);
+  const auto ends = run_ranks(
+      2,
+      [](const auto& group) -> std::string {
+        std::vector<float> values(64, 1.0F);
+        if (group->shard().rank == 1) {
+          // Waits for rank 0, which waits for it: up to its deadline, or until rank 0 hangs up.
+          std::vector<std::byte> nothing(1);
+          return group->broadcast(nothing, 0) ? "heard something" : "gave up";
+        }
+        const auto late = group->broadcast(std::as_writable_bytes(std::span(values)), 1);
+        return said(late);
+      },
+      options);
   const std::string late =
       "deadline: rank 0 of 2: broadcast: rank 1 did not take part within 200 ms: its process or "
       "its host stands still or cannot be reached; start the group again";
@@ -236,7 +195,8 @@ BOOST_AUTO_TEST_CASE(a_rank_that_never_comes_is_named) {
   });
   for (const std::uint32_t rank : {0U, 1U}) {
     BOOST_TEST(ends[rank].report.find(fmt::format("deadline: starting rank {} of 3: no word from "
-                                                  "rank 2 within 500 ms", rank)) == 0,
+                                                  "rank 2 within 500 ms",
+                                                  rank)) == 0,
                ends[rank].report);
   }
 }
@@ -258,8 +218,9 @@ BOOST_AUTO_TEST_CASE(a_rank_that_is_dead_is_named) {
     return group ? std::string("connected") : said(tl::unexpected(group.error()));
   });
   BOOST_TEST(ends[0].signal == SIGKILL);
-  BOOST_TEST(ends[1].report.find("unavailable: starting rank 1 of 2: rank 0 cannot be reached") ==
-             0, ends[1].report);
+  BOOST_TEST(
+      ends[1].report.find("unavailable: starting rank 1 of 2: rank 0 cannot be reached") == 0,
+      ends[1].report);
 }
 
 BOOST_AUTO_TEST_CASE(a_start_can_be_cancelled) {

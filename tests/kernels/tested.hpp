@@ -38,8 +38,8 @@ inline Factory on_cpu(std::uint32_t threads) {
 /// that short sequences have several.
 inline Factory on_cuda_host(std::uint32_t split_tokens = 32) {
   return [split_tokens](Completion done) {
-    return require(
-        make_cuda_backend({.reserve_bytes = 0, .split_tokens = split_tokens}, std::move(done)));
+    return require(make_cuda_backend({.reserve_bytes = 0, .split_tokens = split_tokens, .nccl = ""},
+                                     std::move(done)));
   };
 }
 

@@ -1,5 +1,7 @@
 // Memory, streams, events and graphs of tests/kernels/cuda_host.
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <condition_variable>
 #include <cstdio>
@@ -193,6 +195,8 @@ const char* cudaGetErrorName(cudaError_t status) {
       return "cudaErrorInvalidConfiguration";
     case cudaErrorInvalidDevice:
       return "cudaErrorInvalidDevice";
+    case cudaErrorNotReady:
+      return "cudaErrorNotReady";
     case cudaErrorLaunchFailure:
       return "cudaErrorLaunchFailure";
   }
@@ -222,6 +226,9 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int index) {
   BEGIN("cudaGetDeviceProperties");
   if (index != 0) return refuse(cudaErrorInvalidDevice);
   std::snprintf(properties->name, sizeof properties->name, "host shim");
+  const pid_t process = ::getpid();
+  properties->uuid = {};
+  std::memcpy(properties->uuid.bytes, &process, sizeof process);
   properties->major = 9;
   properties->minor = 0;
   properties->multiProcessorCount = 2;
@@ -300,6 +307,14 @@ cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from,
   return cudaSuccess;
 }
 
+cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
+  BEGIN("cudaLaunchHostFunc");
+  stream->push([function, data] {
+    if (device().lost == cudaSuccess) function(data);
+  });
+  return cudaSuccess;
+}
+
 cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t stream) {
   BEGIN("cudaMemsetAsync");
   stream->push([to, value, bytes] { std::memset(to, value, bytes); });
@@ -361,6 +376,12 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     state->changed.notify_all();
   });
   return cudaSuccess;
+}
+
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  BEGIN("cudaEventQuery");
+  const std::lock_guard lock(event->state->mutex);
+  return event->state->reached >= event->state->recorded ? cudaSuccess : cudaErrorNotReady;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {

@@ -1,0 +1,195 @@
+#include "kernels/cuda/nccl.hpp"
+
+#include <dlfcn.h>
+
+#include <atomic>
+#include <chrono>
+#include <thread>
+#include <utility>
+
+#include "kernels/cuda/device.hpp"
+#include "kernels/cuda/kernels.hpp"
+
+#if SLUICE_NCCL
+#include <nccl.h>
+
+namespace {
+
+namespace own = sluice::kernels::cuda::nccl;
+static_assert(own::success == ncclSuccess && own::in_progress == ncclInProgress);
+static_assert(own::float32 == ncclFloat32);
+static_assert(sizeof(own::UniqueId) == sizeof(ncclUniqueId));
+static_assert(offsetof(own::Config, magic) == offsetof(ncclConfig_t, magic));
+static_assert(offsetof(own::Config, version) == offsetof(ncclConfig_t, version));
+static_assert(offsetof(own::Config, blocking) == offsetof(ncclConfig_t, blocking));
+
+}  // namespace
+#endif
+
+namespace sluice::kernels::cuda {
+namespace nccl {
+namespace {
+
+template <class Function>
+bool find(void* library, const char* symbol, Function*& function) {
+  function = reinterpret_cast<Function*>(::dlsym(library, symbol));
+  return function != nullptr;
+}
+
+}  // namespace
+
+sluice::Result<Library> load(const std::string& file) {
+  // Never closed: it has threads of its own.
+  void* handle = ::dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (handle == nullptr) {
+    const char* text = ::dlerror();
+    return fail(ErrorCode::unsupported, "NCCL does not load: {}", text == nullptr ? file : text);
+  }
+  Library library;
+  if (!find(handle, "ncclGetVersion", library.version) ||
+      !find(handle, "ncclGetErrorString", library.error_text) ||
+      !find(handle, "ncclGetLastError", library.last_error) ||
+      !find(handle, "ncclGetUniqueId", library.unique_id) ||
+      !find(handle, "ncclCommInitRankConfig", library.start) ||
+      !find(handle, "ncclCommGetAsyncError", library.state) ||
+      !find(handle, "ncclAllGather", library.all_gather) ||
+      !find(handle, "ncclCommAbort", library.abort) ||
+      !find(handle, "ncclCommDestroy", library.destroy)) {
+    return fail(ErrorCode::unsupported, "{} is no NCCL of version 2.14 or later", file);
+  }
+  return library;
+}
+
+std::string to_text(int version) {
+  return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
+}
+
+}  // namespace nccl
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::chrono::microseconds look_interval{200};
+
+/// Sums are gathered, and added here: NCCL's own all-reduce adds in an order that depends on size
+/// and topology.
+class NcclGroup final : public DeviceGroup {
+ public:
+  NcclGroup(const nccl::Library& library, std::shared_ptr<Communicator> group)
+      : library_(library), group_(std::move(group)), shard_(group_->shard()) {}
+
+  ~NcclGroup() override {
+    if (comm_ == nullptr || given_up_) return;
+    if (failure()) {
+      library_.abort(comm_);
+    } else {
+      library_.destroy(comm_);
+    }
+  }
+
+  Result<void> start(const nccl::UniqueId& id, std::uint32_t start_ms) {
+    auto memory = DeviceMemory::make(shard_.size * piece_floats * sizeof(float), "the ranks' sums");
+    if (!memory) return tl::unexpected(memory.error());
+    gathered_ = std::move(*memory);
+    library_.version(&version_);
+    until_ = Clock::now() + std::chrono::milliseconds(start_ms);
+    nccl::Config config;
+    SLUICE_TRY(
+        settled("ncclCommInitRankConfig", library_.start(&comm_, static_cast<int>(shard_.size), id,
+                                                         static_cast<int>(shard_.rank), &config)));
+    until_ = Clock::time_point::max();
+    return {};
+  }
+
+  std::string name() const override {
+    return fmt::format("NCCL {}, {} rank{}", nccl::to_text(version_), shard_.size,
+                       shard_.size == 1 ? "" : "s");
+  }
+
+  Result<void> all_gather(const float* own, float* all, std::size_t floats,
+                          cudaStream_t stream) override {
+    SLUICE_ASSERT(floats <= piece_floats, "a piece's room");
+    if (auto why = failure()) return tl::unexpected(*why);
+    return settled("ncclAllGather",
+                   library_.all_gather(own, all, floats, nccl::float32, comm_, stream));
+  }
+
+  std::optional<Error> failure() const override {
+    if (auto why = group_->failure()) return why;
+    nccl::Result state = nccl::success;
+    if (given_up_ || comm_ == nullptr) return std::nullopt;
+    if (library_.state(comm_, &state) != nccl::success) return std::nullopt;
+    if (state == nccl::success || state == nccl::in_progress) return std::nullopt;
+    // The other ranks learn of it over the communicator.
+    const Error error = said("a collective", state);
+    group_->abort(error.message);
+    return error;
+  }
+
+  void give_up() override {
+    if (!given_up_.exchange(true)) library_.abort(comm_);
+  }
+
+ private:
+  Result<void> reduce_piece(float* values, std::size_t floats, cudaStream_t stream) override {
+    SLUICE_TRY(all_gather(values, gathered_.as<float>(), floats, stream));
+    SLUICE_CUDA(add_ranks(gathered_.as<float>(), shard_.size, floats, values, stream));
+    return {};
+  }
+
+  /// Calls do not block: what is in progress is waited for here, where the group's end is noticed.
+  Result<void> settled(const char* call, nccl::Result status) {
+    while (status == nccl::in_progress) {
+      if (auto why = group_->failure()) return given_up_by(*why);
+      if (Clock::now() >= until_) {
+        return given_up_by({ErrorCode::deadline,
+                            fmt::format("rank {} of {}: {} did not end in time: see that every "
+                                        "rank's host can be reached, and set NCCL_DEBUG=INFO to "
+                                        "see how far it comes",
+                                        shard_.rank, shard_.size, call),
+                            0});
+      }
+      std::this_thread::sleep_for(look_interval);
+      if (library_.state(comm_, &status) != nccl::success) break;
+    }
+    if (status == nccl::success) return {};
+    return given_up_by(said(call, status));
+  }
+
+  tl::unexpected<Error> given_up_by(Error error) {
+    if (comm_ != nullptr) give_up();
+    group_->abort(error.message);
+    return tl::unexpected(std::move(error));
+  }
+
+  Error said(const char* what, nccl::Result status) const {
+    const char* more = library_.last_error(nullptr);
+    return {ErrorCode::internal,
+            fmt::format("rank {} of {}: {}: NCCL says: {} ({})", shard_.rank, shard_.size, what,
+                        library_.error_text(status), more == nullptr ? "" : more),
+            0};
+  }
+
+  const nccl::Library library_;
+  const std::shared_ptr<Communicator> group_;
+  const Shard shard_;
+  int version_ = 0;
+  nccl::Comm* comm_ = nullptr;
+  DeviceMemory gathered_;  ///< a piece of every rank's
+  Clock::time_point until_;
+  std::atomic<bool> given_up_{false};
+};
+
+}  // namespace
+
+Result<std::unique_ptr<DeviceGroup>> make_nccl_group(const nccl::Library& library,
+                                                     const nccl::UniqueId& id,
+                                                     std::shared_ptr<Communicator> group,
+                                                     std::uint32_t start_ms) {
+  auto made = std::make_unique<NcclGroup>(library, std::move(group));
+  SLUICE_TRY(made->start(id, start_ms));
+  return made;
+}
+
+}  // namespace sluice::kernels::cuda

@@ -1,0 +1,337 @@
+// Ranks whose devices speak to each other: real processes, each with a pretended device, and
+// between them host memory or a pretended NCCL. Both give the bits of a sum in rank order, a model
+// whose vocabulary is cut over ranks draws what one device draws, and what goes wrong (ranks that
+// die, never start, or cannot have NCCL) ends in a typed error or in the other way, not in a wait.
+
+#include <boost/test/unit_test.hpp>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "kernels/cuda/backend.hpp"
+#include "kernels/cuda/device.hpp"
+#include "kernels/cuda/group.hpp"
+#include "tests/kernels/harness.hpp"
+#include "tests/kernels/rank_data.hpp"
+#include "tests/kernels/ranks.hpp"
+
+using namespace sluice;
+using namespace sluice::kernels;
+using namespace sluice::kernels::test;
+
+namespace {
+
+using cuda::DeviceGroup;
+using cuda::DeviceMemory;
+using cuda::piece_floats;
+
+std::string pretended(const char* state) {
+  return std::string(SLUICE_TEST_PLUGINS "/libnccl") + state + ".so";
+}
+
+/// NCCL, or none.
+const std::vector<std::string> libraries = {pretended(""), ""};
+
+Result<std::unique_ptr<DeviceGroup>> group_of(std::shared_ptr<Communicator> group,
+                                              const std::string& library,
+                                              std::uint32_t start_ms = 60'000) {
+  return cuda::make_device_group(std::move(group), {0, library, start_ms});
+}
+
+DeviceMemory memory_of(std::size_t floats) {
+  return require(DeviceMemory::make(floats * sizeof(float), "a test"));
+}
+
+/// Whole fours around where sums are cut.
+const std::vector<std::size_t> sums = {4, 576, 100'000, piece_floats, piece_floats + 4};
+
+std::string check_sums_and_gathers(DeviceGroup& group, const Shard& shard) {
+  const auto stream = require(cuda::make_stream());
+  for (const std::size_t count : sums) {
+    const DeviceMemory memory = memory_of(count);
+    std::vector<float> values = values_of(shard.rank, count);
+    cudaMemcpyAsync(memory.as<float>(), values.data(), count * sizeof(float),
+                    cudaMemcpyHostToDevice, stream.get());
+    if (auto done = group.all_reduce(memory.as<float>(), count, stream.get()); !done) {
+      return said(done);
+    }
+    cudaMemcpyAsync(values.data(), memory.as<float>(), count * sizeof(float),
+                    cudaMemcpyDeviceToHost, stream.get());
+    cudaStreamSynchronize(stream.get());
+    if (group.failure()) return group.failure()->message;
+    if (!same_bits(values, sum_in(ranks_in_order(shard.size), count))) {
+      return fmt::format("the sum of {} floats differs", count);
+    }
+  }
+  for (const std::size_t count : {std::size_t{1}, std::size_t{333}, piece_floats}) {
+    const DeviceMemory own = memory_of(count), all = memory_of(shard.size * count);
+    const std::vector<float> mine = values_of(shard.rank, count);
+    cudaMemcpyAsync(own.as<float>(), mine.data(), count * sizeof(float), cudaMemcpyHostToDevice,
+                    stream.get());
+    if (auto done = group.all_gather(own.as<float>(), all.as<float>(), count, stream.get());
+        !done) {
+      return said(done);
+    }
+    std::vector<float> values(count);
+    for (std::uint32_t rank = 0; rank < shard.size; ++rank) {
+      cudaMemcpyAsync(values.data(), all.as<float>() + rank * count, count * sizeof(float),
+                      cudaMemcpyDeviceToHost, stream.get());
+      cudaStreamSynchronize(stream.get());
+      if (!same_bits(values, values_of(rank, count))) {
+        return fmt::format("rank {}'s part of {} differs", rank, count);
+      }
+    }
+  }
+  return "ok";
+}
+
+/// The tiny model with a vocabulary that is cut over the ranks, embedding and logits alike. Sums of
+/// an embedding and zeros, and products of the same rows, are those of one device to the bit.
+TinyModel cut(const Shard& shard) {
+  TinyModel model = tiny_model({.vocabulary = 301});
+  StepProgram& program = model.program;
+  const std::uint32_t first = shard_begin(301, shard.rank, shard.size);
+  const std::uint32_t count = shard_count(301, shard);
+  const auto keep = [&](Weight weight) {
+    Tensor& tensor = model.tensors[weight.index];
+    const std::size_t row = tensor.bytes.size() / tensor.host.rows;
+    tensor.host.rows = count;
+    tensor.host.data = std::span(tensor.bytes).subspan(first * row, count * row);
+  };
+  auto& embed = std::get<Embed>(program.ops.front());
+  keep(embed.table);
+  embed.first_token = first;
+  program.buffers.push_back({RowSpace::sampled, count});
+  const Buffer own{static_cast<std::uint32_t>(program.buffers.size() - 1)};
+  auto& product = std::get<Linear>(program.ops[program.ops.size() - 2]);
+  keep(product.weight);
+  product.out = own;
+  program.ops.insert(program.ops.end() - 1, AllGather{own, model.logits});
+  program.ops.insert(program.ops.begin() + 1, AllReduce{embed.out});
+  return model;
+}
+
+struct Rank {
+  Rank(const TinyModel& tiny, const std::string& library,
+       const std::shared_ptr<Communicator>& group)
+      : model(tiny) {
+    backend = require(make_cuda_backend({.reserve_bytes = 0, .split_tokens = 32, .nccl = library},
+                                        results.completion()));
+    for (const Tensor& tensor : model.tensors) require(backend->load(tensor.host));
+    BOOST_REQUIRE(backend->allocate(model.pool()).has_value());
+    if (group) BOOST_REQUIRE(backend->join(group).has_value());
+    program = require(backend->record(model.program));
+  }
+
+  StepResult run(Batch batch) {
+    backend->submit(program, ++ticket, std::move(batch));
+    return results.take();
+  }
+
+  /// Draws `count` tokens greedily from a prompt of 20; empty where a step failed.
+  std::vector<Token> draw(std::uint32_t count, SlotIndex slot = 0) {
+    Batch batch;
+    SlotOpen open{{slot, 1}, {}, 20, {}};
+    open.sampling.temperature = 0;
+    for (Token t = 0; t < 20; ++t) open.tokens.push_back((13 * t + 5) % 301);
+    batch.opens.push_back(open);
+    batch.grants.push_back({slot, 0, {0, 1, 2}});
+    batch.segments.push_back({{slot, 1}, 0, 20, Path::prompt, true});
+    std::vector<Token> tokens;
+    while (tokens.size() < count) {
+      const StepResult result = run(std::move(batch));
+      if (result.failed) {
+        failure = result.error;
+        return {};
+      }
+      tokens.push_back(result.slots.at(0).tokens.at(0));
+      batch = {};
+      batch.segments.push_back(
+          {{slot, 1}, static_cast<std::uint32_t>(19 + tokens.size()), 1, Path::decode, true});
+    }
+    return tokens;
+  }
+
+  const TinyModel& model;
+  Results results;
+  std::unique_ptr<Backend> backend;
+  ProgramId program;
+  Ticket ticket = 0;
+  Error failure;
+};
+
+/// Another group of the same ranks, arranged over the first.
+std::shared_ptr<Communicator> another(const std::shared_ptr<Communicator>& group) {
+  const Shard shard = group->shard();
+  const auto start = require(prepare_tcp(shard, patient));
+  const std::size_t bytes = start->address().size();
+  std::vector<std::byte> all(shard.size * bytes);
+  BOOST_REQUIRE(group->all_gather(start->address(), all).has_value());
+  Addresses addresses;
+  for (std::uint32_t rank = 0; rank < shard.size; ++rank) {
+    const auto own = std::span(all).subspan(rank * bytes, bytes);
+    addresses.emplace_back(own.begin(), own.end());
+  }
+  return require(start->connect(addresses, 60'000));
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(device_group)
+
+BOOST_AUTO_TEST_CASE(sums_are_taken_in_rank_order_on_any_way) {
+  for (const std::string& library : libraries) {
+    for (const std::uint32_t size : {1U, 3U}) {
+      BOOST_TEST_CONTEXT(size << " ranks, NCCL: " << library) {
+        check_ok(run_ranks(size, [&](const auto& communicator) -> std::string {
+          const Shard shard = communicator->shard();
+          const auto group = group_of(communicator, library);
+          if (!group) return group.error().message;
+          const std::string due =
+              library.empty() ? fmt::format("{}, through host memory (NCCL is switched off)",
+                                            communicator->name())
+                              : fmt::format("NCCL 2.28.9, {} rank{}", size, size == 1 ? "" : "s");
+          if ((*group)->name() != due) return (*group)->name();
+          return check_sums_and_gathers(**group, shard);
+        }));
+      }
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_vocabulary_cut_over_ranks_draws_what_one_device_draws) {
+  // In a process of its own: pretended streams are threads, and the ranks are forked.
+  const auto alone = run_ranks(1, [](const auto&) -> std::string {
+    const TinyModel model = tiny_model({.vocabulary = 301});
+    return fmt::format("{}", fmt::join(Rank(model, "", nullptr).draw(12), " "));
+  });
+  BOOST_REQUIRE(!alone.front().report.empty());
+  for (const std::string& library : libraries) {
+    for (const std::uint32_t size : {2U, 3U}) {
+      const auto ends = run_ranks(size, [&](const auto& group) -> std::string {
+        const TinyModel model = cut(group->shard());
+        Rank rank(model, library, group);
+        const auto tokens = rank.draw(12);
+        return tokens.empty() ? rank.failure.message : fmt::format("{}", fmt::join(tokens, " "));
+      });
+      for (const RankEnd& end : ends) BOOST_TEST(end.report == alone.front().report);
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_rank_that_dies_ends_the_others_steps) {
+  for (const std::string& library : libraries) {
+    const auto ends = run_ranks(2, [&](const auto& group) -> std::string {
+      const TinyModel model = cut(group->shard());
+      Rank rank(model, library, group);
+      if (rank.draw(3).empty()) return "a sound group failed";
+      if (group->shard().rank == 1) return "left";  // ends the process
+      // NCCL waits for the rank on the device. Whoever looks after the ranks tells the group.
+      std::thread teller;
+      if (!library.empty()) teller = std::thread([&] { group->abort("rank 1's process ended"); });
+      const bool drawn = !rank.draw(3, 1).empty();
+      if (teller.joinable()) teller.join();
+      if (drawn) return "drew without rank 1";
+      if (rank.failure.code != ErrorCode::unavailable) return rank.failure.message;
+      // Every step after it fails too, until there is another group.
+      const Error first = rank.failure;
+      if (!rank.draw(1, 2).empty() || rank.failure.message != first.message) return "went on";
+      return "ok: " + first.message;
+    });
+    BOOST_TEST(ends[0].report.starts_with("ok: rank 0 of 2: "), ends[0].report);
+    BOOST_TEST(ends[1].report == "left");
+  }
+}
+
+BOOST_AUTO_TEST_CASE(ranks_go_on_in_another_group) {
+  for (const std::string& library : libraries) {
+    check_ok(run_ranks(2, [&](const auto& group) -> std::string {
+      const auto next = another(group);
+      const TinyModel model = cut(group->shard());
+      Rank rank(model, library, group);
+      const auto due = rank.draw(8);
+      if (due.empty()) return rank.failure.message;
+      group->abort("the test breaks the group");
+      if (!rank.draw(1, 1).empty()) return "a step ran without its group";
+      if (auto joined = rank.backend->join(next); !joined) return joined.error().message;
+      return rank.draw(8, 0) == due ? "ok" : "other tokens than before: " + rank.failure.message;
+    }));
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_start_that_does_not_end_says_so) {
+  const auto stuck = run_ranks(2, [](const auto& communicator) -> std::string {
+    const auto group = group_of(communicator, pretended("_stuck"), 50);
+    if (group) return "started";
+    const bool aborted = communicator->failure().has_value();
+    return fmt::format("{}{}: {}", to_string(group.error().code), aborted ? ", aborted" : "",
+                       group.error().message);
+  });
+  // The one that notices first tells the other.
+  const std::string late =
+      "deadline, aborted: rank 0 of 2: ncclCommInitRankConfig did not end in "
+      "time: see that every rank's host can be reached, and set "
+      "NCCL_DEBUG=INFO to see how far it comes";
+  for (const RankEnd& end : stuck) {
+    BOOST_TEST((end.report.find("did not end in time") != std::string::npos ||
+                end.report.starts_with("unavailable, aborted: ")),
+               end.report);
+  }
+  const auto broken = run_ranks(1, [](const auto& communicator) -> std::string {
+    const auto group = group_of(communicator, pretended("_broken"));
+    return group ? "started"
+                 : fmt::format("{}: {}", to_string(group.error().code), group.error().message);
+  });
+  BOOST_TEST(broken.front().report ==
+             "internal: rank 0 of 1: ncclCommInitRankConfig: NCCL says: remote process exited or "
+             "there was a network error (a pretended reason)");
+}
+
+BOOST_AUTO_TEST_CASE(ranks_without_nccl_go_through_host_memory) {
+  const auto ends = run_ranks(2, [](const auto& communicator) -> std::string {
+    const bool has = communicator->shard().rank == 0;
+    const auto group = group_of(communicator, has ? pretended("") : "no-such-library.so");
+    if (!group) return group.error().message;
+    const std::string found = check_sums_and_gathers(**group, communicator->shard());
+    return found == "ok" ? (*group)->name() : found;
+  });
+  BOOST_TEST(ends[0].report == "tcp, 2 ranks, through host memory (rank 1 has no NCCL)");
+  BOOST_TEST(ends[1].report.starts_with("tcp, 2 ranks, through host memory (NCCL does not load: "),
+             ends[1].report);
+  const auto stranger = run_ranks(1, [](const auto& communicator) -> std::string {
+    const auto group = group_of(communicator, SLUICE_TEST_PLUGINS "/libdriver_ok.so");
+    return group ? (*group)->name() : group.error().message;
+  });
+  BOOST_TEST(stranger.front().report.ends_with("libdriver_ok.so is no NCCL of version 2.14 or "
+                                               "later)"),
+             stranger.front().report);
+}
+
+BOOST_AUTO_TEST_CASE(ranks_that_share_a_device_go_through_host_memory) {
+  // Two ranks of one process, and so of one pretended device.
+  const auto ends = run_ranks(1, [](const auto&) -> std::string {
+    std::vector<std::unique_ptr<GroupStart>> starts;
+    Addresses addresses;
+    for (const std::uint32_t rank : {0U, 1U}) {
+      starts.push_back(require(prepare_tcp({rank, 2}, patient)));
+      addresses.push_back(starts.back()->address());
+    }
+    std::vector<std::string> names(2);
+    std::vector<std::thread> ranks;
+    for (const std::uint32_t rank : {0U, 1U}) {
+      ranks.emplace_back([&, rank] {
+        const auto communicator = starts[rank]->connect(addresses, 60'000);
+        const auto group = group_of(*communicator, pretended(""));
+        names[rank] = group ? (*group)->name() : group.error().message;
+      });
+    }
+    for (std::thread& rank : ranks) rank.join();
+    return names[0] == names[1] ? names[0] : names[0] + " and " + names[1];
+  });
+  BOOST_TEST(ends.front().report ==
+             "tcp, 2 ranks, through host memory (ranks 0 and 1 share a device)");
+}
+
+BOOST_AUTO_TEST_SUITE_END()

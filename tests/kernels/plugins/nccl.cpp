@@ -1,0 +1,142 @@
+// A pretended NCCL over shared memory, for devices that are host memory (tests/kernels/cuda_host).
+// Like the real one it starts without blocking, gathers in the order of the stream it is given,
+// waits without end for ranks that do not come, and lets go when it is aborted.
+//
+// PRETEND_START: what starting ends with once all ranks are there; 7 (in progress): never.
+
+#include <fcntl.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+#include "tests/kernels/cuda_host/cuda_runtime.h"
+
+namespace {
+
+constexpr int success = 0, in_progress = 7;
+constexpr std::size_t most_bytes = std::size_t{4} << 20;
+
+struct Id {
+  std::array<char, 128> name;
+};
+
+/// What the ranks share; a piece of each follows.
+struct Shared {
+  std::atomic<std::uint32_t> started;
+  std::atomic<std::uint64_t> arrived, left;
+};
+
+struct Comm {
+  Shared* shared = nullptr;
+  std::size_t bytes = 0;
+  std::uint32_t ranks = 0, rank = 0;
+  std::uint64_t round = 0;
+  std::atomic<bool> aborted{false};
+
+  std::byte* piece(std::uint32_t of) const {
+    return reinterpret_cast<std::byte*>(shared) + sizeof(Shared) + of * most_bytes;
+  }
+
+  /// False: aborted meanwhile.
+  bool wait_for(const std::atomic<std::uint64_t>& count, std::uint64_t due) const {
+    while (count.load() < due) {
+      if (aborted) return false;
+      ::sched_yield();
+    }
+    return true;
+  }
+};
+
+struct Gather {
+  Comm* comm;
+  const void* own;
+  void* all;
+  std::size_t bytes;
+};
+
+void gather(void* data) {
+  const Gather work = *static_cast<Gather*>(data);
+  delete static_cast<Gather*>(data);
+  Comm& comm = *work.comm;
+  if (comm.aborted) return;
+  ++comm.round;
+  std::memcpy(comm.piece(comm.rank), work.own, work.bytes);
+  ++comm.shared->arrived;
+  if (!comm.wait_for(comm.shared->arrived, comm.round * comm.ranks)) return;
+  for (std::uint32_t rank = 0; rank < comm.ranks; ++rank) {
+    std::memcpy(static_cast<std::byte*>(work.all) + rank * work.bytes, comm.piece(rank),
+                work.bytes);
+  }
+  ++comm.shared->left;
+  comm.wait_for(comm.shared->left, comm.round * comm.ranks);
+}
+
+}  // namespace
+
+extern "C" {
+
+int ncclGetVersion(int* version) {
+  *version = 22809;
+  return success;
+}
+
+const char* ncclGetErrorString(int) { return "remote process exited or there was a network error"; }
+const char* ncclGetLastError(Comm*) { return "a pretended reason"; }
+
+int ncclGetUniqueId(Id* id) {
+  static int count = 0;
+  *id = {};
+  std::snprintf(id->name.data(), id->name.size(), "/sluice-nccl-%d-%d", ::getpid(), ++count);
+  return success;
+}
+
+int ncclCommInitRankConfig(Comm** comm, int ranks, Id id, int rank, void*) {
+  *comm = new Comm;
+  (*comm)->ranks = static_cast<std::uint32_t>(ranks);
+  (*comm)->rank = static_cast<std::uint32_t>(rank);
+  (*comm)->bytes = sizeof(Shared) + static_cast<std::size_t>(ranks) * most_bytes;
+  const int file = ::shm_open(id.name.data(), O_RDWR | O_CREAT, 0600);
+  if (file < 0 || ::ftruncate(file, static_cast<off_t>((*comm)->bytes)) != 0) return 2;
+  void* memory = ::mmap(nullptr, (*comm)->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  ::close(file);
+  if (memory == MAP_FAILED) return 2;
+  (*comm)->shared = static_cast<Shared*>(memory);
+  if (++(*comm)->shared->started == (*comm)->ranks) ::shm_unlink(id.name.data());
+  return in_progress;
+}
+
+int ncclCommGetAsyncError(Comm* comm, int* state) {
+  *state = comm->shared->started < comm->ranks ? in_progress : PRETEND_START;
+  return success;
+}
+
+int ncclAllGather(const void* own, void* all, std::size_t count, int, Comm* comm,
+                  cudaStream_t stream) {
+  const std::size_t bytes = count * sizeof(float);
+  if (bytes > most_bytes) return 4;
+  return cudaLaunchHostFunc(stream, gather, new Gather{comm, own, all, bytes}) == cudaSuccess
+             ? success
+             : 1;
+}
+
+int ncclCommAbort(Comm* comm) {
+  static std::vector<Comm*> kept;  // the stream may still come to them
+  comm->aborted = true;
+  kept.push_back(comm);
+  return success;
+}
+
+int ncclCommDestroy(Comm* comm) {
+  ::munmap(comm->shared, comm->bytes);
+  delete comm;
+  return success;
+}
+}
