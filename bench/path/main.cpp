@@ -6,9 +6,11 @@
 // A path sample is the time from `submit` (16 prompt tokens, one token wanted) to its first chunk;
 // it crosses the I/O thread, session, tokenizer, batcher, executor, batcher, streamer and the I/O
 // thread. The same again with the executor on another node, joined over tcp: the difference is what
-// a plan's way there and its result's way back add.
+// a plan's way there and its result's way back add. The way there alone is the difference in when
+// the plan reaches the device, which runs in this process on either node.
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
@@ -29,6 +31,11 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int samples_per_round = 500;
 
+/// Of the way there alone, with a rest after each: the plan that closes a request's slot is over
+/// by then, and delays none.
+constexpr int plans_per_round = 100;
+constexpr std::chrono::milliseconds rest{1};
+
 struct Quantiles {
   double p50 = 0, p99 = 0, p999 = 0;
 };
@@ -42,9 +49,25 @@ Quantiles quantiles(std::vector<double> us) {
   return {at(0.5), at(0.99), at(0.999)};
 }
 
+nlohmann::ordered_json json_of(const Quantiles& q) {
+  return {{"p50", q.p50}, {"p99", q.p99}, {"p99.9", q.p999}};
+}
+
 double us_since(Clock::time_point start) {
   return std::chrono::duration<double, std::micro>(Clock::now() - start).count();
 }
+
+/// When the last plan reached a device.
+std::atomic<Clock::time_point> planned;
+
+class StampedBackend final : public bench::InstantBackend {
+ public:
+  using InstantBackend::InstantBackend;
+  void submit(kernels::ProgramId program, kernels::Ticket ticket, kernels::Batch batch) override {
+    planned = Clock::now();
+    InstantBackend::submit(program, ticket, std::move(batch));
+  }
+};
 
 transport::Submit request() {
   transport::Submit submit;
@@ -57,19 +80,26 @@ transport::Submit request() {
   return submit;
 }
 
-/// One request through the node; microseconds to its first chunk.
-Result<double> through_node(transport::Client& client) {
+/// Microseconds from a request until it is on the device, and until its first chunk is here.
+struct Way {
+  double plan = 0, chunk = 0;
+};
+
+Result<Way> through_node(transport::Client& client) {
   const auto start = Clock::now();
   auto stream = client.submit(request());
   if (!stream) return tl::unexpected(stream.error());
-  double first_us = -1;
+  Way way;
   for (;;) {
     auto next = client.next(std::chrono::seconds(10));
     if (!next) return fail(ErrorCode::unavailable, "no answer within 10 s");
     if (next->stream != *stream) continue;
     if (next->event.failed) return tl::unexpected(next->event.failed->error);
-    if (first_us < 0 && !next->event.tokens.empty()) first_us = us_since(start);
-    if (next->event.done) return first_us;
+    if (way.chunk == 0 && !next->event.tokens.empty()) {
+      way.chunk = us_since(start);
+      way.plan = std::chrono::duration<double, std::micro>(planned.load() - start).count();
+    }
+    if (next->event.done) return way;
   }
 }
 
@@ -86,8 +116,13 @@ void echo(zmq::context_t& context, const std::string& address, std::size_t reply
   }
 }
 
+struct Ways {
+  std::vector<double> plan_us, chunk_us;
+};
+
 struct Samples {
-  std::vector<double> path_us, remote_us, raw_us;
+  Ways local, remote;
+  std::vector<double> raw_us;
   std::size_t submit_bytes = 0, chunk_bytes = 0;
 };
 
@@ -117,12 +152,18 @@ Result<Samples> measure(transport::Client& client, transport::Client& remote, in
     (void)dealer.recv(pong);
   }
   for (int round = 0; round < rounds; ++round) {
-    for (const auto& [through, us] :
-         {std::pair{&client, &samples.path_us}, std::pair{&remote, &samples.remote_us}}) {
+    for (const auto& [through, ways] :
+         {std::pair{&client, &samples.local}, std::pair{&remote, &samples.remote}}) {
       for (int i = 0; i < samples_per_round; ++i) {
         const auto took = through_node(*through);
         if (!took) return tl::unexpected(took.error());
-        us->push_back(*took);
+        ways->chunk_us.push_back(took->chunk);
+      }
+      for (int i = 0; i < plans_per_round; ++i) {
+        std::this_thread::sleep_for(rest);
+        const auto took = through_node(*through);
+        if (!took) return tl::unexpected(took.error());
+        ways->plan_us.push_back(took->plan);
       }
     }
     for (int i = 0; i < samples_per_round; ++i) {
@@ -146,7 +187,7 @@ actors::NodeConfig instant_node(const std::string& model) {
   config.log_level = "off";
   config.make_backend = [](const actors::EngineConfig&, kernels::Completion completion) {
     return Result<std::unique_ptr<kernels::Backend>>(
-        std::make_unique<bench::InstantBackend>(std::move(completion), false));
+        std::make_unique<StampedBackend>(std::move(completion), false));
   };
   return config;
 }
@@ -197,30 +238,34 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "sluice-bench-path: %s\n", samples.error().message.c_str());
     return 1;
   }
-  const auto path = quantiles(samples->path_us);
-  const auto remote = quantiles(samples->remote_us);
+  const auto path = quantiles(samples->local.chunk_us);
+  const auto remote = quantiles(samples->remote.chunk_us);
+  const auto plan = quantiles(samples->local.plan_us);
+  const auto remote_plan = quantiles(samples->remote.plan_us);
   const auto raw = quantiles(samples->raw_us);
   if (json) {
-    const nlohmann::ordered_json result{
-        {"samples", samples->path_us.size()},
-        {"submit_bytes", samples->submit_bytes},
-        {"chunk_bytes", samples->chunk_bytes},
-        {"path_us", {{"p50", path.p50}, {"p99", path.p99}, {"p99.9", path.p999}}},
-        {"remote_executor_us", {{"p50", remote.p50}, {"p99", remote.p99}, {"p99.9", remote.p999}}},
-        {"raw_us", {{"p50", raw.p50}, {"p99", raw.p99}, {"p99.9", raw.p999}}}};
+    const nlohmann::ordered_json result{{"samples", samples->raw_us.size()},
+                                        {"submit_bytes", samples->submit_bytes},
+                                        {"chunk_bytes", samples->chunk_bytes},
+                                        {"path_us", json_of(path)},
+                                        {"plan_us", json_of(plan)},
+                                        {"remote_executor_us", json_of(remote)},
+                                        {"remote_plan_us", json_of(remote_plan)},
+                                        {"raw_us", json_of(raw)}};
     std::printf("%s\n", result.dump().c_str());
     return 0;
   }
   std::printf("%zu samples each, %zu bytes there, %zu back, tcp loopback, microseconds\n",
-              samples->path_us.size(), samples->submit_bytes, samples->chunk_bytes);
+              samples->raw_us.size(), samples->submit_bytes, samples->chunk_bytes);
   std::printf("%-28s %9s %9s %9s\n", "", "p50", "p99", "p99.9");
-  std::printf("%-28s %9.1f %9.1f %9.1f\n", "client - node - client", path.p50, path.p99, path.p999);
-  std::printf("%-28s %9.1f %9.1f %9.1f\n", "executor on another node", remote.p50, remote.p99,
-              remote.p999);
-  std::printf("%-28s %9.1f %9.1f %9.1f\n", "raw DEALER - ROUTER", raw.p50, raw.p99, raw.p999);
-  std::printf("%-28s %9.1f %9.1f %9.1f\n", "difference", path.p50 - raw.p50, path.p99 - raw.p99,
-              path.p999 - raw.p999);
-  std::printf("%-28s %9.1f %9.1f %9.1f\n", "there and back", remote.p50 - path.p50,
-              remote.p99 - path.p99, remote.p999 - path.p999);
+  const auto row = [](const char* name, const Quantiles& a, const Quantiles& b) {
+    std::printf("%-28s %9.1f %9.1f %9.1f\n", name, a.p50 - b.p50, a.p99 - b.p99, a.p999 - b.p999);
+  };
+  row("client - node - client", path, {});
+  row("executor on another node", remote, {});
+  row("raw DEALER - ROUTER", raw, {});
+  row("difference", path, raw);
+  row("there and back", remote, path);
+  row("there alone", remote_plan, plan);
   return 0;
 }
