@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/device.hpp"
 #include "kernels/cuda/flights.hpp"
+#include "kernels/cuda/graphs.hpp"
 #include "kernels/cuda/group.hpp"
 #include "kernels/cuda/kernels.hpp"
 #include "kernels/cuda/program.hpp"
@@ -129,6 +130,7 @@ class CudaBackend final : public Backend {
     auto program = Program::compile(steps, weights_, pool_, shard_, state_, stream_.get());
     if (!program) return tl::unexpected(program.error());
     programs_.push_back(std::move(*program));
+    graphs_.emplace_back();
     return ProgramId{static_cast<std::uint32_t>(programs_.size() - 1)};
   }
 
@@ -139,9 +141,7 @@ class CudaBackend final : public Backend {
     plan_batch(batch, pool_, state_, slots_, plan_);
     flights_.expect(ticket, plan_.drawn);
     if (!batch.sample_now) plan_.drawn.clear();
-    fly(ticket, batch.sample_now, [&] {
-      return programs_[program.index].enqueue(plan_.counts, flights_.group(), stream_.get());
-    });
+    fly(ticket, batch.sample_now, [&] { return enqueue(program.index); });
   }
 
   void sample(Ticket ticket, std::vector<Mask> masks) override {
@@ -216,6 +216,18 @@ class CudaBackend final : public Backend {
   }
 
  private:
+  /// The planned step's launches. Those of a group are no graph: what carries its collectives is
+  /// called anew for each.
+  Result<void> enqueue(std::uint32_t program) {
+    if (options_.graphs && flights_.group() == nullptr) {
+      const auto launched =
+          graphs_[program].launch(programs_[program], plan_.counts, pool_, state_, stream_.get());
+      if (!launched) return tl::unexpected(launched.error());
+      if (*launched) return {};
+    }
+    return programs_[program].enqueue(plan_.counts, flights_.group(), stream_.get());
+  }
+
   /// The kernels' bits are the project's only if the compiler left products and sums apart.
   Result<void> check_rounding() {
     auto memory = DeviceMemory::make(sizeof(float), "a probe");
@@ -367,6 +379,7 @@ class CudaBackend final : public Backend {
   std::vector<LoadedWeight> weights_;
   std::vector<DeviceMemory> memory_;  ///< of weights, pool and slots
   std::vector<Program> programs_;
+  std::vector<StepGraphs> graphs_;  ///< of each
   PoolShape pool_;
   bool allocated_ = false;
   DeviceState state_;

@@ -21,6 +21,7 @@ struct CudaOptions {
   /// of the arithmetic. 256 positions are 128 KiB of keys and values of 128 elements: enough to
   /// hide a block's start, and 32 blocks a key head at 8,192 positions.
   std::uint32_t split_tokens = 256;
+  bool graphs = true;  ///< of decode steps; without, each kernel is launched by itself
   /// NCCL's library, for ranks of a group; where a rank has none, or shares its device, their
   /// collectives go through host memory. Empty: always so.
   std::string nccl = "libnccl.so.2";

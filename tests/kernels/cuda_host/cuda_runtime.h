@@ -111,6 +111,9 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
 /// Makes the `nth` call of this name from now on fail (1: the next), once. For tests of faults.
 void fail_call(const std::string& name, int nth, cudaError_t status);
 
+/// How often a call of this name was made so far.
+std::uint64_t calls(const std::string& name);
+
 /// What kernels complained of so far; clears the list and the device's lost state.
 std::vector<std::string> take_complaints();
 

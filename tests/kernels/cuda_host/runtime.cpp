@@ -29,6 +29,7 @@ struct Device {
   cudaError_t lost = cudaSuccess;  ///< sticky: every call answers this
   std::vector<std::string> complaints;
   std::map<std::string, std::pair<int, cudaError_t>> failures;
+  std::map<std::string, std::uint64_t> calls;
   std::map<void*, std::size_t> memory;
   std::size_t memory_used = 0;
   std::size_t memory_bytes = std::size_t{4} << 30;
@@ -46,6 +47,7 @@ cudaError_t begin(const char* name) {
   Device& d = device();
   const std::lock_guard lock(d.mutex);
   if (d.lost != cudaSuccess) return d.lost;
+  ++d.calls[name];
   const auto found = d.failures.find(name);
   if (found == d.failures.end() || --found->second.first > 0) return cudaSuccess;
   const cudaError_t status = found->second.second;
@@ -166,6 +168,11 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
 void fail_call(const std::string& name, int nth, cudaError_t status) {
   const std::lock_guard lock(device().mutex);
   device().failures[name] = {nth, status};
+}
+
+std::uint64_t calls(const std::string& name) {
+  const std::lock_guard lock(device().mutex);
+  return device().calls[name];
 }
 
 std::vector<std::string> take_complaints() {
@@ -422,9 +429,9 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
 }
 
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
-  BEGIN("cudaStreamEndCapture");
   const std::lock_guard lock(stream->mutex);
-  stream->capturing = false;
+  stream->capturing = false;  // whatever comes of it
+  BEGIN("cudaStreamEndCapture");
   *graph = new CudaHostGraph(std::move(stream->captured));
   return cudaSuccess;
 }

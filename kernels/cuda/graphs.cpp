@@ -1,0 +1,75 @@
+#include "kernels/cuda/graphs.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <utility>
+
+namespace sluice::kernels::cuda {
+namespace {
+
+/// Some hundred kilobytes of device memory each.
+constexpr std::size_t graphs_max = 128;
+
+/// 1, 2, 3, 4, 6, 8, 12, 16, 24, ...
+std::uint32_t row_size(std::uint32_t rows) {
+  const std::uint32_t whole = std::bit_ceil(rows);
+  const std::uint32_t between = whole / 4 * 3;
+  return rows <= between ? between : whole;
+}
+
+}  // namespace
+
+StepCounts graph_size(const StepCounts& counts, const PoolShape& pool, const DeviceState& state) {
+  StepCounts size = counts;
+  size.rows = std::min(row_size(counts.rows), pool.rows_max);
+  size.sampled = size.groups = size.single_groups = size.rows;
+  if (counts.splits > 0) {
+    size.splits = std::min(std::bit_ceil(counts.splits),
+                           split_count(pool.context_tokens, state.split_tokens));
+  }
+  return size;
+}
+
+Result<bool> StepGraphs::launch(const Program& program, const StepCounts& counts,
+                                const PoolShape& pool, const DeviceState& state,
+                                cudaStream_t stream) {
+  if (unusable_ || counts.rows == 0 || counts.groups != counts.single_groups) return false;
+  const StepCounts size = graph_size(counts, pool, state);
+  const Key key{size.rows, size.splits, size.sample_now};
+  const auto found = graphs_.find(key);
+  if (found == graphs_.end()) {
+    if (graphs_.size() < graphs_max) graphs_.try_emplace(key);
+    return false;
+  }
+  if (!found->second) {
+    auto graph = capture(program, size, stream);
+    if (!graph) {  // kernel by kernel is as right; a device that is lost says so then
+      unusable_ = true;
+      return false;
+    }
+    found->second = std::move(*graph);
+  }
+  SLUICE_CUDA(cudaGraphLaunch(found->second.get(), stream));
+  return true;
+}
+
+Result<GraphExec> StepGraphs::capture(const Program& program, const StepCounts& size,
+                                      cudaStream_t stream) {
+  SLUICE_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  const auto enqueued = program.enqueue(size, nullptr, stream);
+  cudaGraph_t raw = nullptr;
+  const cudaError_t ended = cudaStreamEndCapture(stream, &raw);
+  const Graph graph(raw);
+  if (!enqueued || ended != cudaSuccess) cudaGetLastError();
+  if (!enqueued) return tl::unexpected(enqueued.error());
+  if (ended != cudaSuccess) return tl::unexpected(device_error(ended, "cudaStreamEndCapture"));
+  cudaGraphExec_t exec = nullptr;
+  if (const cudaError_t status = cudaGraphInstantiate(&exec, graph.get(), 0);
+      status != cudaSuccess) {
+    cudaGetLastError();
+    return tl::unexpected(device_error(status, "cudaGraphInstantiate"));
+  }
+  return GraphExec(exec);
+}
+
+}  // namespace sluice::kernels::cuda
