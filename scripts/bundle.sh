@@ -5,15 +5,18 @@
 #   scripts/bundle.sh           packs the release preset
 #   scripts/bundle.sh --bare    packs the bare preset: sluice-bench and test_kernels
 #   scripts/bundle.sh --check   packs, then runs it in a root folder that holds glibc alone
+#   scripts/bundle.sh --with-nccl=LIBRARY,LICENCE   with NCCL, for groups of GPUs on hosts without:
+#                               its libnccl.so.2 and the text of its licence
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-preset=release name=sluice check=no
+preset=release name=sluice check=no nccl=
 for argument in "$@"; do
   case $argument in
     --bare) preset=bare name=sluice-bare ;;
     --check) check=yes ;;
-    *) sed -n '2,7s/^# \{0,1\}//p' "$0"; [[ $argument == --help ]] && exit 0 || exit 2 ;;
+    --with-nccl=?*) nccl=${argument#*=} ;;
+    *) sed -n '2,9s/^# \{0,1\}//p' "$0"; [[ $argument == --help ]] && exit 0 || exit 2 ;;
   esac
 done
 
@@ -71,6 +74,18 @@ if [[ -f $stage/lib/sluice/libsluice_cuda.so ]]; then
   echo "libsluice_cuda.so contains the CUDA runtime (cudart), copyright NVIDIA Corporation," \
     "distributed under the CUDA Toolkit EULA: https://docs.nvidia.com/cuda/eula" \
     >"$licences/cuda-runtime"
+fi
+
+if [[ -n $nccl ]]; then
+  [[ -f $stage/lib/sluice/libsluice_cuda.so ]] ||
+    fail "this build has no CUDA plugin, which alone uses NCCL" "build where the CUDA toolkit is"
+  [[ $(objdump -T "${nccl%,*}" 2>/dev/null) == *ncclCommInitRankConfig* ]] ||
+    fail "${nccl%,*} is no NCCL of version 2.14 or later" "name the file libnccl.so.2"
+  grep -qi 'redistribution' "${nccl##*,}" ||
+    fail "${nccl##*,} is no licence" "name the text that came with NCCL, after a comma"
+  cp -L "${nccl%,*}" "$stage/lib/sluice/libnccl.so.2"
+  cp -L "${nccl##*,}" "$licences/nccl"
+  archive_bytes_max=$((400 * 1000 * 1000))
 fi
 
 mapfile -t binaries < <(find "$stage/bin" "$stage/lib" -type f)

@@ -3,6 +3,9 @@
 #include "kernels/plugin.hpp"
 
 #include <cuda_runtime_api.h>
+#include <dlfcn.h>
+
+#include <filesystem>
 
 #include "kernels/cuda/backend.hpp"
 
@@ -10,10 +13,20 @@ namespace {
 
 using namespace sluice;
 
+/// NCCL that came with this plugin, beside it; else the system's.
+std::string find_nccl(const std::string& name) {
+  Dl_info self{};
+  if (::dladdr(reinterpret_cast<const void*>(&find_nccl), &self) == 0) return name;
+  const auto beside = std::filesystem::path(self.dli_fname).parent_path() / name;
+  std::error_code ignored;
+  return std::filesystem::exists(beside, ignored) ? beside.string() : name;
+}
+
 Result<std::unique_ptr<kernels::Backend>> make(const kernels::BackendOptions& options,
                                                kernels::Completion completion) {
   kernels::CudaOptions cuda;
   cuda.device = static_cast<int>(options.device);
+  cuda.nccl = find_nccl(cuda.nccl);
   return kernels::make_cuda_backend(cuda, std::move(completion));
 }
 
