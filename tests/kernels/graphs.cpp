@@ -139,9 +139,9 @@ BOOST_AUTO_TEST_CASE(graphs_change_no_bit) {
   for (const Traits& traits : {Traits{}, Traits{.vocabulary = 317, .mixed_layers = true}}) {
     const TinyModel model = tiny_model(traits);
     const std::uint64_t before = cuda_host::calls("cudaGraphLaunch");
-    const auto without = run(false, model, 60);
+    const auto without = run(false, model, 40);
     BOOST_TEST(cuda_host::calls("cudaGraphLaunch") == before);
-    const auto with = run(true, model, 60);
+    const auto with = run(true, model, 40);
     const std::uint64_t launched = cuda_host::calls("cudaGraphLaunch") - before;
     BOOST_TEST(launched > 10U);
     BOOST_TEST(launched < with.size());
@@ -152,13 +152,13 @@ BOOST_AUTO_TEST_CASE(graphs_change_no_bit) {
 BOOST_AUTO_TEST_CASE(steps_go_on_where_graphs_do_not_work) {
   const CleanDevice clean;
   const TinyModel model = tiny_model({.layers = 1});
-  const auto due = run(false, model, 20);
+  const auto due = run(false, model, 15);
   for (const char* call :
        {"cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate"}) {
     BOOST_TEST_CONTEXT(call) {
       const std::uint64_t before = cuda_host::calls("cudaGraphLaunch");
       cuda_host::fail_call(call, 1, cudaErrorInvalidValue);
-      BOOST_TEST((run(true, model, 20) == due));
+      BOOST_TEST((run(true, model, 15) == due));
       BOOST_TEST(cuda_host::calls("cudaGraphLaunch") == before);
     }
   }
