@@ -10,9 +10,10 @@
 #include <utility>
 #include <vector>
 
+#include "bench/random_model.hpp"
 #include "kernels/backends.hpp"
-#include "model/config.hpp"
 #include "model/checkpoint.hpp"
+#include "model/config.hpp"
 #include "model/decoder.hpp"
 
 namespace sluice::bench {
@@ -104,7 +105,8 @@ struct Rig {
 
 Result<std::unique_ptr<Rig>> load(const LatencyOptions& options) {
   auto rig = std::make_unique<Rig>();
-  auto file = model::open_checkpoint(options.model);
+  auto file = options.shape.empty() ? model::open_checkpoint(options.model)
+                                    : random_checkpoint(options.shape);
   if (!file) return tl::unexpected(file.error());
   rig->file = *file;
   auto config = (*file)->config();

@@ -14,6 +14,7 @@ namespace sluice::bench {
 
 struct LatencyOptions {
   std::string model;                     ///< path that open_checkpoint takes
+  std::string shape;                     ///< instead: random weights, as random_checkpoint takes it
   std::string backend = "auto";          ///< auto, cpu, cuda
   std::uint32_t device = 0;              ///< which of the backend's devices
   std::uint32_t threads = 0;             ///< the cpu's; 0: one a core

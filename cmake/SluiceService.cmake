@@ -24,7 +24,7 @@ endif()
 
 sluice_tests(transport LINK sluice_transport PkgConfig::ZEROMQ)
 sluice_tests(actors LINK sluice_actors PkgConfig::ZEROMQ)
-sluice_tests(bench LINK sluice_bench_serve nlohmann_json::nlohmann_json)
+sluice_tests(bench LINK sluice_latency sluice_bench_serve nlohmann_json::nlohmann_json)
 sluice_tests(cli LINK nlohmann_json::nlohmann_json)
 sluice_program(tests/simulate NAME test_simulate LINK sluice_actors)
 add_test(NAME simulate COMMAND test_simulate --seeds 1000)

@@ -20,9 +20,11 @@ using namespace sluice;
 
 constexpr const char* usage =
     "The speed of one sequence or several, and the machine's limit beside it.\n"
-    "Usage: sluice-bench --model FILE [options]\n"
+    "Usage: sluice-bench --model FILE | --shape NAME:FORMAT [options]\n"
     "       sluice-bench --bandwidth BYTES | --peak [options]\n"
     "  --model FILE        GGUF file, or folder of a safetensors model\n"
+    "  --shape NAME:FORMAT random weights of a known shape, as llama-3.1-8b:bf16; a wrong name\n"
+    "                      lists those that there are\n"
     "  --backend NAME      auto, cpu or cuda\n"
     "  --device N          which of the backend's devices\n"
     "  --threads N         the cpu's threads; 0: one a core\n"
@@ -118,10 +120,11 @@ int probe_peaks(bench::LatencyOptions options, bool json) {
 
 int main(int argc, char** argv) {
   enum Option {
-    model = 1, json, backend, backends, help, device, threads, prompt, generate, repetitions,
+    model = 1, shape, json, backend, backends, help, device, threads, prompt, generate, repetitions,
     streams, depth, bandwidth, peak
   };
   constexpr option options[] = {{"model", required_argument, nullptr, model},
+                                {"shape", required_argument, nullptr, shape},
                                 {"threads", required_argument, nullptr, threads},
                                 {"prompt", required_argument, nullptr, prompt},
                                 {"generate", required_argument, nullptr, generate},
@@ -143,6 +146,9 @@ int main(int argc, char** argv) {
     switch (found) {
       case model:
         latency.model = optarg;
+        continue;
+      case shape:
+        latency.shape = optarg;
         continue;
       case backend:
         latency.backend = optarg;
@@ -182,6 +188,7 @@ int main(int argc, char** argv) {
   if (optind < argc) return wrong_usage(fmt::format("'{}' is no option", argv[optind]));
   if (peaks) return probe_peaks(latency, as_json);
   if (probed_bytes) return probe_bandwidth(latency, *probed_bytes, as_json);
-  if (latency.model.empty()) return wrong_usage("give --model FILE, --bandwidth BYTES or --peak");
+  if (latency.model.empty() == latency.shape.empty())
+    return wrong_usage("give --model FILE or --shape NAME:FORMAT, or --bandwidth BYTES, or --peak");
   return measure(latency, as_json);
 }
