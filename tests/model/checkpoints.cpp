@@ -13,10 +13,9 @@ namespace {
 using testing::LoadedModel;
 
 const std::vector<std::string> names = {
-    "plain",           "grouped_heads", "tied_embeddings", "rope_base",
-    "rope_linear",     "rope_yarn",     "rope_yarn_betas", "rope_llama3",
-    "sliding_window",  "wide_heads",    "biases",          "qwen2",
-    "qwen3",           "gemma2",        "gemma3"};
+    "plain",     "grouped_heads",   "tied_embeddings", "rope_base",      "rope_linear",
+    "rope_yarn", "rope_yarn_betas", "rope_llama3",     "sliding_window", "wide_heads",
+    "biases",    "qwen2",           "qwen3",           "gemma2",         "gemma3"};
 
 std::string path_of(const std::string& name, const char* ending) {
   return fmt::format("{}/checkpoints/{}{}", SLUICE_FIXTURES, name, ending);
@@ -38,18 +37,23 @@ BOOST_AUTO_TEST_CASE(logits_do_not_depend_on_the_batch) {
   for (const std::string& name : names) {
     BOOST_TEST_CONTEXT(name) {
       testing::WordReader fixture(path_of(name, ".bin"));
-      LoadedModel model(path_of(name, ".gguf"));
       fixture.u32s(2);
-      testing::check_invariance(model, fixture.u32s(45));
+      const auto tokens = fixture.u32s(45);
+      for (const std::string& backend : testing::usable_backends()) {
+        LoadedModel model(path_of(name, ".gguf"), 128, 2, nullptr, backend);
+        testing::check_invariance(model, tokens);
+      }
     }
   }
 }
 
 BOOST_AUTO_TEST_CASE(logits_of_a_real_model_do_not_depend_on_the_batch) {
-  LoadedModel model(SLUICE_MODELS "/SmolLM2-135M-Instruct-Q4_1.gguf");
   std::vector<Token> tokens;
   for (Token i = 0; i < 40; ++i) tokens.push_back(1000 + 997 * i);
-  testing::check_invariance(model, tokens);
+  for (const std::string& backend : testing::usable_backends()) {
+    LoadedModel model(SLUICE_MODELS "/SmolLM2-135M-Instruct-Q4_1.gguf", 128, 2, nullptr, backend);
+    testing::check_invariance(model, tokens);
+  }
 }
 
 BOOST_AUTO_TEST_SUITE_END()

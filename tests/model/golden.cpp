@@ -1,6 +1,6 @@
-// Shows that the decoder on the CPU backend computes SmolLM2: the logits of every position of 20
-// prompts against transformers in float32 (scripts/fixtures/golden_logits.py), no further from it
-// than llama.cpp is on the same file, the same best token wherever the reference is sure of it.
+// Shows that the decoder computes SmolLM2 on every usable backend: the logits of every position of
+// 20 prompts against transformers in float32 (scripts/fixtures/golden_logits.py), no further from
+// it than llama.cpp on the same file, the same best token wherever the reference is sure of it.
 #include "tests/model/golden.hpp"
 
 #include <boost/test/unit_test.hpp>

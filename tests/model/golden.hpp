@@ -61,11 +61,10 @@ inline double log_sum_exp(std::span<const float> logits) {
   return most + std::log(sum);
 }
 
-/// No logit off by more than the tolerance, nor a prompt further off than llama.cpp is; the same
-/// best token wherever the reference is sure of it.
-inline void check_golden(const Golden& golden) {
+inline void check_golden(const Golden& golden, const std::string& backend) {
   WordReader fixture(fmt::format("{}/golden/{}.bin", SLUICE_FIXTURES, golden.fixture));
-  LoadedModel model(fmt::format("{}/{}", SLUICE_MODELS, golden.model), golden.context_tokens);
+  LoadedModel model(fmt::format("{}/{}", SLUICE_MODELS, golden.model), golden.context_tokens, 2,
+                    nullptr, backend);
   const std::uint32_t prompts = fixture.u32();
   const auto fixed = fixture.u32s(fixture.u32());
   BOOST_TEST(prompts == golden.prompts);
@@ -91,8 +90,8 @@ inline void check_golden(const Golden& golden) {
       sums.add(log_sum_exp(logits) - sum);
       const auto best = std::max_element(logits.begin(), logits.end()) - logits.begin();
       if (expected[0] - expected[1] > golden.margin()) {
-        BOOST_TEST(best == ids[0], "prompt " << prompt << ", position " << at << ": token "
-                                             << best << " instead of " << ids[0]);
+        BOOST_TEST(best == ids[0], "prompt " << prompt << ", position " << at << ": token " << best
+                                             << " instead of " << ids[0]);
         ++sure;
       }
       ++positions;
@@ -105,8 +104,8 @@ inline void check_golden(const Golden& golden) {
     if (count >= positions_compared) BOOST_TEST(apart.rms() <= llama_rms);
     llama_square_sum += llama_rms * llama_rms * static_cast<double>(apart.count);
   }
-  BOOST_TEST_MESSAGE(positions << " positions, " << sure << " sure; worst " << all.worst
-                               << ", rms " << all.rms());
+  BOOST_TEST_MESSAGE(positions << " positions, " << sure << " sure; worst " << all.worst << ", rms "
+                               << all.rms());
   BOOST_TEST(all.rms() <= std::sqrt(llama_square_sum / static_cast<double>(all.count)));
   if (golden.prompts_run() < prompts) return;
   BOOST_TEST(all.rms() <= golden.deviation);
@@ -114,6 +113,14 @@ inline void check_golden(const Golden& golden) {
   BOOST_TEST(fixture.at_end());
   BOOST_TEST(positions > golden.positions_min);
   BOOST_TEST(sure > golden.sure_min);
+}
+
+/// No logit off by more than the tolerance, nor a prompt further off than llama.cpp is; the same
+/// best token wherever the reference is sure of it; on every backend that there is.
+inline void check_golden(const Golden& golden) {
+  for (const std::string& backend : usable_backends()) {
+    BOOST_TEST_CONTEXT(backend) { check_golden(golden, backend); }
+  }
 }
 
 }  // namespace sluice::model::testing

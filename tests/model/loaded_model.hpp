@@ -1,6 +1,6 @@
 #pragma once
-// A model file on the real CPU backend, and what tests ask of it: logits of every position, or of
-// sampled rows in any batching.
+// A model file on a real backend, and what tests ask of it: logits of every position, or of sampled
+// rows in any batching.
 
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/cpu/backend.hpp"
+#include "kernels/backends.hpp"
 #include "model/decoder.hpp"
 
 namespace sluice::model::testing {
@@ -34,6 +34,13 @@ struct Part {
   kernels::Path path = kernels::Path::prompt;
 };
 
+/// Those that this machine can use: the CPU's, and a GPU's where there is one.
+inline std::vector<std::string> usable_backends() {
+  std::vector<std::string> names{"cpu"};
+  if (kernels::choose_backend("cuda")) names.push_back("cuda");
+  return names;
+}
+
 class LoadedModel {
  public:
   static constexpr std::uint32_t block_tokens = 16;
@@ -43,13 +50,15 @@ class LoadedModel {
   /// With a group, the part of the model that this rank has.
   explicit LoadedModel(const std::string& path, std::uint32_t context_tokens = 128,
                        std::uint32_t threads = 2,
-                       const std::shared_ptr<kernels::Communicator>& group = nullptr)
+                       const std::shared_ptr<kernels::Communicator>& group = nullptr,
+                       const std::string& backend_name = "cpu")
       : file(require(open_checkpoint(path))), config(require(file->config())) {
-    backend = require(kernels::make_cpu_backend({threads}, [this](kernels::StepResult&& result) {
-      const std::lock_guard lock(mutex_);
-      results_.push_back(std::move(result));
-      arrived_.notify_one();
-    }));
+    backend = require(kernels::make_backend(backend_name, {.threads = threads},
+                                            [this](kernels::StepResult&& result) {
+                                              const std::lock_guard lock(mutex_);
+                                              results_.push_back(std::move(result));
+                                              arrived_.notify_one();
+                                            }));
     kernels::PoolShape pool;
     pool.layers = config.layers;
     const Shard shard = group == nullptr ? Shard{} : group->shard();
@@ -74,8 +83,8 @@ class LoadedModel {
 
   /// Starts a sequence in a slot with all its tokens; one batch later it can be computed.
   void open(kernels::SlotIndex slot, const std::vector<Token>& tokens) {
-    opens_.push_back({{slot, ++generations_[slot]}, tokens,
-                      static_cast<std::uint32_t>(tokens.size()), {}});
+    opens_.push_back(
+        {{slot, ++generations_[slot]}, tokens, static_cast<std::uint32_t>(tokens.size()), {}});
     opens_.back().sampling.temperature = 0;
     kernels::BlockGrant grant{slot, 0, {}};
     // The slots' blocks lie interleaved and backwards: no position may rely on neighbours.
@@ -112,8 +121,8 @@ class LoadedModel {
       run(every_row_, {{0, at, rows}});
       const auto logits = read(every_row_, row_logits_, rows);
       for (std::uint32_t r = 0; r < rows; ++r) {
-        visit(at + r, std::span(logits).subspan(std::size_t{r} * config.vocabulary,
-                                                config.vocabulary));
+        visit(at + r,
+              std::span(logits).subspan(std::size_t{r} * config.vocabulary, config.vocabulary));
       }
     }
   }
@@ -145,11 +154,13 @@ class LoadedModel {
     over_rows[selected.index] = residual;
     row_logits_ = over_rows[decoder.logits.index];
     for (kernels::Op& op : rest) {
-      std::visit([&](auto& one) {
-        if constexpr (requires { one.in; }) one.in = over_rows[one.in.index];
-        if constexpr (requires { one.out; }) one.out = over_rows[one.out.index];
-        if constexpr (requires { one.values; }) one.values = over_rows[one.values.index];
-      }, op);
+      std::visit(
+          [&](auto& one) {
+            if constexpr (requires { one.in; }) one.in = over_rows[one.in.index];
+            if constexpr (requires { one.out; }) one.out = over_rows[one.out.index];
+            if constexpr (requires { one.values; }) one.values = over_rows[one.values.index];
+          },
+          op);
       if (!std::holds_alternative<kernels::Sample>(op)) steps.ops.push_back(op);
     }
     every_row_ = require(backend->record(steps));
@@ -174,8 +185,8 @@ class LoadedModel {
     grants_.clear();
     closes_.clear();
     for (const Part& part : parts) {
-      batch.segments.push_back({{part.slot, generations_[part.slot]}, part.position, part.rows,
-                                part.path, part.sample});
+      batch.segments.push_back(
+          {{part.slot, generations_[part.slot]}, part.position, part.rows, part.path, part.sample});
     }
     backend->submit(program, ++ticket_, std::move(batch));
     std::unique_lock lock(mutex_);

@@ -20,9 +20,10 @@ inline constexpr double tolerance = 0.02;
 
 /// Compares the logits of every position with those of `fixture` (scripts/fixtures/checkpoints.py).
 inline void check_logits(const std::string& path, const std::string& fixture_path,
-                         const std::shared_ptr<kernels::Communicator>& group = nullptr) {
+                         const std::shared_ptr<kernels::Communicator>& group,
+                         const std::string& backend = "cpu") {
   WordReader fixture(fixture_path);
-  LoadedModel model(path, 128, group == nullptr ? 2 : 1, group);
+  LoadedModel model(path, 128, group == nullptr ? 2 : 1, group, backend);
   const std::uint32_t positions = fixture.u32();
   const std::uint32_t vocabulary = fixture.u32();
   BOOST_REQUIRE_EQUAL(model.config.vocabulary, vocabulary);
@@ -46,6 +47,13 @@ inline void check_logits(const std::string& path, const std::string& fixture_pat
   BOOST_TEST_MESSAGE(path << ": worst " << worst << ", " << sure << " sure positions");
   BOOST_TEST(worst <= tolerance);
   BOOST_TEST(sure > positions / 2);
+}
+
+/// The same on every backend that there is.
+inline void check_logits(const std::string& path, const std::string& fixture_path) {
+  for (const std::string& backend : usable_backends()) {
+    BOOST_TEST_CONTEXT(backend) { check_logits(path, fixture_path, nullptr, backend); }
+  }
 }
 
 /// The last row's logits after `cuts` of the prompt, each a step of its own.
