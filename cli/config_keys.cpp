@@ -46,8 +46,8 @@ const std::vector<NodeKey>& node_keys() {
       {"peers", "local_listen", SLUICE_FIELD(Config, node.peers.local_listen),
        "a second one, for processes of this host: ipc://PATH, always plain"},
       {"peers", "collectives", SLUICE_FIELD(Config, node.peers.collectives),
-       "this host's address for what tensor-parallel ranks exchange in a step: not encrypted, so "
-       "loopback or a network of the group's own"},
+       "this host's address for what tensor-parallel ranks exchange in a step; encrypted, unless "
+       "both ranks are on loopback"},
       {"peers", "group_start_ms", SLUICE_FIELD(Config, node.peers.group_start_ms),
        "how long a group may take to form before who is missing is named and it starts anew", 100,
        3600000},

@@ -73,12 +73,14 @@ class Communicator {
 };
 
 struct CommunicatorOptions {
-  /// An address of this host that the other ranks reach. What passes there is not encrypted: keep
-  /// it to loopback, or to a network of the group's own.
+  /// An address of this host that the other ranks reach. Between two on loopback what passes is
+  /// plain, elsewhere each message is encrypted and authenticated by keys of its connection.
   std::string host = "127.0.0.1";
   /// Longest that a collective waits for the others. A rank whose process died is noticed at once;
   /// this is for one that stands still, or whose host is gone.
   std::uint32_t deadline_ms = 10'000;
+  /// Encrypts on loopback too. One rank's wish is enough.
+  bool seal_loopback = false;
 };
 
 /// A group starts in two steps, so that any rendezvous can carry what the ranks must know of each
@@ -90,11 +92,12 @@ class GroupStart {
 
   virtual Shard shard() const = 0;
 
-  /// Opaque, below 64 KiB; holds a secret by which ranks know each other, so that it should travel
-  /// encrypted where the network is shared. Good for one connect.
+  /// Opaque, below 64 KiB; holds a secret by which ranks know each other and from which their keys
+  /// come: whoever reads it on its way can read and alter what the ranks say. Good for one connect.
   virtual const std::vector<std::byte>& address() const = 0;
 
-  /// Waits until every other rank has connected too. `bad_request` for addresses of another group,
+  /// Waits until every other rank has connected too, and proven that it knows the addresses'
+  /// secrets. `bad_request` for addresses of another group,
   /// count or version; `deadline` names the ranks that did not come within `timeout_ms`;
   /// `unavailable` one that refused or left, or that `cancel` was called. Once.
   virtual Result<std::shared_ptr<Communicator>> connect(

@@ -22,7 +22,7 @@ build_packages='
   libhwy-dev           vectors
   libpcre2-dev         tokenizer
   libutf8proc-dev      normalization
-  libsodium-dev        hashes
+  libsodium-dev        hashes, seals
   libzmq3-dev          sockets
   cppzmq-dev           sockets
   libmsgpack-cxx-dev   wire

@@ -39,7 +39,7 @@ PROJECT = {
 
 # folder -> libraries beyond the standard one, as prefixes of include paths
 LIBRARIES = {
-    "kernels": ["hwy/", "fmt/", "tl/", "cuda", "cublas", "nccl", "gloo/"],
+    "kernels": ["hwy/", "fmt/", "tl/", "cuda", "cublas", "nccl", "gloo/", "sodium"],
     "model": ["fmt/", "tl/", "nlohmann/", "pcre2.h", "utf8proc.h", "sodium"],
     "engine": ["fmt/", "tl/", "nlohmann/", "sodium"],
     "transport": ["fmt/", "tl/", "zmq", "msgpack", "sodium", "boost/asio", "boost/beast"],
@@ -55,7 +55,7 @@ LIBRARIES = {
 # Headers of the system are not libraries: <vector>, <sys/mman.h>, <unistd.h> ...
 SYSTEM = re.compile(r"^([a-z0-9_]+|c[a-z]+|sys/\w+\.h|netinet/\w+\.h|arpa/\w+\.h|linux/\w+\.h|"
                     r"(unistd|fcntl|signal|poll|netdb|pthread|sched|termios|pty|pwd|dlfcn|errno|"
-                    r"dirent|immintrin|cpuid|time|langinfo|ucontext|getopt)\.h)$")
+                    r"dirent|ifaddrs|immintrin|cpuid|time|langinfo|ucontext|getopt)\.h)$")
 
 # path pattern -> includes refused there although the folder has them, and why
 NARROWER = [

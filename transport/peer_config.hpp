@@ -35,8 +35,8 @@ struct PeerConfig {
   std::optional<CurveServer> curve;  ///< of `listen`, and of those joined by name; none: plain
   std::uint32_t lost_ms = 1000;      ///< a peer silent for so long is lost
   std::uint64_t message_bytes_max = 64U << 20;
-  /// This host's address for the collectives of tensor-parallel groups. What passes there is not
-  /// encrypted: loopback, or a network of the group's own.
+  /// This host's address for the collectives of tensor-parallel groups. What passes there is
+  /// encrypted, unless both ranks are on loopback.
   std::string collectives = "127.0.0.1";
   /// A rank not there by then is named, and a new start made.
   std::uint32_t group_start_ms = 60'000;

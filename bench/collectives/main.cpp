@@ -1,6 +1,7 @@
 // What collectives between processes on this machine take: real ranks over loopback, each with one
 // thread, as a tensor-parallel step runs them. With a model, what its decoding steps take instead.
-//   sluice-bench-collectives [--ranks 2,3] [--rounds N] [--model FILE [--rows 1,16]]
+// `--sealed`: as between hosts, where every message is encrypted.
+//   sluice-bench-collectives [--ranks 2,3] [--rounds N] [--sealed] [--model FILE [--rows 1,16]]
 
 #include <fmt/core.h>
 #include <sys/wait.h>
@@ -93,6 +94,7 @@ struct Options {
   int rounds = 4000;
   std::string model;
   std::vector<std::uint32_t> rows = {1, 16};
+  bool sealed = false;
 };
 
 /// Rank 0 prints; the others take part.
@@ -112,7 +114,9 @@ bool measure_model(const std::shared_ptr<Communicator>& group, const Options& op
 }
 
 [[noreturn]] void live(const Shard& shard, const Options& options, int in, int out) {
-  auto start = prepare_tcp(shard);
+  CommunicatorOptions how;
+  how.seal_loopback = options.sealed;
+  auto start = prepare_tcp(shard, how);
   if (!start) ::_exit(1);
   const Bytes own = (*start)->address();
   write_all(out, own);
@@ -170,6 +174,10 @@ int main(int count, char** arguments) {
   for (int i = 1; i < count; ++i) {
     const std::string_view argument = arguments[i];
     const char* value = i + 1 < count ? arguments[i + 1] : "";
+    if (argument == "--sealed") {
+      options.sealed = true;
+      continue;
+    }
     if (argument == "--rounds") {
       options.rounds = std::max(40, std::atoi(value));
     } else if (argument == "--ranks") {
@@ -179,8 +187,8 @@ int main(int count, char** arguments) {
     } else if (argument == "--rows") {
       options.rows = numbers(value);
     } else {
-      fmt::print("usage: sluice-bench-collectives [--ranks 2,3] [--rounds N] [--model FILE "
-                 "[--rows 1,16]]\n");
+      fmt::print("usage: sluice-bench-collectives [--ranks 2,3] [--rounds N] [--sealed] "
+                 "[--model FILE [--rows 1,16]]\n");
       return argument == "--help" ? 0 : 2;
     }
     ++i;

@@ -6,11 +6,6 @@
 namespace sluice::kernels::comm {
 namespace {
 
-// Large enough that a round's start does not count, small enough that what has arrived is added
-// while it is in the cache.
-constexpr std::size_t piece_floats = std::size_t{16} << 10;
-constexpr std::size_t piece_bytes = piece_floats * sizeof(float);
-
 // Up to here every rank sends all to all and adds for itself: one round, where adding parts takes
 // two of fewer bytes. Two ranks send the same bytes either way.
 constexpr std::size_t gather_floats_max = std::size_t{8} << 10;

@@ -1,6 +1,7 @@
 #pragma once
 // Collectives in rank order, over whatever carries pieces between ranks.
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -10,6 +11,11 @@
 #include "kernels/communicator.hpp"
 
 namespace sluice::kernels::comm {
+
+/// Longest piece. Large enough that a round's start does not count, small enough that what has
+/// arrived is added while it is in the cache.
+inline constexpr std::size_t piece_floats = std::size_t{16} << 10;
+inline constexpr std::size_t piece_bytes = piece_floats * sizeof(float);
 
 /// Cuts collectives into rounds, in each of which every rank sends a piece to each of the others
 /// and receives one from each. Whether all send all to all, or each rank adds a part, changes no

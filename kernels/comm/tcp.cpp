@@ -1,5 +1,6 @@
-// Rounds of pieces over TCP. All sockets at once and none of them blocking: a round cannot lock up
-// whatever its size, and one wait serves all peers, the deadline and `abort`.
+// Rounds of pieces over TCP, sealed wherever a connection leaves this host. All sockets at once and
+// none of them blocking: a round cannot lock up whatever its size, and one wait serves all peers,
+// the deadline and `abort`.
 
 #include <poll.h>
 #include <sched.h>
@@ -29,38 +30,94 @@ struct PieceHeader {
   std::uint64_t bytes = 0;
 };
 
-/// A header and a piece, some of which has been moved.
-struct Transfer {
-  PieceHeader header;
-  std::span<std::byte> piece;
-  std::size_t done = 0;
-  bool due = false;
+/// A header and a piece on their way, some of which has been moved.
+class Transfer {
+ public:
+  /// With `seal` the way is through a copy of this transfer's own.
+  explicit Transfer(Seal* seal = nullptr)
+      : seal_(seal),
+        header_(sizeof(PieceHeader) + (seal ? Seal::tag_bytes : 0)),
+        sealed_(seal ? piece_bytes + Seal::tag_bytes : 0) {}
 
-  std::size_t total() const { return sizeof header + piece.size(); }
-  bool open() const { return due && done < total(); }
+  /// A piece that is to go or to come. Empty: none.
+  void begin(std::span<std::byte> piece) {
+    piece_ = piece;
+    body_ =
+        seal_ && !piece.empty() ? std::span(sealed_).first(piece.size() + Seal::tag_bytes) : piece;
+    done_ = 0;
+    due_ = !piece.empty();
+    written_ = false;
+  }
 
-  /// What is left of it.
+  bool open() const { return due_ && done_ < header_.size() + body_.size(); }
+  bool has_header() const { return done_ >= header_.size(); }
+  std::size_t piece_size() const { return piece_.size(); }
+
+  /// Before any of it is sent; once, however often the socket then takes nothing.
+  void write(PieceHeader header) {
+    if (std::exchange(written_, true)) return;
+    const auto bytes = std::as_bytes(std::span(&header, 1));
+    if (seal_) {
+      seal_->close(bytes, header_);
+      seal_->close(piece_, body_);
+    } else {
+      std::memcpy(header_.data(), bytes.data(), bytes.size());
+    }
+  }
+
+  /// What is left of it on the wire.
   int rest(iovec (&parts)[2]) {
-    const std::size_t of_header = std::min(done, sizeof header);
-    const std::size_t of_piece = done - of_header;
-    parts[0] = {reinterpret_cast<std::byte*>(&header) + of_header, sizeof header - of_header};
-    parts[1] = {piece.data() + of_piece, piece.size() - of_piece};
+    const std::size_t of_header = std::min(done_, header_.size());
+    const std::size_t of_body = done_ - of_header;
+    parts[0] = {header_.data() + of_header, header_.size() - of_header};
+    parts[1] = {body_.data() + of_body, body_.size() - of_body};
     return 2;
   }
+
+  void moved(std::size_t bytes) { done_ += bytes; }
+
+  /// Once it has arrived. None: it is not what the other rank sealed.
+  std::optional<PieceHeader> read_header() {
+    PieceHeader header;
+    const auto bytes = std::as_writable_bytes(std::span(&header, 1));
+    if (seal_) {
+      if (!seal_->open(header_, bytes)) return std::nullopt;
+    } else {
+      std::memcpy(bytes.data(), header_.data(), bytes.size());
+    }
+    return header;
+  }
+
+  /// Once all has arrived.
+  bool read_piece() { return !seal_ || seal_->open(body_, piece_); }
+
+ private:
+  Seal* seal_;
+  std::vector<std::byte> header_;  ///< as on the wire
+  std::vector<std::byte> sealed_;
+  std::span<std::byte> piece_;
+  std::span<std::byte> body_;  ///< the piece as on the wire
+  std::size_t done_ = 0;
+  bool due_ = false;
+  bool written_ = false;
 };
 
 class TcpCommunicator final : public Collectives {
  public:
   TcpCommunicator(const Shard& shard, std::chrono::milliseconds deadline,
-                  std::vector<Descriptor> sockets, Descriptor wake)
+                  std::vector<Connection> connections, Descriptor wake)
       : Collectives(shard),
         place_(shard),
         deadline_(deadline),
-        sockets_(std::move(sockets)),
+        connections_(std::move(connections)),
         wake_(std::move(wake)),
-        out_(shard.size),
-        in_(shard.size),
-        polled_(shard.size + 1) {}
+        polled_(shard.size + 1) {
+    for (Connection& connection : connections_) {
+      auto& seals = connection.seals;
+      out_.emplace_back(seals ? &seals->out : nullptr);
+      in_.emplace_back(seals ? &seals->in : nullptr);
+    }
+  }
 
   std::string name() const override { return fmt::format("tcp, {} ranks", place_.size); }
 
@@ -94,14 +151,12 @@ class TcpCommunicator final : public Collectives {
     ++number_;
     std::size_t open = 0;
     for (std::uint32_t r = 0; r < place_.size; ++r) {
+      if (r == place_.rank) continue;
       const auto sent = round.send[r];
       // sendmsg takes it as writable, and does not write.
-      out_[r] = {{number_, sent.size()},
-                 {const_cast<std::byte*>(sent.data()), sent.size()},
-                 0,
-                 r != place_.rank && !sent.empty()};
-      in_[r] = {{}, round.receive[r], 0, r != place_.rank && !round.receive[r].empty()};
-      open += static_cast<std::size_t>(out_[r].due) + static_cast<std::size_t>(in_[r].due);
+      out_[r].begin({const_cast<std::byte*>(sent.data()), sent.size()});
+      in_[r].begin(round.receive[r]);
+      open += static_cast<std::size_t>(out_[r].open()) + static_cast<std::size_t>(in_[r].open());
     }
     for (int looks = 0; open > 0;) {
       bool moved = false;
@@ -133,26 +188,33 @@ class TcpCommunicator final : public Collectives {
  private:
   /// Moves what the socket takes or has. False: nothing now.
   Result<bool> move(Transfer& transfer, std::uint32_t rank, bool sending) {
+    if (sending) transfer.write({number_, transfer.piece_size()});
     iovec parts[2];
     msghdr message{};
     message.msg_iov = parts;
     message.msg_iovlen = static_cast<std::size_t>(transfer.rest(parts));
-    const int fd = sockets_[rank].get();
+    const int fd = connections_[rank].socket.get();
     const ssize_t n = sending ? ::sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
                               : ::recvmsg(fd, &message, MSG_DONTWAIT);
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return false;
     if (n < 0) return left(rank, std::strerror(errno));
     if (n == 0) return left(rank, "its connection closed");
-    transfer.done += static_cast<std::size_t>(n);
-    if (!sending && transfer.done >= sizeof(PieceHeader) &&
-        (transfer.header.round != number_ || transfer.header.bytes != transfer.piece.size())) {
-      return give_up({ErrorCode::internal,
-                      fmt::format("{}: round {} with {} bytes was due from rank {}, and round {} "
-                                  "with {} came: the ranks do not run the same steps",
-                                  place(), number_, transfer.piece.size(), rank,
-                                  transfer.header.round, transfer.header.bytes),
-                      0});
+    const bool had_header = transfer.has_header();
+    transfer.moved(static_cast<std::size_t>(n));
+    if (sending) return true;
+    if (!had_header && transfer.has_header()) {
+      const auto header = transfer.read_header();
+      if (!header) return altered(rank);
+      if (header->round != number_ || header->bytes != transfer.piece_size()) {
+        return give_up({ErrorCode::internal,
+                        fmt::format("{}: round {} with {} bytes was due from rank {}, and round {} "
+                                    "with {} came: the ranks do not run the same steps",
+                                    place(), number_, transfer.piece_size(), rank, header->round,
+                                    header->bytes),
+                        0});
+      }
     }
+    if (!transfer.open() && !transfer.read_piece()) return altered(rank);
     return true;
   }
 
@@ -164,7 +226,7 @@ class TcpCommunicator final : public Collectives {
       if (out_[r].open()) events |= POLLOUT;
       if (in_[r].open()) events |= POLLIN;
       if (events != 0 && waited_for == place_.rank) waited_for = r;
-      polled_[r] = {events == 0 ? -1 : sockets_[r].get(), events, 0};
+      polled_[r] = {events == 0 ? -1 : connections_[r].socket.get(), events, 0};
     }
     polled_[place_.size] = {wake_.get(), POLLIN, 0};
     const int left_ms = remaining_ms(until_);
@@ -197,6 +259,15 @@ class TcpCommunicator final : public Collectives {
                     0});
   }
 
+  tl::unexpected<Error> altered(std::uint32_t rank) {
+    return give_up({ErrorCode::unavailable,
+                    fmt::format("{}: what came from rank {} is not what it sealed: somebody on the "
+                                "network between altered, repeated or withheld it; start the group "
+                                "again",
+                                place(), rank),
+                    0});
+  }
+
   /// The first failure stays, and makes the other ranks fail too.
   tl::unexpected<Error> give_up(Error error) {
     {
@@ -209,15 +280,15 @@ class TcpCommunicator final : public Collectives {
   }
 
   void hang_up() {
-    for (const Descriptor& socket : sockets_) {
-      if (socket) ::shutdown(socket.get(), SHUT_RDWR);
+    for (const Connection& connection : connections_) {
+      if (connection.socket) ::shutdown(connection.socket.get(), SHUT_RDWR);
     }
   }
 
   // The calling thread's, but for the descriptors, which stay open to the end.
   Shard place_;
   std::chrono::milliseconds deadline_;
-  std::vector<Descriptor> sockets_;
+  std::vector<Connection> connections_;
   Descriptor wake_;
   std::vector<Transfer> out_, in_;
   std::vector<pollfd> polled_;
@@ -240,9 +311,10 @@ int remaining_ms(Clock::time_point until) {
 
 std::shared_ptr<Communicator> make_tcp_communicator(const Shard& shard,
                                                     std::chrono::milliseconds deadline,
-                                                    std::vector<Descriptor> sockets,
+                                                    std::vector<Connection> connections,
                                                     Descriptor wake) {
-  return std::make_shared<TcpCommunicator>(shard, deadline, std::move(sockets), std::move(wake));
+  return std::make_shared<TcpCommunicator>(shard, deadline, std::move(connections),
+                                           std::move(wake));
 }
 
 }  // namespace sluice::kernels::comm

@@ -1,6 +1,6 @@
 // How a group of processes comes to be connected. Each rank listens on a port of its own; the
-// higher rank of two calls the lower. Both show that they were told the other's secret before
-// anything else is read, so that a stranger at the port changes nothing.
+// higher rank of two calls the lower. Each proves that it knows the other's secret (seal.hpp)
+// before anything else is read, so that a stranger at the port changes nothing.
 
 #include <netdb.h>
 #include <netinet/in.h>
@@ -16,7 +16,6 @@
 #include <cstring>
 #include <deque>
 #include <optional>
-#include <random>
 
 #include "kernels/comm/sockets.hpp"
 
@@ -27,19 +26,13 @@ namespace {
 constexpr std::uint32_t ranks_max = 64;
 constexpr std::uint32_t deadline_ms_max = 1'000'000;
 
-/// Callers that have not said who they are; the oldest gives way to a new one.
+/// Callers that are not known yet. A new one takes the place of the oldest that has proven nothing.
 constexpr std::size_t strangers_max = 64;
 
-using Secret = std::array<std::uint32_t, 4>;
-
-/// The first bytes on a connection, both ways: who speaks, and the secret of who is spoken to.
-struct Hello {
-  static constexpr std::uint32_t magic_now = 0x31475053;
-  std::uint32_t magic = magic_now;
-  std::uint32_t rank = 0;
-  std::uint32_t size = 0;
-  std::uint32_t reserved = 0;
-  Secret secret{};
+/// A hello as it is sent: whoever has not the pair's secrets cannot prove it.
+struct Spoken {
+  Hello hello;
+  Proof proof{};
 };
 
 struct Address {
@@ -47,30 +40,58 @@ struct Address {
   std::uint32_t rank = 0;
   std::uint32_t size = 0;
   std::uint32_t socket_bytes = 0;
-  Secret secret{};
+  Key secret{};
   sockaddr_storage socket{};
 };
 
-/// A connection that has yet to say hello.
+/// A connection that has yet to be known.
 struct Caller {
   Descriptor socket;
-  Hello hello;
+  std::array<std::byte, sizeof(Spoken)> heard{};
   std::size_t got = 0;
+  Hello own;                    ///< what this rank said on it
+  std::optional<Hello> theirs;  ///< proven; what lacks is that it was said now
 };
 
 enum class Heard : std::uint8_t { all, part, nothing_more };
 
-/// Reads what there is of a hello; `nothing_more`: the connection ended.
-Heard hear(Caller& caller) {
-  while (caller.got < sizeof caller.hello) {
-    const ssize_t n = ::recv(caller.socket.get(), reinterpret_cast<char*>(&caller.hello) +
-                             caller.got, sizeof caller.hello - caller.got, MSG_DONTWAIT);
+/// Reads what there is of so many bytes; `nothing_more`: the connection ended.
+Heard hear(Caller& caller, std::size_t bytes) {
+  while (caller.got < bytes) {
+    const ssize_t n = ::recv(caller.socket.get(), caller.heard.data() + caller.got,
+                             bytes - caller.got, MSG_DONTWAIT);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0 && errno == EAGAIN) return Heard::part;
     if (n <= 0) return Heard::nothing_more;
     caller.got += static_cast<std::size_t>(n);
   }
   return Heard::all;
+}
+
+/// A new socket's buffer takes these few bytes whole.
+template <class Message>
+bool say(const Descriptor& socket, const Message& message) {
+  return ::send(socket.get(), &message, sizeof message, MSG_NOSIGNAL | MSG_DONTWAIT) ==
+         static_cast<ssize_t>(sizeof message);
+}
+
+template <class Message>
+Message heard(const Caller& caller) {
+  Message message;
+  std::memcpy(&message, caller.heard.data(), sizeof message);
+  return message;
+}
+
+/// What is said from now on between two ranks that greeted each other.
+Connection connection(Descriptor socket, const Pair& pair, const Hello& caller,
+                      const Hello& called, bool as_caller) {
+  if (((caller.wishes | called.wishes) & Hello::wants_sealed) == 0) {
+    return {std::move(socket), std::nullopt};
+  }
+  const bool aes = (caller.wishes & called.wishes & Hello::has_aes) != 0;
+  const auto [to_called, to_caller] = pair.keys(caller, called);
+  return {std::move(socket), Connection::Seals{Seal(as_caller ? to_called : to_caller, aes),
+                                               Seal(as_caller ? to_caller : to_called, aes)}};
 }
 
 bool send_at_once(const Descriptor& socket) {
@@ -85,12 +106,22 @@ bool is_wildcard(const sockaddr_storage& address) {
   return IN6_IS_ADDR_UNSPECIFIED(&reinterpret_cast<const sockaddr_in6&>(address).sin6_addr) != 0;
 }
 
+/// What goes there does not leave this host.
+bool is_loopback(const sockaddr_storage& address) {
+  if (address.ss_family == AF_INET) {
+    return (ntohl(reinterpret_cast<const sockaddr_in&>(address).sin_addr.s_addr) >> 24) == 127;
+  }
+  return address.ss_family == AF_INET6 &&
+         IN6_IS_ADDR_LOOPBACK(&reinterpret_cast<const sockaddr_in6&>(address).sin6_addr) != 0;
+}
+
 class TcpStart final : public GroupStart {
  public:
   TcpStart(const Shard& shard, std::uint32_t deadline_ms) : shard_(shard), deadline_(deadline_ms) {}
 
-  /// Listens on any port of `host`.
-  Result<void> listen(const std::string& host) {
+  /// Listens on any port of the host.
+  Result<void> listen(const CommunicatorOptions& options) {
+    const std::string& host = options.host;
     const auto refuse = [&](const char* why) {
       return fail(ErrorCode::io, "rank {} of {} cannot listen on '{}': {}", shard_.rank,
                   shard_.size, host, why);
@@ -127,8 +158,12 @@ class TcpStart final : public GroupStart {
     own_.rank = shard_.rank;
     own_.size = shard_.size;
     own_.socket_bytes = length;
-    std::random_device random;
-    for (std::uint32_t& word : own_.secret) word = random();
+    ::randombytes_buf(own_.secret.data(), own_.secret.size());
+    // The one place that decides it. A rank on loopback is reached by this host alone, where who
+    // may listen in may read the ranks' memory too; and large pieces take some four times longer
+    // sealed.
+    if (options.seal_loopback || !is_loopback(own_.socket)) wishes_ |= Hello::wants_sealed;
+    if (Seal::has_aes()) wishes_ |= Hello::has_aes;
     address_.resize(sizeof own_);
     std::memcpy(address_.data(), &own_, sizeof own_);
     return {};
@@ -199,14 +234,14 @@ class TcpStart final : public GroupStart {
 
   std::size_t missing() const {
     std::size_t count = 0;
-    for (std::uint32_t r = 0; r < shard_.size; ++r) count += r != shard_.rank && !met_[r];
+    for (std::uint32_t r = 0; r < shard_.size; ++r) count += r != shard_.rank && !met_[r].socket;
     return count;
   }
 
   tl::unexpected<Error> late(std::uint32_t timeout_ms) const {
     std::vector<std::uint32_t> ranks;
     for (std::uint32_t r = 0; r < shard_.size; ++r) {
-      if (r != shard_.rank && !met_[r]) ranks.push_back(r);
+      if (r != shard_.rank && !met_[r].socket) ranks.push_back(r);
     }
     return fail(ErrorCode::deadline,
                 "{}: no word from rank {} within {} ms: see whether it runs, and whether its "
@@ -216,25 +251,24 @@ class TcpStart final : public GroupStart {
 
   tl::unexpected<Error> gone(std::uint32_t rank, const char* why) const {
     return fail(ErrorCode::unavailable,
-                "{}: rank {} cannot be reached ({}): its process ended, or gave the start up",
+                "{}: rank {} cannot be reached ({}): its process ended, gave the start up, or does "
+                "not know this group",
                 place(), rank, why);
   }
 
-  Hello hello_to(std::uint32_t rank) const {
-    return {Hello::magic_now, shard_.rank, shard_.size, 0, ranks_[rank].secret};
+  Hello new_hello() const {
+    Hello hello{Hello::magic_now, shard_.rank, shard_.size, wishes_, {}};
+    ::randombytes_buf(hello.random.data(), hello.random.size());
+    return hello;
   }
 
-  /// Whether a hello is a rank's that was told this one's secret.
-  bool knows(const Hello& hello) const {
-    return hello.magic == Hello::magic_now && hello.size == shard_.size &&
-           hello.secret == own_.secret;
+  Pair pair_with(std::uint32_t rank) const {
+    return Pair(ranks_[std::min(rank, shard_.rank)].secret,
+                ranks_[std::max(rank, shard_.rank)].secret);
   }
 
-  /// A new socket's buffer takes these few bytes whole.
-  bool greet(const Descriptor& socket, std::uint32_t rank) const {
-    const Hello hello = hello_to(rank);
-    return ::send(socket.get(), &hello, sizeof hello, MSG_NOSIGNAL | MSG_DONTWAIT) ==
-           static_cast<ssize_t>(sizeof hello);
+  bool is_of_group(const Hello& hello) const {
+    return hello.magic == Hello::magic_now && hello.size == shard_.size;
   }
 
   Result<void> call(std::uint32_t rank) {
@@ -257,13 +291,13 @@ class TcpStart final : public GroupStart {
     for (std::uint32_t r = 0; r < shard_.rank; ++r) {
       const Caller& called = called_[r];
       const short events = greeted_[r] ? POLLIN : POLLOUT;
-      polled.push_back({met_[r] ? -1 : called.socket.get(), events, 0});
+      polled.push_back({met_[r].socket ? -1 : called.socket.get(), events, 0});
     }
     for (const Caller& stranger : strangers_) polled.push_back({stranger.socket.get(), POLLIN, 0});
     ::poll(polled.data(), polled.size(), timeout_ms);
     if (cancelled_) return fail(ErrorCode::unavailable, "{}: cancelled", place());
     for (std::uint32_t r = 0; r < shard_.rank; ++r) {
-      if (met_[r] || polled[2 + r].revents == 0) continue;
+      if (met_[r].socket || polled[2 + r].revents == 0) continue;
       if (auto answered = answer(r); !answered) return answered;
     }
     std::erase_if(strangers_, [this](Caller& caller) { return recognise(caller); });
@@ -279,19 +313,28 @@ class TcpStart final : public GroupStart {
       socklen_t length = sizeof error;
       ::getsockopt(called.socket.get(), SOL_SOCKET, SO_ERROR, &error, &length);
       if (error != 0) return gone(rank, std::strerror(error));
-      if (!greet(called.socket, rank)) return gone(rank, std::strerror(errno));
+      called.own = new_hello();
+      if (!say(called.socket, Spoken{called.own, pair_with(rank).caller(called.own)})) {
+        return gone(rank, std::strerror(errno));
+      }
       greeted_[rank] = true;
       return {};
     }
-    switch (hear(called)) {
+    switch (hear(called, sizeof(Spoken))) {
       case Heard::part: return {};
       case Heard::nothing_more: return gone(rank, "it closed the connection");
       case Heard::all: break;
     }
-    if (!knows(called.hello) || called.hello.rank != rank) {
+    const Pair pair = pair_with(rank);
+    const auto [theirs, proof] = heard<Spoken>(called);
+    if (!is_of_group(theirs) || theirs.rank != rank ||
+        !same(proof, pair.called(called.own, theirs))) {
       return gone(rank, "what answers there does not know this group");
     }
-    met_[rank] = std::move(called.socket);
+    if (!say(called.socket, pair.met(called.own, theirs))) {
+      return gone(rank, std::strerror(errno));
+    }
+    met_[rank] = connection(std::move(called.socket), pair, called.own, theirs, true);
     return {};
   }
 
@@ -299,39 +342,59 @@ class TcpStart final : public GroupStart {
     for (;;) {
       Descriptor socket(::accept4(listener_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
       if (!socket) return;
-      if (strangers_.size() == strangers_max) strangers_.pop_front();
-      strangers_.push_back({std::move(socket), {}, 0});
+      if (strangers_.size() == strangers_max) {
+        const auto silent = std::ranges::find_if(strangers_, [](auto& who) { return !who.theirs; });
+        strangers_.erase(silent == strangers_.end() ? strangers_.begin() : silent);
+      }
+      strangers_.push_back({std::move(socket), {}, 0, {}, {}});
     }
   }
 
   /// Whether a caller is a stranger no more: a rank that is met now, or one to hang up on.
   bool recognise(Caller& caller) {
-    switch (hear(caller)) {
+    switch (hear(caller, caller.theirs ? sizeof(Proof) : sizeof(Spoken))) {
       case Heard::part: return false;
       case Heard::nothing_more: return true;
       case Heard::all: break;
     }
-    const std::uint32_t rank = caller.hello.rank;
-    if (!knows(caller.hello) || rank <= shard_.rank || rank >= shard_.size || met_[rank]) {
+    if (!caller.theirs) return !greet(caller);
+    const Hello& theirs = *caller.theirs;
+    const Pair pair = pair_with(theirs.rank);
+    if (met_[theirs.rank].socket || !same(heard<Proof>(caller), pair.met(theirs, caller.own))) {
       return true;
     }
-    if (send_at_once(caller.socket) && greet(caller.socket, rank)) {
-      met_[rank] = std::move(caller.socket);
-    }
+    met_[theirs.rank] = connection(std::move(caller.socket), pair, theirs, caller.own, false);
     return true;
+  }
+
+  /// Answers a rank's hello. False: it is none's of this group.
+  bool greet(Caller& caller) {
+    const auto [theirs, proof] = heard<Spoken>(caller);
+    if (!is_of_group(theirs) || theirs.rank <= shard_.rank || theirs.rank >= shard_.size ||
+        met_[theirs.rank].socket) {
+      return false;
+    }
+    const Pair pair = pair_with(theirs.rank);
+    if (!same(proof, pair.caller(theirs))) return false;
+    caller.own = new_hello();
+    caller.theirs = theirs;
+    caller.got = 0;
+    return send_at_once(caller.socket) &&
+           say(caller.socket, Spoken{caller.own, pair.called(theirs, caller.own)});
   }
 
   Shard shard_;
   std::chrono::milliseconds deadline_;
   Descriptor listener_, wake_;
   Address own_;
+  std::uint32_t wishes_ = 0;
   std::vector<std::byte> address_;
   bool connected_ = false;
   std::atomic<bool> cancelled_{false};
 
   // While it connects.
   std::vector<Address> ranks_;
-  std::vector<Descriptor> met_;  ///< connections that are known to lead to their rank
+  std::vector<Connection> met_;  ///< known to lead to their rank
   std::vector<Caller> called_;   ///< to lower ranks
   std::vector<bool> greeted_;     ///< whom this rank has said hello to
   std::deque<Caller> strangers_;
@@ -350,8 +413,9 @@ Result<std::unique_ptr<GroupStart>> prepare_tcp(const Shard& shard,
     return fail(ErrorCode::bad_request, "a deadline of {} ms: from 1 to {}", options.deadline_ms,
                 comm::deadline_ms_max);
   }
+  if (::sodium_init() < 0) return fail(ErrorCode::internal, "libsodium cannot be used here");
   auto start = std::make_unique<comm::TcpStart>(shard, options.deadline_ms);
-  if (auto listening = start->listen(options.host); !listening) {
+  if (auto listening = start->listen(options); !listening) {
     return tl::unexpected(listening.error());
   }
   return start;

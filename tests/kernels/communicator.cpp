@@ -3,8 +3,6 @@
 // ranks that die, stand still, abort, never come or are strangers. No rank ever waits for ever, and
 // each names the rank and the operation.
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
 #include <sys/socket.h>
 
 #include <boost/test/unit_test.hpp>
@@ -13,6 +11,7 @@
 
 #include "tests/kernels/rank_data.hpp"
 #include "tests/kernels/ranks.hpp"
+#include "tests/kernels/relay.hpp"
 
 using namespace sluice;
 using namespace sluice::kernels;
@@ -99,9 +98,14 @@ BOOST_AUTO_TEST_CASE(one_rank_has_everything_already) {
 }
 
 BOOST_AUTO_TEST_CASE(every_size_gives_the_exact_answer) {
-  for (std::uint32_t size = 1; size <= 4; ++size) {
-    BOOST_TEST_CONTEXT(size << " ranks") {
-      check_ok(run_ranks(size, [](const auto& group) { return check_collectives(*group); }));
+  CommunicatorOptions options = patient;
+  for (const bool sealed : {false, true}) {
+    options.seal_loopback = sealed;
+    for (std::uint32_t size = 1; size <= 4; ++size) {
+      BOOST_TEST_CONTEXT(size << " ranks, " << (sealed ? "sealed" : "plain")) {
+        check_ok(run_ranks(size, [](const auto& group) { return check_collectives(*group); },
+                           options));
+      }
     }
   }
 }
@@ -236,15 +240,13 @@ BOOST_AUTO_TEST_CASE(a_start_can_be_cancelled) {
 
 BOOST_AUTO_TEST_CASE(strangers_change_nothing) {
   // Rank 1 first calls rank 0 as a stranger would: with nothing, with noise, and with a hello that
-  // has all but the secret. Then the group starts as ever.
+  // has all but its proof. Then the group starts as ever.
   const auto ends = run_starts(2, [](GroupStart& start, const Addresses& addresses) -> std::string {
     std::vector<int> sockets;
     const std::string noise = "GET / HTTP/1.1\r\nHost: a.b.c.d\r\nAccept: */*\r\n\r\n";
     if (start.shard().rank == 1) {
-      // As tcp_start.cpp lays an address out: four words, the secret's four, then the socket's.
-      sockaddr_in to{};
-      std::memcpy(&to, addresses[0].data() + 32, sizeof to);
-      std::vector<char> hello(32);
+      const sockaddr_in to = socket_of(addresses[0]);
+      std::vector<char> hello(greeting::hello_bytes);
       std::memcpy(hello.data(), addresses[0].data(), 16);
       const std::uint32_t rank = 1;
       std::memcpy(hello.data() + 4, &rank, sizeof rank);
