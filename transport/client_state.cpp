@@ -55,6 +55,7 @@ struct ClientStream::State {
   std::uint64_t epoch = 0;
   std::uint32_t submissions = 0;  // under this epoch
   std::uint32_t resumptions = 0;  // since the last token
+  std::uint32_t late_answers = 0; // to questions of the former epoch, since the last resumption
   std::optional<Accepted> accepted;
   std::optional<Accepted> before;  // of a lower epoch
   std::vector<Choice> choices;
@@ -109,6 +110,7 @@ struct ClientStream::State {
   /// The node knows nothing of the stream: submits it anew, to go on where it stands.
   void resume(Sends& send) {
     ++resumptions;
+    late_answers = 0;
     resume_due = false;
     submit->epoch = ++epoch;
     submit->resume_numerics = accepted->numerics;
@@ -322,13 +324,20 @@ struct ClientStream::State {
     if (ended) return answer ? void() : ack_terminal(send);
     // `bad_request` after `accepted` answers an attach beyond the end: a second run of this epoch,
     // at a node that heard the same submit, was left alone there and ended behind what is held.
-    const bool lost = m.error.code == ErrorCode::not_found || m.error.code == ErrorCode::gone ||
-                      (m.error.code == ErrorCode::bad_request && submit && accepted && !cancelling);
+    // Another attach, from before it was submitted again, is answered so too: one of each choice,
+    // and epoch 0 may be that of the former run. Not for ever, for it may also be this submit that
+    // the node could not read.
+    const bool late = before && !accepted && m.epoch == 0 && late_answers < times_asked_max;
+    const bool lost =
+        m.error.code == ErrorCode::not_found || m.error.code == ErrorCode::gone ||
+        (m.error.code == ErrorCode::bad_request && submit && (accepted || late) && !cancelling);
     if (cancelling && lost)
       return end_with({ErrorCode::cancelled, "cancelled; the node knows nothing of it", 0}, events);
     if (submit && lost && accepted && resumptions < resumptions_max) return resume(send);
-    // Another attach, from before it was submitted again, is answered so too.
-    if (before && !accepted && lost && m.epoch == 0) return;
+    if (late && lost) {
+      ++late_answers;
+      return;
+    }
     if (goes_on_later(m.error)) {
       const std::uint32_t retry_ms = m.error.retry_after_ms;
       silence_ns = (retry_ms != 0 ? retry_ms : retry_ms_default) * 1'000'000ULL;

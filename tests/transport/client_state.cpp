@@ -399,6 +399,38 @@ BOOST_AUTO_TEST_CASE(a_run_that_ended_behind_what_is_held_is_resumed) {
   BOOST_CHECK_EQUAL(fresh.ends, "bad_request");
 }
 
+// Found by the simulator (--fleets, seeds 6089 and 9131): both choices of a stream of epoch 0 asked
+// beyond the end; the second refusal, of a run already given up, was taken for the new one's end.
+BOOST_AUTO_TEST_CASE(refusals_of_a_run_that_was_given_up_are_not_the_new_ones_end) {
+  const Log log;
+  Submit two = request();
+  two.epoch = 0;
+  two.n = 2;
+  Side side(two);
+  side.stream.on_connected(0, side.sends);
+  side.hear(Accepted{{5}, 0, "numerics", 3, start});
+  for (std::uint32_t choice = 0; choice < 2; ++choice) {
+    Chunk chunk = log.part(0, 6 + choice);
+    chunk.epoch = 0;
+    chunk.choice = choice;
+    side.hear(chunk);
+  }
+  side.stream.on_connected(0, side.sends);
+  side.said();
+  const Failed beyond{{{5}}, 0, {ErrorCode::bad_request, "index 6 is beyond the stream's 4", 0}};
+  side.hear(beyond);
+  BOOST_CHECK_EQUAL(side.said(), "submit");  // epoch 1
+  side.hear(beyond);
+  BOOST_CHECK_EQUAL(side.ends, "");
+  BOOST_CHECK_EQUAL(side.said(), "");
+  side.hear(Accepted{{5}, 1, "numerics", 3, start});
+  BOOST_CHECK_EQUAL(side.ends, "");
+  // A node that cannot read the submit may answer so too: that is not waited out for ever.
+  side.hear(beyond);
+  for (int i = 0; i < 100 && side.ends.empty(); ++i) side.hear(beyond);
+  BOOST_CHECK_EQUAL(side.ends, "bad_request");
+}
+
 BOOST_AUTO_TEST_CASE(a_stream_whose_engine_was_lost_is_resumed_when_it_may_be_back) {
   const Log log;
   Side side;
