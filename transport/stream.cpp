@@ -9,6 +9,10 @@ namespace {
 
 using Frame = std::shared_ptr<const std::string>;
 
+/// More than this between two looks is not time without a follower: the process was stopped, and
+/// whoever came back meanwhile is still to be heard.
+constexpr std::uint64_t absence_step_ns = 1'000'000'000;
+
 Frame frame_of(const Message& message) {
   return std::make_shared<const std::string>(encode(message));
 }
@@ -40,7 +44,8 @@ struct StreamState::State {
   Frame terminal;  // once finished
   std::uint64_t finished_ns = 0;
   bool owner_has_all = false;
-  std::uint64_t orphaned_ns = 0;  // since when there has been no follower
+  std::uint64_t absent_ns = 0;   // how long there has been no follower, while this process ran
+  std::uint64_t counted_ns = 0;  // as of then
 
   using Deliveries = std::vector<Delivery>;
 
@@ -259,7 +264,9 @@ void StreamState::on_lost(const Peer& peer, std::uint64_t now_ns) {
   State& state = *state_;
   const auto lost =
       std::erase_if(state.followers, [&](const Follower& f) { return f.peer == peer; });
-  if (lost != 0 && state.followers.empty()) state.orphaned_ns = now_ns;
+  if (lost == 0 || !state.followers.empty()) return;
+  state.absent_ns = 0;
+  state.counted_ns = now_ns;
 }
 
 StreamState::Verdict StreamState::tick(std::uint64_t now_ns, std::vector<Delivery>& out) {
@@ -275,9 +282,11 @@ StreamState::Verdict StreamState::tick(std::uint64_t now_ns, std::vector<Deliver
     verdict.expired = now_ns >= end_ns;
     due(end_ns);
   } else if (state.followers.empty()) {
-    const std::uint64_t end_ns = state.orphaned_ns + state.config.grace_ns;
-    verdict.abandoned = now_ns >= end_ns;
-    due(end_ns);
+    state.absent_ns += std::min(now_ns - state.counted_ns, absence_step_ns);
+    state.counted_ns = now_ns;
+    verdict.abandoned = state.absent_ns >= state.config.grace_ns;
+    if (!verdict.abandoned)
+      due(now_ns + std::min(state.config.grace_ns - state.absent_ns, absence_step_ns));
   }
   if (verdict.expired || verdict.abandoned) verdict.next_tick_ns.reset();
   return verdict;

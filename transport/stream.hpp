@@ -69,7 +69,8 @@ class StreamState {
   void on_lost(const Peer& peer, std::uint64_t now_ns);
 
   struct Verdict {
-    bool abandoned = false;  ///< nobody followed for the grace time: cancel the sequence
+    /// Nobody followed for the grace time, while this process ran: cancel the sequence.
+    bool abandoned = false;
     bool expired = false;    ///< finished, and retention is over
     std::optional<std::uint64_t> next_tick_ns;  ///< when `tick` has something to do
   };
