@@ -38,18 +38,24 @@ void Client::follow() {
 }
 
 void Client::connected(std::uint64_t now_ns, std::vector<transport::Message>& send) {
-  if (lost_ns_ != 0) absent_ns_ = std::max(absent_ns_, now_ns - lost_ns_);
-  lost_ns_ = 0;
   send.push_back(transport::Hello{});
   if (greeted_) state_->on_connected(now_ns, send);
 }
 
-void Client::disconnected(std::uint64_t now_ns) { lost_ns_ = now_ns; }
+void Client::disconnected(std::uint64_t now_ns) {
+  if (lost_ns_ == 0) lost_ns_ = now_ns;
+}
+
+void Client::followed(std::uint64_t now_ns) {
+  if (lost_ns_ != 0) absent_ns_ = std::max(absent_ns_, now_ns - lost_ns_);
+  lost_ns_ = 0;
+}
 
 void Client::hear(const std::string& frame, std::uint64_t now_ns,
                   std::vector<transport::Message>& send) {
   const auto message = transport::decode(frame, transport::Limits());
   if (!message) blame(stream(), "a node sent what cannot be read: " + message.error().message);
+  if (std::holds_alternative<transport::Chunk>(*message)) followed(now_ns);
   if (std::holds_alternative<transport::Welcome>(*message)) {
     if (!std::exchange(greeted_, true)) state_->on_connected(now_ns, send);
     return;
@@ -126,7 +132,7 @@ void Client::take(std::vector<transport::ClientEvent> events, std::uint64_t now_
       terminal_ = to_string(error_->code);
     }
   }
-  if (over() && ended_ns == 0) ended_ns = now_ns;
+  if (over() && ended_ns == 0) followed(ended_ns = now_ns);
   whole_ = done_ && std::ranges::all_of(choices_, [](const Choice& choice) {
              return choice.held() == choice.expected.tokens.size();
            });
@@ -152,7 +158,10 @@ void Client::judge(bool steps_failed, std::uint32_t devices_lost) const {
     std::uint32_t tokens = 0;
     for (std::size_t i = 0; i < choices_.size(); ++i) {
       tokens += done_->tokens.at(i);
-      if (done_->tokens.at(i) != choices_[i].held())
+      // A follower may have had more of an earlier run than the one that was cut short came to.
+      const bool more = !owner && done_->finish.at(i) == engine::FinishReason::cancelled &&
+                        choices_[i].held() > done_->tokens.at(i);
+      if (done_->tokens.at(i) != choices_[i].held() && !more)
         blame(stream(),
               fmt::format("ended with {} tokens of {}", choices_[i].held(), done_->tokens.at(i)));
     }

@@ -23,6 +23,9 @@ class Client {
   /// A connection was made. The first thing that a client says is hello.
   void connected(std::uint64_t now_ns, std::vector<transport::Message>& send);
   void disconnected(std::uint64_t now_ns);
+  /// An attach of it arrived at a node. A connection alone makes no follower: it may be lost with
+  /// what is under way.
+  void followed(std::uint64_t now_ns);
   void hear(const std::string& frame, std::uint64_t now_ns, std::vector<transport::Message>& send);
   void tick(std::uint64_t now_ns, std::vector<transport::Message>& send);
   void cancel(std::vector<transport::Message>& send);
@@ -76,8 +79,8 @@ class Client {
   std::uint64_t epoch_ = 0;
   std::uint64_t resumptions_ = 0;
   std::uint64_t barren_ = 0;     // of these, since the latest token
-  std::uint64_t lost_ns_ = 0;    // when its connection was lost, while there is none
-  std::uint64_t absent_ns_ = 0;  // longest time without one
+  std::uint64_t lost_ns_ = 0;    // when its connection was lost, until it follows again
+  std::uint64_t absent_ns_ = 0;  // longest time that it did not follow
 
   bool whole_ = false;
   std::optional<std::string> terminal_;

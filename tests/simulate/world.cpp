@@ -348,12 +348,15 @@ void World::say(std::size_t index, std::vector<transport::Message> messages) {
     const std::uint64_t due = std::max(
         {now_ns_ + delay_ns(), hosts_[connection.host].cut_off_until_ns, connection.last_up_ns});
     connection.last_up_ns = due;
-    at(due, [this, number = *number, frame = transport::encode(message)] {
+    const bool follows = std::holds_alternative<transport::Attach>(message);
+    at(due, [this, number = *number, follows, frame = transport::encode(message)] {
       const Connection& from = connections_[number];
       Host& host = hosts_[from.host];
       if (host.node == nullptr || host.incarnation != from.incarnation || now_ns_ > from.up_cut_ns)
         return;
       tell(fmt::format("node {} hears client", from.host), from.client, frame);
+      if (follows && places_[from.client].connection == number)
+        places_[from.client].client->followed(now_ns_);
       host.node->receive("peer" + std::to_string(number), frame);
       settle(from.host);
     });
@@ -436,8 +439,9 @@ void World::run() {
     steps_failed_ = steps_failed_ || host.node->steps_failed();
     devices_lost_ += host.node->executors_lost();
   }
-  for (const Place& place : places_) {
-    const Client& client = *place.client;
+  for (std::size_t i = 0; i < places_.size(); ++i) {
+    const Client& client = *places_[i].client;
+    tell("judged: client", i);
     client.judge(steps_failed_, devices_lost_);
     const std::string who = client.role() == Role::owner ? "" : "follower ";
     ++tally_.counts[who + "ended with " + client.ending()];
