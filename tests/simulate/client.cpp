@@ -42,20 +42,22 @@ void Client::connected(std::uint64_t now_ns, std::vector<transport::Message>& se
   if (greeted_) state_->on_connected(now_ns, send);
 }
 
-void Client::disconnected(std::uint64_t now_ns) {
-  if (lost_ns_ == 0) lost_ns_ = now_ns;
+void Client::disconnected(std::size_t host, std::uint64_t now_ns) {
+  auto& absence = absences_[host];
+  if (absence.since_ns == 0) absence.since_ns = now_ns;
 }
 
-void Client::followed(std::uint64_t now_ns) {
-  if (lost_ns_ != 0) absent_ns_ = std::max(absent_ns_, now_ns - lost_ns_);
-  lost_ns_ = 0;
+void Client::followed(std::size_t host, std::uint64_t now_ns) {
+  auto& [since_ns, longest_ns] = absences_[host];
+  if (since_ns != 0) longest_ns = std::max(longest_ns, now_ns - since_ns);
+  since_ns = 0;
 }
 
-void Client::hear(const std::string& frame, std::uint64_t now_ns,
+void Client::hear(std::size_t host, const std::string& frame, std::uint64_t now_ns,
                   std::vector<transport::Message>& send) {
   const auto message = transport::decode(frame, transport::Limits());
   if (!message) blame(stream(), "a node sent what cannot be read: " + message.error().message);
-  if (std::holds_alternative<transport::Chunk>(*message)) followed(now_ns);
+  if (std::holds_alternative<transport::Chunk>(*message)) followed(host, now_ns);
   if (std::holds_alternative<transport::Welcome>(*message)) {
     if (!std::exchange(greeted_, true)) state_->on_connected(now_ns, send);
     return;
@@ -69,7 +71,11 @@ void Client::hear(const std::string& frame, std::uint64_t now_ns,
   }
   std::vector<transport::ClientEvent> events;
   state_->on_message(*message, now_ns, send, events);
+  const bool ended = over();
   take(std::move(events), now_ns);
+  if (ended || !over()) return;
+  followed(host, now_ns);
+  absent_ns_ = absences_[host].longest_ns;
 }
 
 void Client::tick(std::uint64_t now_ns, std::vector<transport::Message>& send) {
@@ -87,9 +93,8 @@ void Client::cancel(std::vector<transport::Message>& send) {
   state_->cancel(send);
 }
 
-void Client::restart(std::uint64_t now_ns) {
+void Client::restart() {
   if (over()) return;
-  disconnected(now_ns);
   greeted_ = accepted_ = false;
   for (Choice& choice : choices_) {
     choice.tokens.clear();
@@ -132,7 +137,7 @@ void Client::take(std::vector<transport::ClientEvent> events, std::uint64_t now_
       terminal_ = to_string(error_->code);
     }
   }
-  if (over() && ended_ns == 0) followed(ended_ns = now_ns);
+  if (over() && ended_ns == 0) ended_ns = now_ns;
   whole_ = done_ && std::ranges::all_of(choices_, [](const Choice& choice) {
              return choice.held() == choice.expected.tokens.size();
            });
@@ -202,11 +207,12 @@ void Client::judge(bool steps_failed, std::uint32_t devices_lost) const {
     case ErrorCode::unavailable:
       return only_if(!owner || !accepted_ || cancelled_ || barren_ >= barren_max);
     // A reader has no right to submit the stream again. It may come too late, to a node that never
-    // had the stream, or hold more than there was when it failed.
+    // had the stream, or hold more than there was when it failed. An owner submits it again, as
+    // often as it may.
     case ErrorCode::not_found:
     case ErrorCode::gone:
     case ErrorCode::bad_request:
-      return only_if(!owner);
+      return only_if(!owner || barren_ >= barren_max);
     default:
       only_if(false);
   }

@@ -22,17 +22,18 @@ class Client {
 
   /// A connection was made. The first thing that a client says is hello.
   void connected(std::uint64_t now_ns, std::vector<transport::Message>& send);
-  void disconnected(std::uint64_t now_ns);
+  void disconnected(std::size_t host, std::uint64_t now_ns);
   /// An attach of it arrived at a node. A connection alone makes no follower: it may be lost with
   /// what is under way.
-  void followed(std::uint64_t now_ns);
-  void hear(const std::string& frame, std::uint64_t now_ns, std::vector<transport::Message>& send);
+  void followed(std::size_t host, std::uint64_t now_ns);
+  void hear(std::size_t host, const std::string& frame, std::uint64_t now_ns,
+            std::vector<transport::Message>& send);
   void tick(std::uint64_t now_ns, std::vector<transport::Message>& send);
   void cancel(std::vector<transport::Message>& send);
 
   /// The process is killed. Whoever starts it anew knows the request, and that it was submitted
   /// before, and no token of it.
-  void restart(std::uint64_t now_ns);
+  void restart();
 
   bool over() const { return terminal_.has_value(); }
   /// How it ended, for tallies.
@@ -78,9 +79,14 @@ class Client {
   bool accepted_ = false;
   std::uint64_t epoch_ = 0;
   std::uint64_t resumptions_ = 0;
-  std::uint64_t barren_ = 0;     // of these, since the latest token
-  std::uint64_t lost_ns_ = 0;    // when its connection was lost, until it follows again
-  std::uint64_t absent_ns_ = 0;  // longest time that it did not follow
+  std::uint64_t barren_ = 0;  // of these, since the latest token
+  /// Two nodes may run one epoch of a stream, of which each ends its own for want of followers.
+  struct Absence {
+    std::uint64_t since_ns = 0;  // its connection was lost, until it follows again
+    std::uint64_t longest_ns = 0;
+  };
+  std::map<std::size_t, Absence> absences_;  // by node
+  std::uint64_t absent_ns_ = 0;              // longest, from the node that told the end
 
   bool whole_ = false;
   std::optional<std::string> terminal_;

@@ -324,7 +324,7 @@ void World::lose_connection(std::size_t number) {
   tell("lost its connection: client", connection.client);
   ++tally_.counts["connections lost"];
   place.connection.reset();
-  place.client->disconnected(now_ns_);
+  place.client->disconnected(connection.host, now_ns_);
   const std::size_t index = connection.client;
   after(random_.one_in(6) ? random_.between(1, 12) * second : random_.below(500 * ms),
         [this, index] { connect(index); });
@@ -356,7 +356,7 @@ void World::say(std::size_t index, std::vector<transport::Message> messages) {
         return;
       tell(fmt::format("node {} hears client", from.host), from.client, frame);
       if (follows && places_[from.client].connection == number)
-        places_[from.client].client->followed(now_ns_);
+        places_[from.client].client->followed(from.host, now_ns_);
       host.node->receive("peer" + std::to_string(number), frame);
       settle(from.host);
     });
@@ -369,7 +369,7 @@ void World::hear(std::size_t number, const std::string& frame) {
   Place& place = places_[connection.client];
   tell("heard by client", connection.client, frame);
   std::vector<transport::Message> send;
-  place.client->hear(frame, now_ns_, send);
+  place.client->hear(connection.host, frame, now_ns_, send);
   trace_ = engine::test::mix(trace_, now_ns_);
   for (const char c : frame) trace_ = engine::test::mix(trace_, static_cast<unsigned char>(c));
   say(connection.client, std::move(send));
@@ -414,7 +414,7 @@ void World::harm() {
       tell("crashed: client", i);
       ++tally_.counts["clients crashed"];
       if (places_[i].connection) lose_connection(*places_[i].connection);
-      places_[i].client->restart(now_ns_);
+      places_[i].client->restart();
     }
   }
   after(second, [this] { harm(); });
