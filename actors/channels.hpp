@@ -15,7 +15,6 @@ namespace sluice::actors {
 
 using channel_atom = caf::atom_constant<caf::atom("channel")>;
 using peer_atom = caf::atom_constant<caf::atom("peer")>;
-using join_atom = caf::atom_constant<caf::atom("join")>;
 
 /// A channel on one session with one node; never used again.
 struct ChannelRef {

@@ -13,7 +13,7 @@ using Self = GroupActor::stateful_pointer<GroupState>;
 void fall(Self self, const Error& why) {
   auto& state = self->state;
   state.setup.log->node_failed("group_lost", why);
-  state.rendezvous->cancel(why.message);
+  if (state.rendezvous) state.rendezvous->cancel(why.message);
   if (!state.serving)
     self->send(state.setup.news, ready_atom::value, EngineFailed{state.setup.engine, why});
   self->quit(caf::exit_reason::remote_link_unreachable);
@@ -27,9 +27,21 @@ void fall(Self self, std::size_t rank, const Error& why) {
               why.retry_after_ms});
 }
 
+void start_rank_0(Self self, std::vector<std::string> addresses) {
+  auto& state = self->state;
+  const LoadNews me(self);
+  const EngineLoader load = load_rank(state.setup.load, state.rendezvous, std::move(addresses));
+  // Linked: however this actor ends, rank 0 does too. Its collectives fail everywhere, so that no
+  // thread waits in one; the channels close, and so the far executors end.
+  state.executor = state.setup.own_threads
+                       ? self->spawn<caf::detached + caf::linked>(executor, 0, load, me)
+                       : self->spawn<caf::linked>(executor, 0, load, me);
+}
+
 /// Once every rank has told its address, all of them get all.
 void take_address(Self self, std::size_t rank, std::string address) {
   auto& state = self->state;
+  if (state.executor) return;  // they are told
   state.ranks[rank].address = std::move(address);
   std::vector<std::string> all;
   for (const auto& each : state.ranks) {
@@ -38,7 +50,7 @@ void take_address(Self self, std::size_t rank, std::string address) {
   }
   for (std::size_t i = 1; i < state.ranks.size(); ++i)
     state.setup.peers->send(state.ranks[i].channel, transport::RankBlobs{all});
-  state.rendezvous->give(std::move(all));
+  start_rank_0(self, std::move(all));
 }
 
 void take_ready(Self self, std::size_t rank) {
@@ -115,27 +127,17 @@ void start(Self self) {
     state.ranks[rank].channel = setup.peers->open(
         node.link, {0, "executor", setup.name, rank, world, setup.epoch}, ChannelEnd(self));
   }
-  const caf::weak_intrusive_ptr<caf::actor_control_block> weak(self->ctrl());
-  state.rendezvous = std::make_shared<Rendezvous>(
-      kernels::Shard{0, world}, kernels::CommunicatorOptions{setup.host, setup.step_ms},
-      [weak](std::string address) {
-        if (auto strong = weak.lock())
-          caf::anon_send(caf::actor_cast<GroupActor>(strong), join_atom::value, std::move(address));
-      },
-      setup.start_ms);
-  const LoadNews me(self);
-  const EngineLoader load = load_rank(setup.load, state.rendezvous);
-  // Linked: however this actor ends, rank 0 does too. Its collectives fail everywhere, so that no
-  // thread waits in one; the channels close, and so the far executors end.
-  state.executor = setup.own_threads
-                       ? self->spawn<caf::detached + caf::linked>(executor, 0, load, me)
-                       : self->spawn<caf::linked>(executor, 0, load, me);
+  auto prepared = setup.prepare({0, world}, {setup.host, setup.step_ms});
+  if (prepared)
+    state.rendezvous = std::make_shared<Rendezvous>(std::move(*prepared), setup.start_ms);
   std::vector<ChannelRef> channels;
   for (const auto& rank : state.ranks) channels.push_back(rank.channel);
   self->attach_functor([peers = setup.peers, channels, rendezvous = state.rendezvous] {
-    rendezvous->cancel("the group ended");
+    if (rendezvous) rendezvous->cancel("the group ended");
     for (const auto& channel : channels) peers->close(channel);
   });
+  if (!prepared) return fall(self, 0, prepared.error());
+  take_address(self, 0, state.rendezvous->address());
   self->delayed_send(self, std::chrono::milliseconds(setup.start_ms), tick_atom::value);
 }
 
@@ -145,7 +147,7 @@ GroupActor::behavior_type group(Self self, GroupSetup setup) {
   self->state.setup = std::move(setup);
   start(self);
   self->set_exit_handler([self](const caf::exit_msg& message) {
-    if (message.source == self->state.executor.address())
+    if (self->state.executor && message.source == self->state.executor.address())
       fall(self, 0, {ErrorCode::unavailable, self->system().render(message.reason), 0});
     else
       self->quit(message.reason);
@@ -186,7 +188,6 @@ GroupActor::behavior_type group(Self self, GroupSetup setup) {
         self->state.results.push_back(std::move(result));
         compare(self);
       },
-      [self](join_atom, std::string& address) { take_address(self, 0, std::move(address)); },
       [self](tick_atom) {
         if (self->state.serving) return;
         fall(self,

@@ -33,11 +33,11 @@ struct GroupSetup {
   LoadNews news;
   std::shared_ptr<RequestLog> log;
   bool own_threads = true;
+  GroupPrepare prepare = kernels::prepare_tcp;
 };
 
 using GroupActor = ExecutorActor::extend_with<ChannelEnd>::extend_with<LoadNews>::extend_with<
-    ResultSink>::extend<caf::reacts_to<join_atom, std::string>,  ///< rank 0's address
-                        caf::reacts_to<tick_atom>>;
+    ResultSink>::extend<caf::reacts_to<tick_atom>>;
 
 struct GroupState {
   static inline const char* name = "group";
@@ -51,7 +51,7 @@ struct GroupState {
   };
   GroupSetup setup;
   std::shared_ptr<Rendezvous> rendezvous;  ///< rank 0's
-  ExecutorActor executor;                  ///< rank 0's
+  ExecutorActor executor;                  ///< rank 0's, once all addresses are told
   std::vector<Rank> ranks;
   EngineFactsPtr facts;                    ///< once rank 0 has loaded
   std::deque<engine::StepResult> results;  ///< rank 0's, not compared yet

@@ -62,7 +62,7 @@ Error serve(Self self, ChannelRef channel, const transport::OpenChannel& what) {
     if (state.executors.contains(what.engine))
       return {ErrorCode::unavailable, "the executor of engine " + what.engine + " is taken", 0};
     RankSetup rank{engine->executor, state.setup.collectives, state.setup.group_start_ms,
-                   state.setup.own_threads};
+                   state.setup.own_threads, state.setup.prepare_group};
     auto stub = self->spawn<caf::monitored>(executor_stub, channel, what, std::move(rank),
                                             state.setup.peers);
     state.executors.emplace(what.engine, std::move(stub));

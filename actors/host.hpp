@@ -31,6 +31,7 @@ struct HostSetup {
   std::uint32_t group_start_ms = 0;
   std::function<void()> executor_ended;  ///< called when one ended, if set
   bool own_threads = true;  ///< for executors; false under the test coordinator
+  GroupPrepare prepare_group = kernels::prepare_tcp;
 };
 
 struct HostState {

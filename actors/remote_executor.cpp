@@ -118,24 +118,44 @@ ExecutorProxyActor::behavior_type executor_proxy(Proxy self, ExecutorProxySetup 
   };
 }
 
+namespace {
+
+using Stub = ExecutorStubActor::stateful_pointer<ExecutorStubState>;
+
+/// `addresses` of all ranks; none outside of a group.
+void start_executor(Stub self, std::vector<std::string> addresses) {
+  auto& state = self->state;
+  const LoadNews news(self);
+  const auto load = load_rank(state.setup.load, state.rendezvous, std::move(addresses));
+  state.executor = state.setup.own_thread
+                       ? self->spawn<caf::detached + caf::linked>(executor, 0, load, news)
+                       : self->spawn<caf::linked>(executor, 0, load, news);
+}
+
+void tell_address(Stub self, const kernels::Shard& shard) {
+  auto& state = self->state;
+  const auto& setup = state.setup;
+  auto prepared = setup.prepare(shard, setup.collectives);
+  if (!prepared)
+    return state.peers->send(state.channel, transport::ChannelFailed{prepared.error()});
+  state.rendezvous = std::make_shared<Rendezvous>(std::move(*prepared), setup.start_ms);
+  state.peers->send(state.channel, transport::RankBlob{state.rendezvous->address()});
+  self->delayed_send(self, std::chrono::milliseconds(setup.start_ms), tick_atom::value);
+}
+
+}  // namespace
+
 ExecutorStubActor::behavior_type executor_stub(
     ExecutorStubActor::stateful_pointer<ExecutorStubState> self, ChannelRef channel,
     transport::OpenChannel what, RankSetup setup, PeerBoxPtr peers) {
+  self->state.setup = std::move(setup);
   self->state.peers = peers;
   self->state.channel = channel;
   peers->join(channel, ChannelEnd(self));
   if (what.world > 1)
-    self->state.rendezvous = std::make_shared<Rendezvous>(
-        kernels::Shard{what.rank, what.world}, setup.collectives,
-        [peers, channel](std::string address) {
-          peers->send(channel, transport::RankBlob{std::move(address)});
-        },
-        setup.start_ms);
-  const LoadNews news(self);
-  const EngineLoader load = load_rank(std::move(setup.load), self->state.rendezvous);
-  self->state.executor = setup.own_thread
-                             ? self->spawn<caf::detached + caf::linked>(executor, 0, load, news)
-                             : self->spawn<caf::linked>(executor, 0, load, news);
+    tell_address(self, {what.rank, what.world});
+  else
+    start_executor(self, {});
   // However this actor ends: no thread waits in a collective, and the far end hears of it.
   self->attach_functor([peers, channel, rendezvous = self->state.rendezvous] {
     if (rendezvous) rendezvous->cancel("the rank's channel closed");
@@ -160,7 +180,7 @@ ExecutorStubActor::behavior_type executor_stub(
         } else if (auto* masks = std::get_if<transport::SampleMasks>(&message)) {
           if (checked(*masks)) self->send(state.executor, sample_atom::value, std::move(*masks));
         } else if (auto* blobs = std::get_if<transport::RankBlobs>(&message)) {
-          if (state.rendezvous) state.rendezvous->give(std::move(blobs->blobs));
+          if (state.rendezvous && !state.executor) start_executor(self, std::move(blobs->blobs));
         }
       },
       [self](lost_atom, const ChannelRef&, const Error&) { self->quit(caf::exit_reason::kill); },
@@ -175,6 +195,17 @@ ExecutorStubActor::behavior_type executor_stub(
         const auto checksum = transport::tokens_checksum(result);
         self->state.peers->send(self->state.channel,
                                 transport::StepDone{std::move(result), checksum});
+      },
+      [self](tick_atom) {
+        const auto& state = self->state;
+        if (!state.executor)
+          state.peers->send(
+              state.channel,
+              transport::ChannelFailed{
+                  {ErrorCode::deadline,
+                   fmt::format("no other rank's address came within {} ms: the leader has not all",
+                               state.setup.start_ms),
+                   0}});
       },
   };
 }

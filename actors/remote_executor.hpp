@@ -59,16 +59,8 @@ struct ExecutorProxyState {
 ExecutorProxyActor::behavior_type executor_proxy(
     ExecutorProxyActor::stateful_pointer<ExecutorProxyState> self, ExecutorProxySetup setup);
 
-using ExecutorStubActor = ChannelEnd::extend_with<LoadNews>::extend_with<ResultSink>;
-
-struct ExecutorStubState {
-  static inline const char* name = "executor stub";
-  PeerBoxPtr peers;
-  ChannelRef channel;
-  ExecutorActor executor;
-  std::shared_ptr<Rendezvous> rendezvous;  ///< of a rank's
-  std::optional<engine::PlanCheck> check;  ///< once the model is loaded
-};
+using ExecutorStubActor =
+    ChannelEnd::extend_with<LoadNews>::extend_with<ResultSink>::extend<caf::reacts_to<tick_atom>>;
 
 /// What a stub needs besides its channel.
 struct RankSetup {
@@ -76,6 +68,17 @@ struct RankSetup {
   kernels::CommunicatorOptions collectives;
   std::uint32_t start_ms = 0;  ///< how long the other ranks are waited for
   bool own_thread = true;
+  GroupPrepare prepare = kernels::prepare_tcp;
+};
+
+struct ExecutorStubState {
+  static inline const char* name = "executor stub";
+  RankSetup setup;
+  PeerBoxPtr peers;
+  ChannelRef channel;
+  ExecutorActor executor;                  ///< a rank's once it knows the others' addresses
+  std::shared_ptr<Rendezvous> rendezvous;  ///< of a rank's
+  std::optional<engine::PlanCheck> check;  ///< once the model is loaded
 };
 
 /// Serves one channel: starts an executor for it, loads its model, or the rank's part of it, and

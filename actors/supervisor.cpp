@@ -47,7 +47,7 @@ void start_group(Self self, std::size_t index, std::vector<RankNode> others) {
   state.engines[index].executor = self->spawn<caf::monitored>(
       group, GroupSetup{index, own.name, state.epoch, own.executor, std::move(others),
                         setup.collectives, setup.group_start_ms, setup.step_ms, setup.peers, me,
-                        setup.log, setup.own_threads});
+                        setup.log, setup.own_threads, setup.prepare_group});
 }
 
 /// An executor for an engine of this node, once enough are offered.
@@ -117,7 +117,7 @@ void start_engine(Self self, std::size_t index) {
   const LoadNews me = SupervisorActor(self);
   auto& engine = self->state.engines[index];
   engine.ending = false;
-  const EngineLoader load = load_rank(own.executor, nullptr);
+  const EngineLoader load = load_rank(own.executor);
   engine.executor = setup.own_threads
                         ? self->spawn<caf::detached + caf::monitored>(executor, index, load, me)
                         : self->spawn<caf::monitored>(executor, index, load, me);

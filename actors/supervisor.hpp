@@ -50,6 +50,7 @@ struct SupervisorSetup {
   /// mend. No less than `Scheduler::losses_max`, by which one request's fault is told apart.
   std::uint32_t restarts_max = engine::Scheduler::losses_max;
   bool own_threads = true;  ///< for executors and tokenizers; false under the test coordinator
+  GroupPrepare prepare_group = kernels::prepare_tcp;
 };
 
 struct SupervisorState {

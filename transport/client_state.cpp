@@ -55,7 +55,7 @@ struct ClientStream::State {
   std::uint64_t epoch = 0;
   std::uint32_t submissions = 0;  // under this epoch
   std::uint32_t resumptions = 0;  // since the last token
-  std::uint32_t late_answers = 0; // to questions of the former epoch, since the last resumption
+  std::uint32_t late_answers = 0;  // to questions of the former epoch, since the last resumption
   std::optional<Accepted> accepted;
   std::optional<Accepted> before;  // of a lower epoch
   std::vector<Choice> choices;
