@@ -7,7 +7,6 @@ namespace sluice::actors {
 
 void StreamLedger::admit(const Admission& admission) {
   Stream stream;
-  stream.epoch = admission.accepted.epoch;
   for (const auto& choice : admission.choices) stream.choices.push_back({choice.tokens.size()});
   StreamOpen& open = stream.asked.emplace();
   open.owner = admission.owner;
@@ -17,29 +16,31 @@ void StreamLedger::admit(const Admission& admission) {
   open.request.prompt.clear();
   open.choices = admission.choices;
   open.received = admission.received;
-  streams_.insert_or_assign(admission.stream, std::move(stream));
+  streams_.insert_or_assign({admission.stream, admission.accepted.epoch}, std::move(stream));
 }
 
-StreamLedger::Stream* StreamLedger::find(const transport::StreamId& stream, std::uint64_t epoch) {
-  const auto found = streams_.find(stream);
-  return found == streams_.end() || found->second.epoch != epoch ? nullptr : &found->second;
+StreamLedger::Stream* StreamLedger::find(const Key& key) {
+  const auto found = streams_.find(key);
+  return found == streams_.end() ? nullptr : &found->second;
 }
 
 std::optional<StreamOpen> StreamLedger::open(const transport::StreamId& stream,
                                              std::uint64_t epoch) {
-  auto* const found = find(stream, epoch);
-  return found == nullptr ? std::nullopt : std::exchange(found->asked, std::nullopt);
+  auto* const found = find({stream, epoch});
+  if (found == nullptr || !found->asked) return std::nullopt;
+  streams_.erase(streams_.lower_bound({stream, 0}), streams_.find({stream, epoch}));
+  return std::exchange(found->asked, std::nullopt);
 }
 
 bool StreamLedger::refused(const transport::StreamId& stream, std::uint64_t epoch) {
-  const auto* const found = find(stream, epoch);
+  const auto* const found = find({stream, epoch});
   if (found == nullptr || !found->asked) return false;
-  streams_.erase(stream);
+  streams_.erase({stream, epoch});
   return true;
 }
 
 Result<bool> StreamLedger::take(const StreamEvent& news) {
-  auto* const found = find(news.stream, news.epoch);
+  auto* const found = find({news.stream, news.epoch});
   if (found == nullptr) return false;
   const auto& event = news.event;
   const auto refuse = [&](std::string_view why) {
@@ -60,7 +61,7 @@ Result<bool> StreamLedger::take(const StreamEvent& news) {
   choice.ended = event.finish != engine::FinishReason::none;
   if (event.finish == engine::FinishReason::error ||
       std::ranges::all_of(found->choices, &Choice::ended))
-    streams_.erase(news.stream);
+    streams_.erase({news.stream, news.epoch});
   return true;
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "actors/actors.hpp"
@@ -16,11 +17,12 @@ class StreamLedger {
   /// Of an engine whose embedding has so many rows.
   explicit StreamLedger(std::uint32_t vocabulary = 0) : vocabulary_(vocabulary) {}
 
-  /// The admission is on its way to the engine; a higher epoch takes a lower one's place.
+  /// The admission is on its way to the engine.
   void admit(const Admission& admission);
 
   /// The engine took it: what its keeper and its owner are told, with nothing in it of the engine's
-  /// own. None: nobody asked for that.
+  /// own. It takes a lower epoch's place, which goes on for as long as it may still be refused.
+  /// None: nobody asked for that.
   std::optional<StreamOpen> open(const transport::StreamId& stream, std::uint64_t epoch);
 
   /// The engine did not take it. False: it was not asked.
@@ -38,15 +40,16 @@ class StreamLedger {
     bool ended = false;
   };
   struct Stream {
-    std::uint64_t epoch = 0;
     std::optional<StreamOpen> asked;  ///< until the engine took it
     std::vector<Choice> choices;
   };
 
-  Stream* find(const transport::StreamId& stream, std::uint64_t epoch);
+  using Key = std::pair<transport::StreamId, std::uint64_t>;  ///< and its epoch
+
+  Stream* find(const Key& key);
 
   std::uint32_t vocabulary_;
-  std::map<transport::StreamId, Stream> streams_;
+  std::map<Key, Stream> streams_;
 };
 
 }  // namespace sluice::actors

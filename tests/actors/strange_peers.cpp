@@ -199,8 +199,23 @@ BOOST_AUTO_TEST_CASE(an_engine_speaks_of_its_own_streams_alone) {
   BOOST_TEST(!ledger.open(one.stream, 4));     // once
   BOOST_TEST(!ledger.refused(one.stream, 4));  // it took it
   BOOST_TEST(ledger.take(news(one, 0, {1, 2})).value());
-  ledger.admit(admission(1, 5));  // the client tries again
-  BOOST_TEST(!ledger.take(news(one, 2, {3})).value());
+  ledger.admit(admission(1, 6));  // the client tries again
+  BOOST_REQUIRE(ledger.open(one.stream, 6));
+  BOOST_TEST(!ledger.take(news(one, 2, {3})).value());  // its place is taken
+  BOOST_TEST(ledger.size() == 1U);
+}
+
+// Found by the simulator (--fleets, seed 3568): a stream was submitted under a higher epoch, which
+// the engine refused; the end of the lower one was dropped, and its keeper held it for ever.
+BOOST_AUTO_TEST_CASE(a_refused_epoch_takes_no_place) {
+  actors::StreamLedger ledger(256);
+  const auto one = admission(1, 4);
+  ledger.admit(one);
+  BOOST_REQUIRE(ledger.open(one.stream, 4));
+  ledger.admit(admission(1, 5));
+  auto end = news(one, 0, {1});
+  end.event.finish = engine::FinishReason::cancelled;
+  BOOST_TEST(ledger.take(end).value());
   BOOST_TEST(ledger.refused(one.stream, 5));
   BOOST_TEST(ledger.size() == 0U);
 }
