@@ -19,6 +19,8 @@ std::uint64_t get_u64(std::string_view bytes, std::size_t at) {
   return value;
 }
 
+bool is_name(std::string_view text) { return !text.empty() && text.size() <= link_name_bytes_max; }
+
 }  // namespace
 
 std::string encode(const LinkHeader& header) {
@@ -127,7 +129,7 @@ void Links::refuse(const Route& route, const LinkHeader& header, std::string why
 /// A node that dials.
 void Links::greet(const Route& route, const LinkHeader& header, std::string_view name,
                   std::uint64_t now_ns, LinkOutput& out) {
-  if (name.empty() || name.size() > link_name_bytes_max)
+  if (!is_name(name))
     return refuse(route, header, "a node's name is 1 to 256 bytes", out);
   if (!newest({std::string(name), header.incarnation}))
     return refuse(route, header,
@@ -156,6 +158,22 @@ void Links::greet(const Route& route, const LinkHeader& header, std::string_view
   auto& kept = links_.emplace(route, std::move(link)).first->second;
   put(kept, LinkKind::welcome, self_.name, now_ns, out);
   rise(kept, now_ns, out);
+}
+
+/// The answer of a node that was dialed: nothing else comes first.
+void Links::welcome(Iterator at, const LinkHeader& header, std::string_view name,
+                    std::uint64_t now_ns, LinkOutput& out) {
+  const auto give_up = [&](std::string why) {
+    fall(at, {ErrorCode::unavailable, std::move(why), 0}, true, now_ns, out);
+  };
+  if (header.kind != LinkKind::welcome) return give_up("the node dialed spoke before its welcome");
+  if (!is_name(name)) return give_up("the node dialed has no name of 1 to 256 bytes");
+  auto& link = at->second;
+  link.peer = {std::string(name), header.incarnation};
+  if (!newest(link.peer))
+    return give_up(
+        fmt::format("an older process called {} answered than is known here", link.peer.name));
+  rise(link, now_ns, out);
 }
 
 /// False when the peer acknowledges what was never sent.
@@ -219,20 +237,11 @@ std::optional<LinkId> Links::on_frame(const Route& route, const LinkHeader& head
          false, now_ns, out);
     return std::nullopt;
   }
-  link.heard_ns = now_ns;
   if (link.phase == Phase::greeting) {
-    if (header.kind != LinkKind::welcome) return std::nullopt;
-    link.peer = {std::string(payload.substr(0, link_name_bytes_max)), header.incarnation};
-    if (newest(link.peer))
-      rise(link, now_ns, out);
-    else
-      fall(at,
-           {ErrorCode::unavailable,
-            fmt::format("an older process called {} answered than is known here", link.peer.name),
-            0},
-           true, now_ns, out);
+    welcome(at, header, payload, now_ns, out);
     return std::nullopt;
   }
+  link.heard_ns = now_ns;
   const bool data = header.kind == LinkKind::data;
   if (!take_ack(link, header.ack) || header.sequence != link.received + (data ? 1 : 0)) {
     fall(at,

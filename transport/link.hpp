@@ -158,6 +158,8 @@ class Links {
   void fall(Iterator at, Error why, bool tell, std::uint64_t now_ns, LinkOutput& out);
   void greet(const Route& route, const LinkHeader& header, std::string_view name,
              std::uint64_t now_ns, LinkOutput& out);
+  void welcome(Iterator at, const LinkHeader& header, std::string_view name, std::uint64_t now_ns,
+               LinkOutput& out);
   void refuse(const Route& route, const LinkHeader& header, std::string why, LinkOutput& out) const;
   bool take_ack(Link& link, std::uint64_t ack);
 

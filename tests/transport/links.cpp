@@ -307,6 +307,32 @@ BOOST_AUTO_TEST_CASE(attempts_back_off_and_say_why_they_failed) {
   BOOST_TEST(pauses == due, boost::test_tools::per_element());
 }
 
+// Found by the fuzzer link: a session came up with a node of no name; and one that said anything
+// but its name was waited for as long as it went on.
+BOOST_AUTO_TEST_CASE(a_dialed_node_says_its_name_first) {
+  const auto answer = [](LinkKind kind, const std::string& payload) {
+    Links a({}, {"a", 1});
+    LinkOutput out;
+    a.dial(0, 1000 * ms, out);
+    const auto route = out.connects.at(0).route;
+    const auto header = *decode_link_header(out.frames.at(0).header);
+    out = {};
+    BOOST_TEST(!a.on_frame(route, {kind, 1, header.session, 0, 0}, payload, 1000 * ms, out));
+    BOOST_TEST(a.up_count() == out.ups.size());
+    if (!out.failures.empty()) {
+      BOOST_REQUIRE_EQUAL(out.frames.size(), 1);  // it is told
+      BOOST_TEST((decode_link_header(out.frames[0].header)->kind == LinkKind::bye));
+    }
+    return out.failures.empty() ? std::string() : out.failures[0].why.message;
+  };
+  BOOST_TEST(answer(LinkKind::welcome, std::string(256, 'b')) == "");
+  const std::string nameless = "the node dialed has no name of 1 to 256 bytes";
+  BOOST_TEST(answer(LinkKind::welcome, "") == nameless);
+  BOOST_TEST(answer(LinkKind::welcome, std::string(257, 'b')) == nameless);
+  for (const auto kind : {LinkKind::beat, LinkKind::data})
+    BOOST_TEST(answer(kind, "x") == "the node dialed spoke before its welcome");
+}
+
 BOOST_AUTO_TEST_CASE(a_zombie_is_shut_out) {
   Links b({}, {"b", 1});
   LinkOutput out;

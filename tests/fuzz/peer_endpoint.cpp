@@ -1,0 +1,95 @@
+// Feeds a running peer endpoint messages of any parts, from a node that dialed it and from one that
+// it dialed, over sockets in this process. Whatever comes, it goes on serving: at the end it
+// answers twice, so that all before was taken.
+//
+// Input: operations of a byte that says whose connection (odd: the dialed one), a byte with the
+// number of parts, and each part behind a byte with its length.
+
+#include "transport/peer_endpoint.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+#include <zmq.hpp>
+
+#include "transport/node_protocol.hpp"
+
+namespace {
+
+using namespace sluice;
+using namespace sluice::transport;
+
+/// The endpoint takes so many from a socket before it looks at the next.
+constexpr int messages_max = 64;
+constexpr int patience_ms = 10'000;
+
+void demand(bool holds) {
+  if (!holds) std::abort();
+}
+
+std::string_view bytes_of(const zmq::message_t& part) {
+  return {static_cast<const char*>(part.data()), part.size()};
+}
+
+/// Asks for a session of a number that nobody else uses; welcome or not, it is answered.
+void probe(zmq::socket_t& dealer, std::uint64_t session) {
+  const auto hello = encode(LinkHeader{LinkKind::hello, UINT64_MAX, session, 0, 0});
+  dealer.send(zmq::buffer(hello), zmq::send_flags::sndmore);
+  dealer.send(zmq::str_buffer("probe"));
+  for (;;) {
+    zmq::message_t header, payload;
+    demand(dealer.recv(header).has_value() && header.more());
+    demand(dealer.recv(payload).has_value() && !payload.more());
+    const auto said = decode_link_header(bytes_of(header));
+    demand(said.has_value());
+    if (said->session == session) return;
+  }
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  static zmq::context_t context;
+  static std::uint64_t runs = 0;
+  const auto number = std::to_string(++runs);
+  zmq::socket_t listener(context, zmq::socket_type::router);
+  listener.set(zmq::sockopt::rcvtimeo, patience_ms);
+  listener.bind("inproc://far" + number);
+
+  PeerConfig config;
+  config.listen = "inproc://near" + number;
+  config.join = {"inproc://far" + number};
+  PeerEndpoint endpoint(context, config, {"node", 7},
+                        {[](const LinkUp& up) { demand(!up.peer.name.empty()); },
+                         [](const LinkDown& down) { demand(!down.why.message.empty()); },
+                         [](const LinkFailed& failed) { demand(!failed.why.message.empty()); },
+                         [](LinkId, std::string_view frame) -> Result<void> {
+                           const auto message = decode(frame, NodeLimits{});
+                           if (!message) return tl::unexpected(message.error());
+                           return {};
+                         }});
+  demand(endpoint.start().has_value());
+  zmq::message_t peer;  // whom it sends to: its dialing socket
+  demand(listener.recv(peer).has_value());
+  zmq::socket_t dialer(context, zmq::socket_type::dealer);
+  dialer.set(zmq::sockopt::rcvtimeo, patience_ms);
+  dialer.connect(config.listen);
+
+  const auto* const end = data + size;
+  const auto byte = [&] { return data == end ? std::uint8_t{0} : *data++; };
+  for (int i = 0; i < messages_max && data != end; ++i) {
+    const bool dialed = byte() % 2 != 0;
+    auto& socket = dialed ? listener : dialer;
+    const int parts = byte() % 8;
+    if (dialed && parts > 0) socket.send(zmq::buffer(bytes_of(peer)), zmq::send_flags::sndmore);
+    for (int part = 1; part <= parts; ++part) {
+      const auto count = std::min<std::size_t>(byte(), static_cast<std::size_t>(end - data));
+      socket.send(zmq::buffer(data, count),
+                  part < parts ? zmq::send_flags::sndmore : zmq::send_flags::none);
+      data += count;
+    }
+  }
+  probe(dialer, UINT64_MAX - 1);
+  probe(dialer, UINT64_MAX);
+  endpoint.stop();
+  return 0;
+}
