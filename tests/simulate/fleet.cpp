@@ -11,7 +11,8 @@ namespace {
 
 constexpr std::uint64_t second = 1000 * ms;
 
-/// Roles of the processes; every process dials those before it. The first is the front.
+/// Roles of the processes; every process dials those before it. The first is the front. An engine
+/// x2 leads a group of two: further executors are its other ranks, or spares.
 const std::vector<std::vector<const char*>> layouts = {
     {"front tokenizer", "engine executor"},
     {"front tokenizer", "engine executor", "engine executor"},
@@ -19,10 +20,19 @@ const std::vector<std::vector<const char*>> layouts = {
     {"front tokenizer engine", "executor", "executor"},
     {"front", "tokenizer", "engine", "executor"},
     {"front", "tokenizer", "tokenizer", "engine executor", "engine executor"},
+    {"front tokenizer engine executor x2", "executor"},
+    {"front tokenizer engine executor x3", "executor", "executor", "executor"},
+    {"front tokenizer", "engine executor x2", "executor", "executor"},
+    {"front", "tokenizer", "engine executor x3", "executor", "executor"},
+    {"front tokenizer", "engine executor x2", "engine executor x2", "executor", "executor"},
 };
 
 bool plays(const std::string& roles, const std::string& role) {
   return roles.find(role) != std::string::npos;
+}
+
+std::uint32_t ranks_of(const std::string& roles) {
+  return plays(roles, "x3") ? 3 : plays(roles, "x2") ? 2 : 1;
 }
 
 std::pair<std::size_t, std::size_t> pair_of(std::size_t a, std::size_t b) {
@@ -131,9 +141,13 @@ Fleet::Fleet(const NodeShape& shape, std::uint64_t seed, std::uint64_t now_ns,
       now_ns_(now_ns),
       calm_ns_(calm_ns),
       tally_(tally),
-      narrate_(narrate) {
+      narrate_(narrate),
+      collectives_([this](std::size_t a, std::size_t b) { return passes(a, b); }, now_ns_) {
   delay_max_ns_ = random_.one_in(3) ? 100 * ms : random_.between(1, 5) * ms;
   fault_one_in_ = random_.one_in(5) ? 0 : random_.between(3, 30);
+  group_start_ms_ = random_.between(1000, 10'000);
+  step_ms_ = random_.one_in(2) ? 10'000 : random_.between(1000, 5000);
+  if (fault_one_in_ != 0 && random_.one_in(3)) shape_.rank_errs_one_in = random_.between(30, 300);
   for (const char* roles : layouts[random_.below(layouts.size())]) {
     auto& process = *processes_.emplace_back(std::make_unique<Process>());
     process.index = processes_.size() - 1;
@@ -146,6 +160,10 @@ Fleet::Fleet(const NodeShape& shape, std::uint64_t seed, std::uint64_t now_ns,
 }
 
 Fleet::~Fleet() {
+  for (const auto& process : processes_) {
+    tally_.counts["steps lost for another rank"] += process->trouble.steps_lost;
+    tally_.counts["wrong tokens of a rank"] += process->trouble.wrong_tokens;
+  }
   for (auto& process : processes_)
     if (process->life) kill(process->index);
 }
@@ -178,10 +196,17 @@ void Fleet::start(std::size_t index) {
   actors::NodeConfig quiet;
   quiet.log_level = "off";
   const auto log = *actors::RequestLog::open(quiet);
-  const actors::RankLoader load = [this, &process](kernels::Completion completion,
-                                                   const auto&) -> Result<actors::LoadedEngine> {
-    return load_bytes(shape_, std::make_unique<Device>(shape_, random_, process.trouble,
-                                                       process.device, std::move(completion)));
+  const actors::RankLoader load = [this, &process](
+                                      kernels::Completion completion,
+                                      const auto& group) -> Result<actors::LoadedEngine> {
+    if (group != nullptr) ++tally_.counts["ranks started"];
+    return load_bytes(shape_,
+                      std::make_unique<Device>(shape_, random_, process.trouble, process.device,
+                                               std::move(completion),
+                                               std::dynamic_pointer_cast<RankCommunicator>(group)));
+  };
+  const actors::GroupPrepare prepare = [this, index](const auto& shard, const auto& options) {
+    return collectives_.prepare(index, shard, options);
   };
   const actors::FactsLoader facts = [] {
     return Result<std::shared_ptr<actors::EngineFacts>>(byte_facts());
@@ -189,7 +214,8 @@ void Fleet::start(std::size_t index) {
   const bool batcher = plays(process.roles, "engine"), computes = plays(process.roles, "executor");
   const bool tokenizer = plays(process.roles, "tokenizer");
   actors::SupervisorSetup setup;
-  setup.engines.push_back({"bytes", batcher, computes ? load : nullptr, facts});
+  const auto ranks = ranks_of(process.roles);
+  setup.engines.push_back({"bytes", batcher, computes ? load : nullptr, facts, ranks});
   if (plays(process.roles, "front")) {
     transport::SessionConfig session;
     session.welcome.window_tokens = shape_.stream.window_tokens;
@@ -205,9 +231,12 @@ void Fleet::start(std::size_t index) {
   setup.log = log;
   setup.status = life.status;
   setup.peers = life.peers;
-  setup.epoch = process.incarnation;
+  setup.epoch = process.incarnation << 32;  // as times are: above all of the last process's groups
+  setup.group_start_ms = group_start_ms_;
+  setup.step_ms = step_ms_;
   setup.restarts_max = 1000;
   setup.own_threads = false;
+  setup.prepare_group = prepare;
   life.supervisor = life.system.spawn(actors::supervisor, std::move(setup));
   actors::HostSetup hosted;
   hosted.peers = life.peers;
@@ -215,6 +244,10 @@ void Fleet::start(std::size_t index) {
   hosted.news = life.supervisor;
   hosted.log = log;
   hosted.own_threads = false;
+  hosted.collectives.deadline_ms = step_ms_;
+  hosted.group_start_ms = group_start_ms_;
+  hosted.executor_ended = [this] { ++executors_lost_; };
+  hosted.prepare_group = prepare;
   life.peers->host = life.system.spawn(actors::host, std::move(hosted));
   caf::anon_send(life.supervisor, actors::ready_atom::value, life.peers->host);
   for (std::uint32_t other = 0; other < index; ++other) {
@@ -290,7 +323,7 @@ void Fleet::act(Process& process, transport::LinkOutput out) {
   }
   for (const auto& down : out.downs) {
     ++tally_.counts["links lost"];
-    ++links_lost_;
+    ++executors_lost_;
     tell("lost " + down.peer + ": " + down.why.message, process);
     process.up.erase(down.link);
     for (const auto& [channel, end] : life.peers->channels.down(down.link))
@@ -338,8 +371,7 @@ void Fleet::deliver(std::size_t number, int to,
   if (connection.broken || end.deaf || process.life == nullptr ||
       process.incarnation != end.incarnation)
     return;
-  const auto cut = cut_until_ns_.find(pair_of(end.process, connection.ends[1 - to].process));
-  if (cut != cut_until_ns_.end() && cut->second > now_ns_) return;
+  if (!passes(end.process, connection.ends[1 - to].process)) return;
   if (!runs(process))  // it finds it when it goes on
     return at(process.life->stopped_until_ns,
               [this, number, to, frame] { deliver(number, to, frame); });
@@ -401,6 +433,18 @@ void Fleet::run(std::size_t messages) {
   for (auto& process : processes_) settle(*process, messages);
 }
 
+bool Fleet::passes(std::size_t a, std::size_t b) const {
+  const auto cut = cut_until_ns_.find(pair_of(a, b));
+  return cut == cut_until_ns_.end() || cut->second <= now_ns_;
+}
+
+std::uint32_t Fleet::executors_lost() const {
+  auto lost = executors_lost_;
+  for (const auto& process : processes_)
+    lost += process->trouble.steps_lost + process->trouble.wrong_tokens;
+  return lost;
+}
+
 bool Fleet::steps_failed() const {
   return std::ranges::any_of(processes_,
                              [](const auto& process) { return process->trouble.steps_failed; });
@@ -422,8 +466,10 @@ void Fleet::complete_step() {
 }
 
 void Fleet::lose_device() {
+  std::vector<Device*> devices;
   for (auto& process : processes_)
-    if (process->device != nullptr) return process->device->lose();
+    if (process->device != nullptr) devices.push_back(process->device);
+  if (!devices.empty()) devices[random_.below(devices.size())]->lose();
 }
 
 /// Each second's misfortunes, until it is calm.
@@ -462,6 +508,10 @@ void Fleet::harm() {
         ++tally_.counts["partitions between nodes"];
         cut_until_ns_[pair_of(i, j)] = now_ns_ + random_.between(50, 5000) * ms;
       }
+  for (std::size_t i = 0; i < processes_.size(); ++i)
+    for (std::size_t j = 0; j < i; ++j)
+      if (strikes() && collectives_.harm(i, j, random_.one_in(2)))
+        ++tally_.counts["connections between ranks broken"];
   at(now_ns_ + second, [this] { harm(); });
 }
 

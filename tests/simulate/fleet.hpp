@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/simulate/collectives.hpp"
 #include "tests/simulate/node.hpp"
 #include "transport/link.hpp"
 
@@ -35,7 +36,7 @@ class Fleet : public Site {
   void complete_step() override;
   void lose_device() override;
   bool steps_failed() const override;
-  std::uint32_t executors_lost() const override { return links_lost_; }
+  std::uint32_t executors_lost() const override;
   void check_idle() override;
 
  private:
@@ -71,6 +72,7 @@ class Fleet : public Site {
   void act(Process& process, transport::LinkOutput out);
   void transmit(Process& process, transport::LinkFrame frame);
   void deliver(std::size_t connection, int to, const std::shared_ptr<transport::LinkFrame>& frame);
+  bool passes(std::size_t a, std::size_t b) const;
   void harm();
   void check(const Process& process);
   void tell(const std::string& what, const Process& process) const;
@@ -83,7 +85,9 @@ class Fleet : public Site {
   bool narrate_;
   std::uint64_t events_ = 0;
   std::uint64_t delay_max_ns_ = 0;
-  std::uint32_t links_lost_ = 0;
+  std::uint32_t group_start_ms_ = 0, step_ms_ = 0;
+  std::uint32_t executors_lost_ = 0;  // with a link, or another rank
+  Collectives collectives_;
   std::vector<std::unique_ptr<Process>> processes_;
   std::deque<Connection> connections_;
   std::map<std::pair<std::size_t, std::size_t>, std::uint64_t> cut_until_ns_;  // by pair

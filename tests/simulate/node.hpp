@@ -36,6 +36,7 @@ struct NodeShape {
   engine::SchedulerConfig scheduler;
   transport::StreamConfig stream;
   std::uint32_t step_fails_one_in = 0;  ///< of the steps; 0: none
+  std::uint32_t rank_errs_one_in = 0;   ///< of the steps of a group's rank; 0: none
 };
 
 /// Where a node's frames go. Called while the node runs.

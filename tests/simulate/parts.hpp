@@ -12,6 +12,7 @@
 
 #include "tests/engine/fake_device.hpp"
 #include "tests/fakes/byte_tokenizer.hpp"
+#include "tests/simulate/collectives.hpp"
 #include "tests/simulate/node.hpp"
 
 namespace sluice::simulate {
@@ -21,16 +22,20 @@ constexpr const char* numerics = "00112233445566778899aabbccddeeff";
 /// What a device came to.
 struct Trouble {
   bool steps_failed = false;
-  std::string fault;  ///< what it found wrong
+  std::uint32_t steps_lost = 0;    ///< for the other ranks' sake
+  std::uint32_t wrong_tokens = 0;  ///< computed on purpose
+  std::string fault;               ///< what it found wrong
 };
 
 /// The checking device of the scheduler's simulation, behind the interface of a backend. A step
 /// takes effect when it is complete.
 class Device : public kernels::Backend {
  public:
+  /// `group`: of a rank, which computes with the others.
   Device(const NodeShape& shape, Random& random, Trouble& trouble, Device*& place,
-         kernels::Completion completion)
-      : shape_(shape),
+         kernels::Completion completion, std::shared_ptr<RankCommunicator> group = nullptr)
+      : group_(std::move(group)),
+        shape_(shape),
         random_(random),
         trouble_(trouble),
         place_(place),
@@ -61,9 +66,11 @@ class Device : public kernels::Backend {
     plans_.push_back({ticket, std::move(batch)});
   }
 
-  /// Not yet, as long as the oldest step's masks have not come.
+  /// Not yet, as long as the oldest step's masks, or the other ranks, have not come.
   void complete() {
+    if (!met()) return;
     if (!plans_.front().batch.sample_now && masks_.empty()) return;
+    met_ = false;
     const engine::StepPlan plan = std::move(plans_.front());
     plans_.pop_front();
     const bool fails = shape_.step_fails_one_in != 0 && random_.one_in(shape_.step_fails_one_in);
@@ -74,7 +81,9 @@ class Device : public kernels::Backend {
         masks = std::move(masks_.front());
         masks_.pop_front();
       }
-      completion_(checked_.run(plan, fails, {}, plan.batch.sample_now ? nullptr : &masks));
+      auto result = checked_.run(plan, fails, {}, plan.batch.sample_now ? nullptr : &masks);
+      spoil(result);
+      completion_(std::move(result));
     } catch (const std::logic_error& error) {
       trouble_.fault = error.what();
     }
@@ -85,6 +94,47 @@ class Device : public kernels::Backend {
   void lose() { lost_ = true; }
 
  private:
+  /// Whether all ranks have computed the oldest step; one that fails is answered here.
+  bool met() {
+    if (group_ == nullptr || met_) return true;
+    const auto& plan = plans_.front();
+    std::uint64_t digest = engine::test::mix(plan.ticket, plan.batch.sample_now);
+    for (const auto& segment : plan.batch.segments)
+      digest = engine::test::mix(digest, std::uint64_t{segment.slot.slot} << 32 | segment.position);
+    try {
+      const auto outcome = group_->meet(digest);
+      if (!outcome) return false;
+      met_ = outcome->has_value();
+      if (met_) return true;
+      ++trouble_.steps_lost;
+      kernels::StepResult result;
+      result.ticket = plan.ticket;
+      result.failed = true;
+      result.error = outcome->error();
+      plans_.pop_front();
+      completion_(std::move(result));
+    } catch (const std::logic_error& error) {
+      trouble_.fault = error.what();
+    }
+    return false;
+  }
+
+  /// One rank's processor errs, seldom: the others' tokens tell.
+  void spoil(kernels::StepResult& result) {
+    if (group_ == nullptr || shape_.rank_errs_one_in == 0 || !group_->may_err() ||
+        !random_.one_in(shape_.rank_errs_one_in))
+      return;
+    for (auto& slot : result.slots) {
+      if (slot.tokens.empty()) continue;
+      slot.tokens.back() = slot.tokens.back() == 'a' ? 'b' : 'a';
+      group_->err();
+      ++trouble_.wrong_tokens;
+      return;
+    }
+  }
+
+  std::shared_ptr<RankCommunicator> group_;
+  bool met_ = false;  // the ranks, in the oldest step
   const NodeShape& shape_;
   Random& random_;
   Trouble& trouble_;
