@@ -9,7 +9,7 @@ namespace {
 
 using Frame = std::shared_ptr<const std::string>;
 
-/// More than this between two looks is not time without a follower: the process was stopped, and
+/// What is longer between two looks is no time without a follower: the process was stopped, and
 /// whoever came back meanwhile is still to be heard.
 constexpr std::uint64_t absence_step_ns = 1'000'000'000;
 
@@ -282,11 +282,11 @@ StreamState::Verdict StreamState::tick(std::uint64_t now_ns, std::vector<Deliver
     verdict.expired = now_ns >= end_ns;
     due(end_ns);
   } else if (state.followers.empty()) {
-    state.absent_ns += std::min(now_ns - state.counted_ns, absence_step_ns);
-    state.counted_ns = now_ns;
+    const std::uint64_t passed_ns = now_ns - std::exchange(state.counted_ns, now_ns);
+    if (passed_ns <= absence_step_ns) state.absent_ns += passed_ns;
     verdict.abandoned = state.absent_ns >= state.config.grace_ns;
     if (!verdict.abandoned)
-      due(now_ns + std::min(state.config.grace_ns - state.absent_ns, absence_step_ns));
+      due(now_ns + std::min(state.config.grace_ns - state.absent_ns, absence_step_ns / 2));
   }
   if (verdict.expired || verdict.abandoned) verdict.next_tick_ns.reset();
   return verdict;
