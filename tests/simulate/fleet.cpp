@@ -124,6 +124,7 @@ struct Fleet::Process {
   };
 
   std::size_t index = 0;
+  std::size_t place = 0;  ///< in the layout
   std::string name, roles;
   std::uint64_t incarnation = 0;
   Wire wire;
@@ -149,12 +150,9 @@ Fleet::Fleet(const NodeShape& shape, std::uint64_t seed, std::uint64_t now_ns,
   step_ms_ = random_.one_in(2) ? 10'000 : random_.between(1000, 5000);
   if (fault_one_in_ != 0 && random_.one_in(3)) shape_.rank_errs_one_in = random_.between(30, 300);
   for (const char* roles : layouts[random_.below(layouts.size())]) {
-    auto& process = *processes_.emplace_back(std::make_unique<Process>());
-    process.index = processes_.size() - 1;
-    process.name = fmt::format("p{}", process.index);
-    process.roles = roles;
-    if (process.index == 0) process.wire = wire;
-    start(process.index);
+    current_.push_back(0);
+    incarnations_.push_back(0);
+    add(current_.size() - 1, roles, current_.size() == 1 ? wire : Wire());
   }
   at(now_ns_ + second, [this] { harm(); });
 }
@@ -176,10 +174,36 @@ bool Fleet::runs(const Process& process) const {
   return process.life != nullptr && process.life->stopped_until_ns <= now_ns_;
 }
 
+void Fleet::add(std::size_t place, const std::string& roles, Wire wire) {
+  auto& process = *processes_.emplace_back(std::make_unique<Process>());
+  process.index = current_[place] = processes_.size() - 1;
+  process.place = place;
+  process.name = fmt::format("p{}", place);
+  process.roles = roles;
+  process.wire = std::move(wire);
+  start(process.index);
+}
+
+bool Fleet::is_current(const Process& process) const {
+  return current_[process.place] == process.index;
+}
+
+/// Stopped and given up for dead: another is started in its place, and it goes on all the same, for
+/// a while.
+void Fleet::replace(std::size_t index) {
+  auto& old = *processes_[index];
+  tell("is stopped and replaced", old);
+  old.life->stopped_until_ns = now_ns_ + random_.between(50, 5000) * ms;
+  at(old.life->stopped_until_ns + random_.between(1, 8000) * ms, [this, index] {
+    if (processes_[index]->life != nullptr) kill(index);
+  });
+  add(old.place, old.roles, {});
+}
+
 void Fleet::start(std::size_t index) {
   auto& process = *processes_[index];
   tell("starts", process);
-  ++process.incarnation;
+  process.incarnation = ++incarnations_[process.place];
   process.life = std::make_unique<Process::Life>();
   auto& life = *process.life;
   life.clock_ns = life.next_tick_ns = now_ns_;
@@ -250,7 +274,7 @@ void Fleet::start(std::size_t index) {
   hosted.prepare_group = prepare;
   life.peers->host = life.system.spawn(actors::host, std::move(hosted));
   caf::anon_send(life.supervisor, actors::ready_atom::value, life.peers->host);
-  for (std::uint32_t other = 0; other < index; ++other) {
+  for (std::uint32_t other = 0; other < process.place; ++other) {
     transport::LinkOutput out;
     life.links->dial(other, now_ns_, out);
     act(process, std::move(out));
@@ -305,13 +329,14 @@ void Fleet::act(Process& process, transport::LinkOutput out) {
   auto& life = *process.life;
   for (const auto& connect : out.connects) {
     for (auto& each : connections_)
-      if (each.ends[0].process == process.index && each.ends[1].process == connect.dial)
+      if (each.ends[0].process == process.index &&
+          processes_[each.ends[1].process]->place == connect.dial)
         each.broken = true;
     Connection made;
     made.ends[0] = {process.index, process.incarnation, connect.route, false, 0};
-    const auto& other = *processes_[connect.dial];
+    const auto& other = *processes_[current_[connect.dial]];
     made.broken = other.life == nullptr;
-    made.ends[1] = {connect.dial, other.incarnation, fmt::format("in {}", connections_.size()),
+    made.ends[1] = {other.index, other.incarnation, fmt::format("in {}", connections_.size()),
                     false, 0};
     connections_.push_back(std::move(made));
   }
@@ -476,8 +501,8 @@ void Fleet::lose_device() {
 void Fleet::harm() {
   if (now_ns_ >= calm_ns_) return;
   const auto strikes = [&] { return fault_one_in_ != 0 && random_.one_in(fault_one_in_); };
-  for (auto& each : processes_) {
-    auto& process = *each;
+  for (std::size_t i = 0, count = processes_.size(); i < count; ++i) {
+    auto& process = *processes_[i];
     if (process.life == nullptr) continue;
     if (strikes()) {
       ++tally_.counts["processes stopped and continued"];
@@ -488,7 +513,11 @@ void Fleet::harm() {
       ++tally_.counts["slow devices"];
       process.slow_until_ns = now_ns_ + random_.between(500, 15'000) * ms;
     }
-    if (process.index != 0 && strikes()) {  // the front's end is the fleet's
+    if (process.place == 0 || !is_current(process)) continue;  // the front's end is the fleet's
+    if (strikes() && random_.one_in(3)) {
+      ++tally_.counts["processes replaced while they stood still"];
+      replace(i);
+    } else if (strikes()) {
       ++tally_.counts["processes started anew"];
       kill(process.index);
       at(now_ns_ + random_.between(10, 3000) * ms, [this, index = process.index] { start(index); });
@@ -503,15 +532,15 @@ void Fleet::harm() {
       connection.ends[random_.below(2)].deaf = true;
   }
   for (std::size_t i = 0; i < processes_.size(); ++i)
-    for (std::size_t j = 0; j < i; ++j)
+    for (std::size_t j = 0; j < i; ++j) {
+      if (processes_[i]->life == nullptr || processes_[j]->life == nullptr) continue;
       if (strikes()) {
         ++tally_.counts["partitions between nodes"];
         cut_until_ns_[pair_of(i, j)] = now_ns_ + random_.between(50, 5000) * ms;
       }
-  for (std::size_t i = 0; i < processes_.size(); ++i)
-    for (std::size_t j = 0; j < i; ++j)
       if (strikes() && collectives_.harm(i, j, random_.one_in(2)))
         ++tally_.counts["connections between ranks broken"];
+    }
   at(now_ns_ + second, [this] { harm(); });
 }
 

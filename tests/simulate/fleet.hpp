@@ -65,8 +65,12 @@ class Fleet : public Site {
   };
 
   void at(std::uint64_t at_ns, std::function<void()> happen);
+  /// Another process for a place, which dials those before it.
+  void add(std::size_t place, const std::string& roles, Wire wire);
   void start(std::size_t process);
   void kill(std::size_t process);
+  void replace(std::size_t process);
+  bool is_current(const Process& process) const;
   bool runs(const Process& process) const;
   void settle(Process& process, std::size_t messages);
   void act(Process& process, transport::LinkOutput out);
@@ -89,6 +93,8 @@ class Fleet : public Site {
   std::uint32_t executors_lost_ = 0;  // with a link, or another rank
   Collectives collectives_;
   std::vector<std::unique_ptr<Process>> processes_;
+  std::vector<std::size_t> current_;         // by place: the process that its address leads to
+  std::vector<std::uint64_t> incarnations_;  // by place
   std::deque<Connection> connections_;
   std::map<std::pair<std::size_t, std::size_t>, std::uint64_t> cut_until_ns_;  // by pair
   std::priority_queue<Event> queue_;
