@@ -8,6 +8,7 @@
 #include "transport/peer_endpoint.hpp"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdlib>
 #include <zmq.hpp>
 
@@ -30,15 +31,27 @@ std::string_view bytes_of(const zmq::message_t& part) {
   return {static_cast<const char*>(part.data()), part.size()};
 }
 
+/// The fuzzer's own timer may interrupt it.
+zmq::message_t take(zmq::socket_t& socket) {
+  zmq::message_t part;
+  while (true) {
+    try {
+      demand(socket.recv(part).has_value());
+      return part;
+    } catch (const zmq::error_t& error) {
+      demand(error.num() == EINTR);
+    }
+  }
+}
+
 /// Asks for a session of a number that nobody else uses; welcome or not, it is answered.
 void probe(zmq::socket_t& dealer, std::uint64_t session) {
   const auto hello = encode(LinkHeader{LinkKind::hello, UINT64_MAX, session, 0, 0});
   dealer.send(zmq::buffer(hello), zmq::send_flags::sndmore);
   dealer.send(zmq::str_buffer("probe"));
   for (;;) {
-    zmq::message_t header, payload;
-    demand(dealer.recv(header).has_value() && header.more());
-    demand(dealer.recv(payload).has_value() && !payload.more());
+    const auto header = take(dealer), payload = take(dealer);
+    demand(header.more() && !payload.more());
     const auto said = decode_link_header(bytes_of(header));
     demand(said.has_value());
     if (said->session == session) return;
@@ -68,8 +81,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
                            return {};
                          }});
   demand(endpoint.start().has_value());
-  zmq::message_t peer;  // whom it sends to: its dialing socket
-  demand(listener.recv(peer).has_value());
+  const auto peer = take(listener);  // whom it sends to: its dialing socket
   zmq::socket_t dialer(context, zmq::socket_type::dealer);
   dialer.set(zmq::sockopt::rcvtimeo, patience_ms);
   dialer.connect(config.listen);
