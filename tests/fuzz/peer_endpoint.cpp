@@ -61,16 +61,14 @@ void probe(zmq::socket_t& dealer, std::uint64_t session) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  static zmq::context_t context;
-  static std::uint64_t runs = 0;
-  const auto number = std::to_string(++runs);
+  zmq::context_t context(0);  // its end waits for that of all sockets; they need no I/O thread
   zmq::socket_t listener(context, zmq::socket_type::router);
   listener.set(zmq::sockopt::rcvtimeo, patience_ms);
-  listener.bind("inproc://far" + number);
+  listener.bind("inproc://far");
 
   PeerConfig config;
-  config.listen = "inproc://near" + number;
-  config.join = {"inproc://far" + number};
+  config.listen = "inproc://near";
+  config.join = {"inproc://far"};
   PeerEndpoint endpoint(context, config, {"node", 7},
                         {[](const LinkUp& up) { demand(!up.peer.name.empty()); },
                          [](const LinkDown& down) { demand(!down.why.message.empty()); },
