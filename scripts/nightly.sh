@@ -47,6 +47,7 @@ if ((${#names[@]})); then
   done
 fi
 part "long simulation" scripts/simulate.sh 10000
+part "long simulation of fleets" scripts/simulate.sh 10000 --fleets
 part "faults" scripts/faults.sh --rounds 60
 # soak PRESET: ten minutes of everything that clients do.
 soak() {

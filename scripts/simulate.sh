@@ -2,7 +2,7 @@
 # Runs N seeds (300) of the simulator: nodes, clients and the network between them under virtual
 # time, with whatever can go wrong. The last line counts seeds, failures, simulated request-hours;
 # exit code 0 only if none failed. A seed that fails is named with what repeats it.
-#   scripts/simulate.sh [N] [--from SEED] [--verbose]
+#   scripts/simulate.sh [N] [--fleets] [--from SEED] [--verbose]
 set -euo pipefail
 # shellcheck source=scripts/steps.sh
 . "$(dirname "$0")/steps.sh"
