@@ -99,15 +99,18 @@ struct StreamState::State {
     return found == followers.end() ? nullptr : &*found;
   }
 
-  /// Says nothing new; whoever is gone is found out by it, whoever forgot to ack does so.
+  /// Says nothing new; whoever is gone is found out by it, whoever forgot to ack does so. Whoever
+  /// waits beyond the end hears where that is, and which epoch this is.
   void probe(Follower& follower, std::uint64_t now_ns, Deliveries& out) const {
     for (std::uint32_t choice = 0; choice < logs.size(); ++choice) {
       const Cursor& cursor = follower.cursors[choice];
-      if (!cursor.following || cursor.next > logs[choice].size()) continue;
+      const engine::StreamLog& log = logs[choice];
+      if (!cursor.following) continue;
+      const bool beyond = cursor.next > log.size();
       engine::StreamPart part;
-      part.first_index = cursor.next;
-      part.text_offset = cursor.text_next;
-      if (const auto at = logs[choice].read(cursor.next, 0)) part.chain = at->chain;
+      part.first_index = beyond ? log.size() : cursor.next;
+      part.text_offset = beyond ? log.text_bytes() : cursor.text_next;
+      if (const auto at = log.read(part.first_index, 0)) part.chain = at->chain;
       return send(follower, frame_of(Chunk{id, epoch, choice, std::move(part)}), now_ns, out);
     }
     follower.sent_ns = now_ns;

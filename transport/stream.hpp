@@ -59,7 +59,7 @@ class StreamState {
 
   /// Replays from the index asked for, as far as the window allows; with `live`, the peer follows
   /// from then on. When there is nothing to replay the answer is an empty chunk. An index not
-  /// reached yet waits if live, else it is a `bad_request`.
+  /// reached yet waits if live (the empty chunk tells the end), else it is a `bad_request`.
   void on_attach(const Peer& peer, const Attach& attach, bool owner, std::uint64_t now_ns,
                  std::vector<Delivery>& out);
   /// Opens the window of the peer that sent it; after the owner's `terminal` the stream's own is

@@ -142,7 +142,7 @@ BOOST_AUTO_TEST_CASE(replays) {
   keeper.say(1);
   BOOST_CHECK_EQUAL(keeper.told(), "- 7+1");  // nobody stayed, and the owner is paused
   keeper.attach("ahead", 10);                 // not reached yet
-  BOOST_CHECK_EQUAL(keeper.told(), "");
+  BOOST_CHECK_EQUAL(keeper.told(), "ahead 8+0");
   keeper.say(4);
   BOOST_CHECK_EQUAL(keeper.told(), "- 8+4, ahead 10+2");
   keeper.end();
@@ -236,6 +236,29 @@ BOOST_AUTO_TEST_CASE(probes) {
   BOOST_CHECK_EQUAL(keeper.told(), "owner 3+0");
   keeper.tick(3'999 * ms);
   BOOST_CHECK_EQUAL(keeper.told(), "");
+}
+
+// Found by the simulator (--fleets, seed 16438 as it was then): an owner was back at a node that had
+// an earlier run of its stream, with less than it held. It was told nothing, not even the epoch,
+// until that run had come so far, and gave up.
+BOOST_AUTO_TEST_CASE(who_waits_beyond_the_end_is_told_where_it_is) {
+  Keeper keeper({});
+  keeper.say(2);
+  keeper.told();
+  keeper.attach("reader", 5);
+  const auto sent = keeper.sent();
+  BOOST_REQUIRE_EQUAL(sent.size(), 1U);
+  const auto& chunk = std::get<Chunk>(sent[0].message);
+  BOOST_CHECK_EQUAL(chunk.epoch, 7U);
+  BOOST_CHECK_EQUAL(chunk.part.first_index, 2U);
+  BOOST_CHECK(chunk.part.tokens.empty());
+  BOOST_CHECK_EQUAL(chunk.part.text_offset, 1U);
+  keeper.tick(2'000 * ms);
+  BOOST_CHECK_EQUAL(keeper.told(), "owner 2+0, reader 2+0");
+  keeper.say(2);
+  BOOST_CHECK_EQUAL(keeper.told(), "- 2+2, owner 2+2");
+  keeper.say(2);
+  BOOST_CHECK_EQUAL(keeper.told(), "- 4+2, owner 4+2, reader 5+1");
 }
 
 BOOST_AUTO_TEST_CASE(no_more_followers_than_there_is_room_for) {
