@@ -135,6 +135,7 @@ FleetNode& Fleet::add(const std::string& name, const std::string& roles) {
       {"bytes", facts, plays(roles, "tokenizer"), computes && !batcher ? load : nullptr});
   hosted.news = node.supervisor;
   hosted.log = log;
+  hosted.group_start_ms = 1000;
   hosted.own_threads = false;
   node.peers->host = system_.spawn(actors::host, std::move(hosted));
   caf::anon_send(node.supervisor, actors::ready_atom::value, node.peers->host);

@@ -23,11 +23,13 @@ class Stranger {
   void join(FleetNode& victim) { fleet_.connect(node_, victim); }
 
   /// Opens a channel on the first link; everything that comes back is kept.
-  void open(const std::string& service) {
+  void open(const std::string& service, std::uint32_t world = 1) {
     const auto link = node_.peers->others.begin()->first;
     transport::OpenChannel what;
     what.service = service;
     what.engine = "bytes";
+    what.rank = world > 1 ? 1 : 0;
+    what.world = world;
     channel_ = node_.peers->open(link, what, fleet_.keep(heard, closed));
     fleet_.run();
   }
@@ -114,6 +116,23 @@ BOOST_AUTO_TEST_CASE(masks_that_nobody_waits_for_close_the_channel) {
   stranger.say(transport::SampleMasks{3, {}});
   BOOST_REQUIRE(stranger.heard_of<transport::ChannelFailed>());
   BOOST_TEST(stranger.closed);
+}
+
+// As it is with a leader whose other ranks do not come. The rank's own address is told at once.
+BOOST_AUTO_TEST_CASE(a_rank_that_hears_of_no_others_says_so) {
+  Fleet fleet;
+  auto& device = fleet.add("device", "executor");
+  Stranger stranger(fleet);
+  stranger.join(device);
+  stranger.open("executor", 2);
+  BOOST_REQUIRE(stranger.heard_of<transport::RankBlob>());
+  fleet.advance(std::chrono::milliseconds(999));
+  BOOST_TEST(!stranger.heard_of<transport::ChannelFailed>());
+  fleet.advance(std::chrono::milliseconds(1));
+  const auto* failed = stranger.heard_of<transport::ChannelFailed>();
+  BOOST_REQUIRE(failed);
+  BOOST_CHECK(failed->error.code == ErrorCode::deadline);
+  BOOST_TEST(failed->error.message.find("within 1000 ms") != std::string::npos);
 }
 
 BOOST_AUTO_TEST_CASE(an_admission_without_choices_is_refused) {
