@@ -2,9 +2,7 @@
 
 #include <fmt/format.h>
 
-#include "actors/channel_table.hpp"
-#include "actors/host.hpp"
-#include "tests/simulate/parts.hpp"
+#include "tests/simulate/process.hpp"
 
 namespace sluice::simulate {
 namespace {
@@ -25,6 +23,7 @@ const std::vector<std::vector<const char*>> layouts = {
     {"front tokenizer", "engine executor x2", "executor", "executor"},
     {"front", "tokenizer", "engine executor x3", "executor", "executor"},
     {"front tokenizer", "engine executor x2", "engine executor x2", "executor", "executor"},
+    {"front tokenizer", "executor", "executor", "engine executor x2"},
 };
 
 bool plays(const std::string& roles, const std::string& role) {
@@ -40,100 +39,6 @@ std::pair<std::size_t, std::size_t> pair_of(std::size_t a, std::size_t b) {
 }
 
 }  // namespace
-
-/// What actors/peer_bridge is between actors and links, without a thread.
-class Fleet::Peers : public actors::PeerBox {
- public:
-  using Post = std::function<void(transport::LinkId, std::string)>;
-  explicit Peers(Post post) : post_(std::move(post)) {}
-
-  actors::ChannelRef open(transport::LinkId link, transport::OpenChannel what,
-                          actors::ChannelEnd end) override {
-    const auto channel = channels.open(link, end);
-    if (!channel) {
-      const actors::ChannelRef none{link, 0};
-      tell_lost(end, none);
-      return none;
-    }
-    what.number = channel->number;
-    tell(link, what);
-    return *channel;
-  }
-  void join(actors::ChannelRef channel, actors::ChannelEnd end) override {
-    if (!channels.join(channel, end)) tell_lost(end, channel);
-  }
-  void send(actors::ChannelRef channel, const transport::NodeMessage& message) override {
-    post_(channel.link, transport::encode(channel.number, message));
-  }
-  void close(actors::ChannelRef channel) override {
-    if (channels.close(channel)) tell(channel.link, transport::CloseChannel{channel.number});
-  }
-  void tell(transport::LinkId link, const transport::NodeMessage& message) override {
-    post_(link, transport::encode(0, message));
-  }
-
-  Result<void> receive(transport::LinkId link, std::string_view frame) {
-    auto routed = transport::decode(frame, transport::NodeLimits{});
-    if (!routed) return tl::unexpected(routed.error());
-    const actors::ChannelRef channel{link, routed->channel};
-    if (routed->channel != 0) {
-      if (const auto end = channels.find(channel))
-        caf::anon_send(end, actors::channel_atom::value, channel, std::move(routed->message));
-    } else if (const auto* closed = std::get_if<transport::CloseChannel>(&routed->message)) {
-      if (const auto end = channels.close({link, closed->number}))
-        tell_lost(end, {link, closed->number});
-    } else {
-      caf::anon_send(host, actors::peer_atom::value, link, std::move(routed->message));
-    }
-    return {};
-  }
-
-  actors::HostActor host;
-  actors::ChannelTable channels;
-
- private:
-  static void tell_lost(const actors::ChannelEnd& end, actors::ChannelRef channel) {
-    caf::anon_send(end, actors::lost_atom::value, channel,
-                   Error{ErrorCode::unavailable, "not connected", 0});
-  }
-
-  Post post_;
-};
-
-struct Fleet::Process {
-  struct Config : caf::actor_system_config {
-    Config() { set("scheduler.policy", caf::atom("testing")); }
-  };
-  /// All that dies with it.
-  struct Life {
-    Config config;
-    caf::actor_system system{config};
-    std::shared_ptr<Peers> peers;
-    std::optional<transport::Links> links;
-    std::shared_ptr<Way> way;
-    actors::SessionActor session;
-    actors::SupervisorActor supervisor;
-    std::shared_ptr<actors::NodeStatus> status = std::make_shared<actors::NodeStatus>();
-    std::uint64_t clock_ns = 0;
-    std::uint64_t next_tick_ns = 0;
-    std::uint64_t stopped_until_ns = 0;
-
-    caf::scheduler::test_coordinator& coordinator() {
-      return dynamic_cast<caf::scheduler::test_coordinator&>(system.scheduler());
-    }
-  };
-
-  std::size_t index = 0;
-  std::size_t place = 0;  ///< in the layout
-  std::string name, roles;
-  std::uint64_t incarnation = 0;
-  Wire wire;
-  Trouble trouble;
-  Device* device = nullptr;
-  std::uint64_t slow_until_ns = 0;  ///< its device gets no step done
-  std::set<transport::LinkId> up;
-  std::unique_ptr<Life> life;
-};
 
 Fleet::Fleet(const NodeShape& shape, std::uint64_t seed, std::uint64_t now_ns,
              std::uint64_t calm_ns, Wire wire, Tally& tally, bool narrate)
@@ -287,7 +192,8 @@ void Fleet::kill(std::size_t index) {
   tell("dies", process);
   const auto life = std::move(process.life);  // what its actors still say goes nowhere
   life->way->dead = true;
-  for (const auto link : std::exchange(process.up, {}))
+  process.newest.clear();
+  for (const auto& [link, session] : std::exchange(process.up, {}))
     for (const auto& [channel, end] : life->peers->channels.down(link))
       caf::anon_send(end, actors::lost_atom::value, channel,
                      Error{ErrorCode::unavailable, "the process ends", 0});
@@ -342,7 +248,10 @@ void Fleet::act(Process& process, transport::LinkOutput out) {
   }
   for (const auto& up : out.ups) {
     ++tally_.counts["links up"];
-    process.up.insert(up.link);
+    auto& newest = process.newest[up.peer.name];
+    if (up.peer.incarnation < newest) throw Violation("a zombie began a session");
+    newest = up.peer.incarnation;
+    process.up.emplace(up.link, Process::Session{up.peer, 0});
     life.peers->channels.up(up.link, up.dial.has_value());
     caf::anon_send(life.peers->host, actors::peer_atom::value, up);
   }
@@ -390,37 +299,53 @@ void Fleet::transmit(Process& process, transport::LinkFrame frame) {
 
 void Fleet::deliver(std::size_t number, int to,
                     const std::shared_ptr<transport::LinkFrame>& frame) {
-  auto& connection = connections_[number];
+  const auto& connection = connections_[number];
   const auto& end = connection.ends[to];
   auto& process = *processes_[end.process];
-  if (connection.broken || end.deaf || process.life == nullptr ||
-      process.incarnation != end.incarnation)
-    return;
-  if (!passes(end.process, connection.ends[1 - to].process)) return;
-  if (!runs(process))  // it finds it when it goes on
-    return at(process.life->stopped_until_ns,
-              [this, number, to, frame] { deliver(number, to, frame); });
-  const auto header = transport::decode_link_header(frame->header);
+  if (process.life == nullptr || !passes(end.process, connection.ends[1 - to].process)) return;
+  if (!waits(process)) return take(number, to, *frame);
+  process.life->waiting.emplace_back([this, number, to, frame] { take(number, to, *frame); });
+}
+
+void Fleet::take(std::size_t number, int to, const transport::LinkFrame& frame) {
+  const auto& connection = connections_[number];
+  const auto& end = connection.ends[to];
+  auto& process = *processes_[end.process];
+  if (connection.broken || end.deaf || process.incarnation != end.incarnation) return;
+  const auto header = transport::decode_link_header(frame.header);
   if (!header) throw Violation("a link header cannot be read: " + header.error().message);
   transport::LinkOutput out;
-  const auto link = process.life->links->on_frame(end.route, *header, frame->payload, now_ns_, out);
+  const auto link = process.life->links->on_frame(end.route, *header, frame.payload, now_ns_, out);
   act(process, std::move(out));
   if (!link) return;
-  if (!process.up.contains(*link)) throw Violation("a message came on a session that is not up");
-  if (auto taken = process.life->peers->receive(*link, frame->payload); !taken)
+  const auto session = process.up.find(*link);
+  if (session == process.up.end()) throw Violation("a message came on a session that is not up");
+  if (header->sequence != ++session->second.heard)
+    throw Violation("a session goes on behind a message that was lost");
+  if (header->incarnation < process.newest[session->second.peer.name])
+    throw Violation("a zombie was heard");
+  if (auto taken = process.life->peers->receive(*link, frame.payload); !taken)
     throw Violation("a node's message was refused: " + taken.error().message);
   settle(process, random_.one_in(4) ? random_.below(6) : SIZE_MAX);
+}
+
+bool Fleet::waits(const Process& process) const {
+  return !runs(process) || !process.life->waiting.empty();
 }
 
 void Fleet::receive(const transport::Peer& peer, const std::string& frame) {
   auto& front = *processes_[0];
   if (front.life == nullptr) return;
-  if (!runs(front))
-    return at(front.life->stopped_until_ns, [this, peer, frame] { receive(peer, frame); });
-  auto message = transport::decode(frame, transport::Limits());
-  if (!message) throw Violation("a client sent what cannot be read: " + message.error().message);
-  caf::anon_send(front.life->session, actors::inbound_atom::value,
-                 actors::Inbound{peer, std::move(*message)});
+  const auto hear = [this, &front, peer, frame] {
+    auto message = transport::decode(frame, transport::Limits());
+    if (!message) throw Violation("a client sent what cannot be read: " + message.error().message);
+    caf::anon_send(front.life->session, actors::inbound_atom::value,
+                   actors::Inbound{peer, std::move(*message)});
+  };
+  if (waits(front))
+    front.life->waiting.emplace_back(hear);
+  else
+    hear();
 }
 
 void Fleet::advance(std::uint64_t now_ns) {
@@ -439,6 +364,8 @@ void Fleet::advance(std::uint64_t now_ns) {
     if (due_ns > now_ns) break;
     now_ns_ = std::max(now_ns_, due_ns);
     if (ticking != nullptr) {
+      for (auto& waiting = ticking->life->waiting; !waiting.empty(); waiting.pop_front())
+        waiting.front()();
       transport::LinkOutput out;
       ticking->life->next_tick_ns = ticking->life->links->tick(now_ns_, out);
       act(*ticking, std::move(out));

@@ -22,6 +22,8 @@ struct Tally {
   double request_hours = 0;
 };
 
+struct Process;
+
 class Fleet : public Site {
  public:
   /// Nothing goes wrong any more from `calm_ns` on.
@@ -40,9 +42,6 @@ class Fleet : public Site {
   void check_idle() override;
 
  private:
-  class Peers;
-  struct Process;
-
   /// Two directions, each in order; index 0 is the dialer's end.
   struct Connection {
     struct End {
@@ -76,6 +75,8 @@ class Fleet : public Site {
   void act(Process& process, transport::LinkOutput out);
   void transmit(Process& process, transport::LinkFrame frame);
   void deliver(std::size_t connection, int to, const std::shared_ptr<transport::LinkFrame>& frame);
+  void take(std::size_t connection, int to, const transport::LinkFrame& frame);
+  bool waits(const Process& process) const;
   bool passes(std::size_t a, std::size_t b) const;
   void harm();
   void check(const Process& process);
