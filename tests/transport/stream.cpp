@@ -238,8 +238,8 @@ BOOST_AUTO_TEST_CASE(probes) {
   BOOST_CHECK_EQUAL(keeper.told(), "");
 }
 
-// Found by the simulator (--fleets, seed 16438 as it was then): an owner was back at a node that had
-// an earlier run of its stream, with less than it held. It was told nothing, not even the epoch,
+// Found by the simulator (--fleets, seed 16438 as it was then): an owner was back at a node with an
+// earlier run of its stream, which had less than it held. It was told nothing, not even the epoch,
 // until that run had come so far, and gave up.
 BOOST_AUTO_TEST_CASE(who_waits_beyond_the_end_is_told_where_it_is) {
   Keeper keeper({});
