@@ -62,9 +62,9 @@ constexpr std::size_t tile_strips = 1, tile_rows = 6;   // 12 of 16 (AVX2), 24 o
 // the multiply-adds.
 constexpr std::uint32_t cached_strips = 4;
 
-// without, 203 with 2 KiB, 210 with 4, 218 with 8; two or four strips at once, with chains that do
-// without, 203 with 2 KiB, 210 with 4, 218 with 8; two or four strips at once, with chains that do
-// not wait for each other, are slower than one (190 and 203).
+// How far ahead of its use a weight is asked for, in one stream: SmolLM2 in F16 decodes 195 tokens
+// a second without, 203 with 2 KiB, 210 with 4, 218 with 8; two or four strips at once, with chains
+// that do not wait for each other, are slower than one (190 and 203).
 constexpr std::size_t prefetch_bytes = 8192;
 
 template <class Column, std::size_t S, std::size_t N>
