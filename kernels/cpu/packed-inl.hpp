@@ -38,16 +38,14 @@ HWY_INLINE Quants load_quants(Bytes from) {
   return v;
 }
 
-/// Vectors 0..3 from the low halves of the bytes, 4..7 from the high ones.
-HWY_INLINE void load_nibbles(Bytes from, Quants* q) {
+/// Vector j of a block: 0..3 are the low halves of the bytes, 4..7 the high ones.
+HWY_INLINE Quants load_nibbles(Bytes from, std::size_t j) {
   const auto mask = all_bytes(15);
-  unroll<4>([&](auto j) SLUICE_INLINE {
-    const Quants both = load_quants(from + 64 * j);
-    unroll<parts>([&](auto i) SLUICE_INLINE {
-      q[j].part[i] = hn::And(both.part[i], mask);
-      q[4 + j].part[i] = hn::And(hn::ShiftRight<4>(both.part[i]), mask);
-    });
+  Quants q = load_quants(from + 64 * (j % 4));
+  unroll<parts>([&](auto i) SLUICE_INLINE {
+    q.part[i] = hn::And(j < 4 ? q.part[i] : hn::ShiftRight<4>(q.part[i]), mask);
   });
+  return q;
 }
 
 /// 16 in each byte of lanes part_lanes * i and up whose bit is set.
@@ -68,48 +66,37 @@ HWY_INLINE hn::Vec<I> fifth_bits(Bytes bits, std::size_t i) {
 #endif
 }
 
-/// Adds 16 where the bit of the byte is set.
-HWY_INLINE void add_fifth_bits(Bytes bits, Quants* q) {
-  unroll<8>([&](auto j) SLUICE_INLINE {
-    unroll<parts>([&](auto i) SLUICE_INLINE {
-      q[j].part[i] = hn::Or(q[j].part[i], fifth_bits(bits + 8 * j, i));
-    });
+/// Vector j with 16 added where the bit of the byte is set.
+HWY_INLINE Quants load_fives(Bytes from, std::size_t j) {
+  Quants q = load_nibbles(from, j);
+  unroll<parts>([&](auto i) SLUICE_INLINE {
+    q.part[i] = hn::Or(q.part[i], fifth_bits(from + 256 + 8 * j, i));
   });
+  return q;
 }
 
-/// Puts the two bits above each nibble.
-HWY_INLINE void add_two_bits(Bytes bits, Quants* q) {
+/// Vector j with the two bits above each nibble.
+HWY_INLINE Quants load_sixes(Bytes from, std::size_t j) {
   const auto mask = all_bytes(48);
-  unroll<2>([&](auto h) SLUICE_INLINE {
-    const Quants four = load_quants(bits + 64 * h);
-    Quants* to = q + 4 * h;
-    unroll<parts>([&](auto i) SLUICE_INLINE {
-      const auto v = four.part[i];
-      to[0].part[i] = hn::Or(to[0].part[i], hn::And(hn::ShiftLeft<4>(v), mask));
-      to[1].part[i] = hn::Or(to[1].part[i], hn::And(hn::ShiftLeft<2>(v), mask));
-      to[2].part[i] = hn::Or(to[2].part[i], hn::And(v, mask));
-      to[3].part[i] = hn::Or(to[3].part[i], hn::And(hn::ShiftRight<2>(v), mask));
-    });
+  Quants q = load_nibbles(from, j);
+  const Quants four = load_quants(from + 256 + 64 * (j / 4));
+  unroll<parts>([&](auto i) SLUICE_INLINE {
+    auto two = four.part[i];
+    if (j % 4 == 0) two = hn::ShiftLeft<4>(two);
+    if (j % 4 == 1) two = hn::ShiftLeft<2>(two);
+    if (j % 4 == 3) two = hn::ShiftRight<2>(two);
+    q.part[i] = hn::Or(q.part[i], hn::And(two, mask));
   });
+  return q;
 }
 
-/// sums[r] += q[r][0..3] . x[0..3], exactly. `small`: no quant is above 63.
+#if HWY_CAP_GE512
+/// sums[r] += q[r][0..3] . x[0..3] with x in every lane, exactly. `small`: no quant is above 63.
 template <bool small>
-HWY_INLINE void add_dots(const Quants& q, const std::int8_t* x, Sums& sums) {
-#if HWY_TARGET == HWY_AVX3_DL
-  // As assembly, because this Highway compiles the target for AVX-VNNI, which has no 512 bits.
-  struct Four {
-    std::int8_t bytes[4];
-  };
-  asm("vpdpbusd %2%{1to16%}, %1, %0"
-      : "+v"(sums.part[0].raw)
-      : "v"(q.part[0].raw), "m"(*reinterpret_cast<const Four*>(x)));
-#else
-  std::int32_t four;
-  std::memcpy(&four, x, sizeof four);
+HWY_INLINE void add_dots(const Quants& q, hn::Vec<I> x, Sums& sums) {
 #if HWY_TARGET == HWY_AVX3
   const __m512i w = q.part[0].raw;
-  const __m512i v = _mm512_set1_epi32(four);
+  const __m512i v = x.raw;
   __m512i dots;
   if constexpr (small) {  // 2 * 63 * 127 fits 16 bits
     dots = _mm512_madd_epi16(_mm512_maddubs_epi16(w, v), _mm512_set1_epi16(1));
@@ -120,6 +107,28 @@ HWY_INLINE void add_dots(const Quants& q, const std::int8_t* x, Sums& sums) {
         even, _mm512_madd_epi16(_mm512_srli_epi16(w, 8), _mm512_srai_epi16(v, 8)));
   }
   sums.part[0].raw = _mm512_add_epi32(sums.part[0].raw, dots);
+#else
+  // As assembly, because this Highway compiles the target for AVX-VNNI, which has no 512 bits.
+  asm("vpdpbusd %2, %1, %0" : "+v"(sums.part[0].raw) : "v"(q.part[0].raw), "v"(x.raw));
+#endif
+}
+#endif
+
+/// The same with x where it lies.
+template <bool small>
+HWY_INLINE void add_dots(const Quants& q, const std::int8_t* x, Sums& sums) {
+#if HWY_TARGET == HWY_AVX3_DL
+  struct Four {
+    std::int8_t bytes[4];
+  };
+  asm("vpdpbusd %2%{1to16%}, %1, %0"
+      : "+v"(sums.part[0].raw)
+      : "v"(q.part[0].raw), "m"(*reinterpret_cast<const Four*>(x)));
+#else
+  std::int32_t four;
+  std::memcpy(&four, x, sizeof four);
+#if HWY_TARGET == HWY_AVX3
+  add_dots<small>(q, hn::Set(I(), four), sums);
 #elif HWY_TARGET == HWY_AVX2
   const __m256i v = _mm256_set1_epi32(four);
   unroll<2>([&](auto i) SLUICE_INLINE {
@@ -179,7 +188,8 @@ struct Scales {
   Lanes m[halves];
 };
 
-// Each format: `small` quants or not, how many scales a block's row has, and how to read them.
+// Each format: `small` quants or not, vector j of a block's quants, how many scales a block's row
+// has, and how to read them.
 // `head` is what eight blocks share. Where m is a fixed multiple of d, the dot products begin with
 // that multiple of the activations' sum (`starts`): exact, and for nothing.
 
@@ -187,16 +197,18 @@ struct PackedQ4_0 {
   static constexpr Format format = Format::q4_0;
   static constexpr bool small = true;
   static constexpr std::size_t halves = 1;
-  static HWY_INLINE void quants(Bytes from, Quants* q) { load_nibbles(from, q); }
+  static HWY_INLINE Quants quants(Bytes from, std::size_t j) { return load_nibbles(from, j); }
   static HWY_INLINE Scales<1> scales(Bytes at, Bytes) { return {{load_halves(at)}, {}}; }
-  static HWY_INLINE const std::int32_t* starts(const cpu::QuantizedRow& x) { return x.starts_8; }
+  static HWY_INLINE const std::int32_t* starts(const cpu::QuantizedBlock& x) {
+    return x.starts_8;
+  }
 };
 
 struct PackedQ4_1 {
   static constexpr Format format = Format::q4_1;
   static constexpr bool small = true;
   static constexpr std::size_t halves = 1;
-  static HWY_INLINE void quants(Bytes from, Quants* q) { load_nibbles(from, q); }
+  static HWY_INLINE Quants quants(Bytes from, std::size_t j) { return load_nibbles(from, j); }
   static HWY_INLINE Scales<1> scales(Bytes at, Bytes) {
     return {{load_halves(at)}, {load_halves(at + 32)}};
   }
@@ -206,10 +218,7 @@ struct PackedQ5_0 {
   static constexpr Format format = Format::q5_0;
   static constexpr bool small = true;
   static constexpr std::size_t halves = 1;
-  static HWY_INLINE void quants(Bytes from, Quants* q) {
-    load_nibbles(from, q);
-    add_fifth_bits(from + 256, q);
-  }
+  static HWY_INLINE Quants quants(Bytes from, std::size_t j) { return load_fives(from, j); }
   static HWY_INLINE Scales<1> scales(Bytes at, Bytes) {
     const Lanes d = load_halves(at);
     return {{d}, {set(-16.0F) * d}};
@@ -220,7 +229,7 @@ struct PackedQ5_1 {
   static constexpr Format format = Format::q5_1;
   static constexpr bool small = true;
   static constexpr std::size_t halves = 1;
-  static HWY_INLINE void quants(Bytes from, Quants* q) { PackedQ5_0::quants(from, q); }
+  static HWY_INLINE Quants quants(Bytes from, std::size_t j) { return load_fives(from, j); }
   static HWY_INLINE Scales<1> scales(Bytes at, Bytes head) { return PackedQ4_1::scales(at, head); }
 };
 
@@ -228,18 +237,18 @@ struct PackedQ8_0 {
   static constexpr Format format = Format::q8_0;
   static constexpr bool small = false;
   static constexpr std::size_t halves = 1;
-  static HWY_INLINE void quants(Bytes from, Quants* q) {
-    unroll<8>([&](auto j) SLUICE_INLINE { q[j] = load_quants(from + 64 * j); });
-  }
+  static HWY_INLINE Quants quants(Bytes from, std::size_t j) { return load_quants(from + 64 * j); }
   static HWY_INLINE Scales<1> scales(Bytes at, Bytes) { return {{load_halves(at)}, {}}; }
-  static HWY_INLINE const std::int32_t* starts(const cpu::QuantizedRow& x) { return x.starts_128; }
+  static HWY_INLINE const std::int32_t* starts(const cpu::QuantizedBlock& x) {
+    return x.starts_128;
+  }
 };
 
 struct PackedQ4_K {
   static constexpr Format format = Format::q4_k;
   static constexpr bool small = true;
   static constexpr std::size_t halves = 1;
-  static HWY_INLINE void quants(Bytes from, Quants* q) { load_nibbles(from, q); }
+  static HWY_INLINE Quants quants(Bytes from, std::size_t j) { return load_nibbles(from, j); }
   static HWY_INLINE Scales<1> scales(Bytes at, Bytes head) {
     return {{load_halves(head) * load_small<std::uint8_t>(at)},
             {set(0.0F) - load_halves(head + 32) * load_small<std::uint8_t>(at + 16)}};
@@ -250,7 +259,7 @@ struct PackedQ5_K {
   static constexpr Format format = Format::q5_k;
   static constexpr bool small = true;
   static constexpr std::size_t halves = 1;
-  static HWY_INLINE void quants(Bytes from, Quants* q) { PackedQ5_0::quants(from, q); }
+  static HWY_INLINE Quants quants(Bytes from, std::size_t j) { return load_fives(from, j); }
   static HWY_INLINE Scales<1> scales(Bytes at, Bytes head) { return PackedQ4_K::scales(at, head); }
 };
 
@@ -258,10 +267,7 @@ struct PackedQ6_K {
   static constexpr Format format = Format::q6_k;
   static constexpr bool small = true;
   static constexpr std::size_t halves = 2;
-  static HWY_INLINE void quants(Bytes from, Quants* q) {
-    load_nibbles(from, q);
-    add_two_bits(from + 256, q);
-  }
+  static HWY_INLINE Quants quants(Bytes from, std::size_t j) { return load_sixes(from, j); }
   static HWY_INLINE Scales<2> scales(Bytes at, Bytes head) {
     const Lanes d = load_halves(head);
     const Lanes a = d * load_small<std::int8_t>(at);

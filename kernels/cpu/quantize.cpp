@@ -53,37 +53,34 @@ void quantize(const float* x, std::uint32_t first, std::uint32_t last,
               const cpu::QuantizedView& view, std::size_t r) {
   constexpr std::uint32_t infinity = 0x7F800000U;
   constexpr float tiny = 1e-30F;  // below, 127 / largest would not be finite
-  const cpu::QuantizedRow row = view.row(r);
-  auto* values = const_cast<std::int8_t*>(row.values);
-  auto* steps = const_cast<float*>(row.steps);
-  auto* sums = const_cast<float*>(row.sums);
-  auto* pair_sums = const_cast<float*>(row.pair_sums);
-  auto* starts_8 = const_cast<std::int32_t*>(row.starts_8);
-  auto* starts_128 = const_cast<std::int32_t*>(row.starts_128);
+  cpu::QuantizedBlock* blocks = view.row(r);
   // Pass by pass, so that no block waits for the one before.
   for (std::size_t k = first; k < last; k += 16) {
-    steps[k / 16] = float_of(static_cast<std::uint32_t>(largest_bits(load(x + k))));
+    blocks[k / 32].steps[k / 16 % 2] =
+        float_of(static_cast<std::uint32_t>(largest_bits(load(x + k))));
   }
   for (std::size_t k = first; k < last; k += 16) {
-    const float largest = steps[k / 16];
+    cpu::QuantizedBlock& block = blocks[k / 32];
+    float& at = block.steps[k / 16 % 2];
+    const float largest = at;
     const bool finite = bits_of(largest) < infinity;
     const float inverse = finite && largest > tiny ? 127.0F / largest : 0.0F;
     const float step = largest > tiny ? largest / 127.0F : 0.0F;
-    steps[k / 16] = finite ? step : std::numeric_limits<float>::quiet_NaN();
+    at = finite ? step : std::numeric_limits<float>::quiet_NaN();
     if (finite) {
-      round_block(load(x + k), inverse, values + k);
+      round_block(load(x + k), inverse, block.values + k % 32);
     } else {
-      std::memset(values + k, 0, 16);
+      std::memset(block.values + k % 32, 0, 16);
     }
   }
-  for (std::size_t k = first; k < last; k += 32) {
-    for (std::size_t i = k / 16; i < k / 16 + 2; ++i) {
-      const std::int32_t sum = sum_bytes(values + 16 * i);
-      sums[i] = steps[i] * static_cast<float>(sum);
-      starts_8[i] = -8 * sum;
-      starts_128[i] = -128 * sum;
+  for (std::size_t b = first / 32; b < last / 32; ++b) {
+    cpu::QuantizedBlock& block = blocks[b];
+    for (std::size_t i = 0; i < 2; ++i) {
+      const std::int32_t sum = sum_bytes(block.values + 16 * i);
+      block.sums[i] = block.steps[i] * static_cast<float>(sum);
+      block.starts_8[i] = -8 * sum;
+      block.starts_128[i] = -128 * sum;
     }
-    pair_sums[k / 32] = sums[k / 16] + sums[k / 16 + 1];
   }
 }
 

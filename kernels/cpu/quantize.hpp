@@ -11,35 +11,29 @@ namespace sluice::kernels::cpu {
 
 inline constexpr std::uint32_t step_cols = 16;
 
-/// One rounded row of `cols` (a multiple of 32) activations.
-struct QuantizedRow {
-  const std::int8_t* values = nullptr;   ///< [cols]
-  const float* steps = nullptr;          ///< [cols / 16]
-  const float* sums = nullptr;           ///< [cols / 16]: step * (sum of values)
-  const float* pair_sums = nullptr;      ///< [cols / 32]: of two blocks
-  /// [cols / 16]: -8 and -128 times (sum of values), where products with Q4_0 and Q8_0 begin
-  const std::int32_t* starts_8 = nullptr;
-  const std::int32_t* starts_128 = nullptr;
+/// 32 columns of a rounded row: all that a product reads of them in one line of the cache, so that
+/// it needs one address a row.
+struct QuantizedBlock {
+  std::int8_t values[32];
+  float steps[2];
+  float sums[2];  ///< step * (sum of values)
+  /// -8 and -128 times (sum of values), where products with Q4_0 and Q8_0 begin
+  std::int32_t starts_8[2];
+  std::int32_t starts_128[2];
 };
+static_assert(sizeof(QuantizedBlock) == 64);
 
-/// Room for rounded rows of `cols` columns.
+/// Room for rounded rows of `cols` columns, a multiple of 32.
 struct QuantizedView {
-  std::byte* data = nullptr;
+  std::byte* data = nullptr;  ///< at a multiple of 4; of 64 to be fast
   std::uint32_t cols = 0;
 
-  /// 1 + 4 (4 / 16 + 1 / 32) bytes a column
-  static constexpr std::size_t row_bytes(std::uint32_t cols) { return std::size_t{cols} / 8 * 17; }
+  static constexpr std::size_t row_bytes(std::uint32_t cols) {
+    return cols / 32 * sizeof(QuantizedBlock);
+  }
 
-  QuantizedRow row(std::size_t r) const {
-    const std::byte* at = data + r * row_bytes(cols);
-    QuantizedRow row;
-    row.values = reinterpret_cast<const std::int8_t*>(at);
-    row.steps = reinterpret_cast<const float*>(at + cols);
-    row.sums = row.steps + cols / 16;
-    row.pair_sums = row.sums + cols / 16;
-    row.starts_8 = reinterpret_cast<const std::int32_t*>(row.pair_sums + cols / 32);
-    row.starts_128 = row.starts_8 + cols / 16;
-    return row;
+  QuantizedBlock* row(std::size_t r) const {
+    return reinterpret_cast<QuantizedBlock*>(data + r * row_bytes(cols));
   }
 };
 

@@ -33,8 +33,8 @@ struct Activations {
   }
 
   double value(std::size_t r, std::uint32_t c) const {
-    const cpu::QuantizedRow row = view.row(r);
-    return static_cast<double>(row.steps[c / 16]) * row.values[c];
+    const cpu::QuantizedBlock& block = view.row(r)[c / 32];
+    return static_cast<double>(block.steps[c / 16 % 2]) * block.values[c % 32];
   }
 };
 
@@ -124,18 +124,23 @@ BOOST_AUTO_TEST_CASE(rounding_is_to_the_nearest_step) {
   std::fill(x.begin(), x.begin() + 16, 0.0F);
   x[20] = -1000.0F;
   const Activations in(x, 64);
-  const cpu::QuantizedRow row = in.view.row(0);
-  BOOST_TEST(row.steps[0] == 0.0F);
-  BOOST_TEST(row.values[20] == -127);
+  const cpu::QuantizedBlock* blocks = in.view.row(0);
+  BOOST_TEST(blocks[0].steps[0] == 0.0F);
+  BOOST_TEST(blocks[0].values[20] == -127);
   for (std::uint32_t c = 0; c < 64; ++c) {
-    const double step = row.steps[c / 16];
+    const double step = blocks[c / 32].steps[c / 16 % 2];
     BOOST_TEST(std::abs(in.value(0, c) - static_cast<double>(x[c])) <= step * 0.500001);
   }
   for (std::uint32_t b = 0; b < 4; ++b) {
     double sum = 0;
     for (std::uint32_t c = 16 * b; c < 16 * b + 16; ++c) sum += in.value(0, c);
-    BOOST_TEST(std::abs(sum - static_cast<double>(row.sums[b])) <= 1e-6 * std::abs(sum));
-    if (b % 2 == 1) BOOST_TEST(row.pair_sums[b / 2] == row.sums[b - 1] + row.sums[b]);
+    const cpu::QuantizedBlock& block = blocks[b / 2];
+    const auto of_block = static_cast<double>(block.sums[b % 2]);
+    BOOST_TEST(std::abs(sum - of_block) <= 1e-6 * std::abs(sum));
+    int quants = 0;
+    for (std::uint32_t c = 0; c < 16; ++c) quants += block.values[16 * (b % 2) + c];
+    BOOST_TEST(block.starts_8[b % 2] == -8 * quants);
+    BOOST_TEST(block.starts_128[b % 2] == -128 * quants);
   }
 }
 
