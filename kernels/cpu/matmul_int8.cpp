@@ -90,15 +90,12 @@ struct Cursor {
     head = scales;
     scales += layout.head_bytes;
   }
-  /// Asks for the block's bytes and those of its scales, `ahead` bytes on.
-  HWY_INLINE void ask(std::size_t ahead) const {
-    unroll<S>([&](auto s) SLUICE_INLINE {
-      Bytes from = quants + s * strip_bytes + ahead;
-      for (std::size_t line = 0; line < layout.quant_bytes; line += 64) {
-        __builtin_prefetch(from + line);
-      }
-      if constexpr (S > 1) __builtin_prefetch(scales + s * strip_bytes + ahead);
-    });
+  /// Asks for what lies so far ahead of the block, `scaled` for its scales too.
+  HWY_INLINE void ask(std::size_t ahead, bool scaled) const {
+    for (std::size_t line = 0; line < layout.quant_bytes; line += 64) {
+      __builtin_prefetch(quants + ahead + line);
+    }
+    if (scaled) __builtin_prefetch(scales + ahead);
   }
   HWY_INLINE Quants vector(std::size_t s, std::size_t j) const {
     return Kind::quants(quants + s * strip_bytes, j);
@@ -122,7 +119,7 @@ HWY_INLINE void multiply_strip(const cpu::PackedWeight& weight, std::uint32_t st
   const std::size_t blocks = weight.blocks();
   for (std::size_t b = 0; b < blocks; ++b) {
     at.enter(b);
-    at.ask(prefetch_bytes);
+    at.ask(prefetch_bytes, false);
     Quants q[8];
     unroll<8>([&](auto j) SLUICE_INLINE { q[j] = at.vector(0, j); });
     const Scales<Kind::halves> scale = at.scale(0);
@@ -169,11 +166,13 @@ HWY_INLINE void multiply_tiles(const Product& p, std::size_t r, std::size_t rows
 // A tile of two strips: 8 sums, 8 halves of a block and 8 accumulators of 32 registers.
 constexpr std::size_t pair_rows = 4;
 
-/// Strips s and s + 1 with activation rows [r, r + pair_rows).
-template <class Kind>
-HWY_NOINLINE void multiply_pair(const Product& p, std::size_t r, std::uint32_t strip,
-                                std::size_t turn, std::size_t turns) {
+/// Strips `strip` and the next with a tile of activation rows. `asks`, with tiles 0 and 1: for the
+/// strips behind, one each. (A branch for that in the loop costs up to a fifth: often its end is
+/// then not foreseen.)
+template <class Kind, bool asks>
+HWY_NOINLINE void multiply_pair(const Product& p, std::size_t tile, std::uint32_t strip) {
   constexpr std::size_t S = 2, N = pair_rows;
+  const std::size_t r = tile * N;
   Lanes sums[S * N];
   unroll<S * N>([&](auto i) SLUICE_INLINE { sums[i] = set(0.0F); });
   Cursor<Kind, S> at(*p.weight, strip);
@@ -182,7 +181,7 @@ HWY_NOINLINE void multiply_pair(const Product& p, std::size_t r, std::uint32_t s
   const std::size_t blocks = p.weight->blocks();
   for (std::size_t b = 0; b < blocks; ++b) {
     at.enter(b);
-    if (b % turns == turn) at.ask(S * p.weight->strip_bytes);
+    if constexpr (asks) at.ask((S + tile) * p.weight->strip_bytes, true);
     const auto dots = [&](auto h, Sums(&to)[S * N]) SLUICE_INLINE {
       unroll<N>([&](auto n) SLUICE_INLINE {
         unroll<S>([&](auto s) SLUICE_INLINE { to[S * n + s].part[0] = start<Kind>(x[n][b], h); });
@@ -228,12 +227,10 @@ void multiply_int8(const Product& p, std::uint32_t rows, std::uint32_t first,
     std::uint32_t s = first;
 #if HWY_CAP_GE512
     for (; rows >= 2 * pair_rows && s + 2 <= last; s += 2) {
-      const std::size_t turns = std::min<std::size_t>(rows / pair_rows, 8);
-      std::size_t r = 0;
-      for (; r + pair_rows <= rows; r += pair_rows) {
-        multiply_pair<Kind>(p, r, s, r / pair_rows, turns);
-      }
-      multiply_tiles<Kind, pair_rows / 2>(p, r, rows, s, s + 2);
+      const std::size_t tiles = rows / pair_rows;
+      for (std::size_t t = 0; t < 2; ++t) multiply_pair<Kind, true>(p, t, s);
+      for (std::size_t t = 2; t < tiles; ++t) multiply_pair<Kind, false>(p, t, s);
+      multiply_tiles<Kind, pair_rows / 2>(p, tiles * pair_rows, rows, s, s + 2);
     }
 #endif
     for (; s < last; s += chunk) {
