@@ -35,14 +35,16 @@ HWY_INLINE Range seen(const AttentionWork& work, std::uint32_t position) {
   return {work.window != 0 && end > work.window ? end - work.window : 0, end};
 }
 
-// Queries whose scores one register tile holds, and sixteens of a head whose sums it holds for up
-// to four queries: as many chains of multiply-adds as leave room for the loads.
+// Of a register tile: queries, tiles of keys whose scores it holds for them, and sixteens of a head
+// whose sums it holds for them. As many chains of multiply-adds as leave room for the loads, of
+// which each then serves several: a core loads no faster than it multiplies and adds.
+constexpr std::size_t query_tile = 6;
 #if HWY_CAP_GE512
-constexpr std::size_t query_tile = 12, value_tile = 4;  // 12 and 16 of 32 registers
-constexpr std::size_t few_scores = 16;                  // 16
+constexpr std::size_t key_tiles = 4, value_tile = 4;  // 24 and 24 of 32 registers
+constexpr std::size_t few_scores = 16;                // 16
 #else
-constexpr std::size_t query_tile = 4, value_tile = 1;   // 8 of 16
-constexpr std::size_t few_scores = 4;                   // 8
+constexpr std::size_t key_tiles = 1, value_tile = 1;  // 12 of 16
+constexpr std::size_t few_scores = 4;                 // 8
 #endif
 
 // A chain of multiply-adds waits for itself: this few queries, those of a step that decodes, need
@@ -77,40 +79,17 @@ HWY_INLINE KeyTile key_tile(const KvPool& pool, const Slot& slot, std::uint32_t 
   return {copy, 16};
 }
 
-/// Scores of queries [0, count) against one tile of keys, N at once, then fewer.
-template <std::size_t N>
-HWY_INLINE void score_tile(const float* const* queries, std::size_t count, const KeyTile& keys,
-                           std::size_t head_dim, float scale, float* to, std::size_t stride) {
-  std::size_t q = 0;
-  for (; q + N <= count; q += N) {
-    Lanes acc[N];
-    unroll<N>([&](auto n) SLUICE_INLINE { acc[n] = set(0.0F); });
-    for (std::size_t d = 0; d < head_dim; ++d) {
-      const Lanes key = load_half(keys.data + d * keys.stride);
-      unroll<N>([&](auto n) SLUICE_INLINE { acc[n] = fma(set(queries[q + n][d]), key, acc[n]); });
-    }
-    unroll<N>([&](auto n) SLUICE_INLINE {
-      store(acc[n] * set(scale), to + (q + n) * stride);
-    });
-  }
-  if constexpr (N > 1) {
-    constexpr std::size_t fewer = N > 4 ? 4 : N / 2;
-    score_tile<fewer>(queries + q, count - q, keys, head_dim, scale, to + q * stride, stride);
-  }
-}
-
-/// Scores of N queries against T tiles of keys at once; asks for the next ones meanwhile.
+/// Scores of N queries against T tiles of keys at once; asks for the `next` ones meanwhile, if any.
 template <std::size_t N, std::size_t T>
-HWY_INLINE void score_tiles(const float* const* queries, const KeyTile (&keys)[T],
-                            const KeyTile (&next)[T], std::size_t head_dim, float scale, float* to,
-                            std::size_t stride) {
+HWY_INLINE void score_tiles(const float* const* queries, const KeyTile* keys, const KeyTile* next,
+                            std::size_t head_dim, float scale, float* to, std::size_t stride) {
   Lanes acc[N * T];
   unroll<N * T>([&](auto i) SLUICE_INLINE { acc[i] = set(0.0F); });
   for (std::size_t d = 0; d < head_dim; ++d) {
     Lanes key[T];
     unroll<T>([&](auto t) SLUICE_INLINE {
       key[t] = load_half(keys[t].data + d * keys[t].stride);
-      __builtin_prefetch(next[t].data + d * keys[t].stride);
+      if (next != nullptr) __builtin_prefetch(next[t].data + d * keys[t].stride);
     });
     unroll<N>([&](auto n) SLUICE_INLINE {
       const Lanes element = set(queries[n][d]);
@@ -124,6 +103,20 @@ HWY_INLINE void score_tiles(const float* const* queries, const KeyTile (&keys)[T
       store(acc[n * T + t] * set(scale), to + n * stride + t * tile_tokens);
     });
   });
+}
+
+/// Scores of queries [0, count) against T tiles of keys, N queries at once, then fewer.
+template <std::size_t N, std::size_t T>
+HWY_INLINE void score_queries(const float* const* queries, std::size_t count, const KeyTile* keys,
+                              std::size_t head_dim, float scale, float* to, std::size_t stride) {
+  std::size_t q = 0;
+  for (; q + N <= count; q += N) {
+    score_tiles<N, T>(queries + q, keys, nullptr, head_dim, scale, to + q * stride, stride);
+  }
+  if constexpr (N > 1) {
+    constexpr std::size_t fewer = N > 4 ? 4 : N / 2;
+    score_queries<fewer, T>(queries + q, count - q, keys, head_dim, scale, to + q * stride, stride);
+  }
 }
 
 /// cap * tanh(score / cap) for scores [0, count), count a multiple of 16
@@ -155,7 +148,14 @@ HWY_INLINE float softmax(float* scores, std::uint32_t base, Range range) {
   return 1.0F / sum(total);
 }
 
-/// The first `count` of sixteen halves, zeros behind them.
+/// The first `count` of sixteen, zeros behind them.
+HWY_INLINE Lanes load_some(const float* from, std::size_t count) {
+  float copy[16] = {};
+  std::copy(from, from + count, copy);
+  return load(copy);
+}
+
+/// The same of halves.
 HWY_INLINE Lanes load_some_halves(const std::uint16_t* from, std::size_t count) {
   std::uint16_t copy[16] = {};
   std::copy(from, from + count, copy);
@@ -169,17 +169,27 @@ struct Weighted {
   float* out;
 };
 
-/// out = norm * sum of weights . values over a range of positions, for N queries that see the same
-/// range and D sixteens of their heads from element d on.
+/// out = 0, or as it is to `go_on`, + sum of weights . values over a range of positions, for N
+/// queries and D sixteens of their heads from element d on.
 template <std::size_t N, std::size_t D>
 HWY_INLINE void sum_values(const KvPool& pool, const Slot& slot, std::uint32_t layer,
                            std::uint32_t kv_head, Range range, std::uint32_t base, std::size_t d,
-                           const Weighted* queries) {
+                           bool go_on, const Weighted* queries) {
   const std::uint32_t block_tokens = pool.shape().block_tokens;
   const std::size_t head_dim = pool.shape().head_dim;
   const std::size_t last = std::min<std::size_t>(16, head_dim - d - 16 * (D - 1));
+  const auto whole = [&](std::size_t i) SLUICE_INLINE { return i + 1 < D || last == 16; };
+  const float* weights[N];
   Lanes acc[N * D];
-  unroll<N * D>([&](auto i) SLUICE_INLINE { acc[i] = set(0.0F); });
+  unroll<N>([&](auto n) SLUICE_INLINE {
+    weights[n] = queries[n].weights;
+    unroll<D>([&](auto i) SLUICE_INLINE {
+      acc[n * D + i] = set(0.0F);
+      if (!go_on) return;
+      const float* from = queries[n].out + d + 16 * i;
+      acc[n * D + i] = whole(i) ? load(from) : load_some(from, last);
+    });
+  });
   for (std::uint32_t p = range.begin; p < range.end;) {
     const std::uint32_t at = p % block_tokens;
     const std::uint32_t run = std::min(block_tokens - at, range.end - p);
@@ -189,14 +199,15 @@ HWY_INLINE void sum_values(const KvPool& pool, const Slot& slot, std::uint32_t l
     const std::uint16_t* next =
         more ? pool.values(layer, slot.blocks[(p + run) / block_tokens], kv_head) + d : from;
     for (std::uint32_t t = 0; t < run; ++t, from += head_dim, next += head_dim) {
-      for (std::size_t i = 0; i < D; i += 2) __builtin_prefetch(next + 16 * i);  // 64 bytes
+      for (std::size_t i = 0; N <= few_queries && i < D; i += 2) {
+        __builtin_prefetch(next + 16 * i);  // 64 bytes
+      }
       Lanes value[D];
       unroll<D>([&](auto i) SLUICE_INLINE {
-        const bool whole = i + 1 < D || last == 16;
-        value[i] = whole ? load_half(from + 16 * i) : load_some_halves(from + 16 * i, last);
+        value[i] = whole(i) ? load_half(from + 16 * i) : load_some_halves(from + 16 * i, last);
       });
       unroll<N>([&](auto n) SLUICE_INLINE {
-        const Lanes weight = set(queries[n].weights[p + t - base]);
+        const Lanes weight = set(weights[n][p - base + t]);
         unroll<D>([&](auto i) SLUICE_INLINE {
           acc[n * D + i] = fma(weight, value[i], acc[n * D + i]);
         });
@@ -206,11 +217,10 @@ HWY_INLINE void sum_values(const KvPool& pool, const Slot& slot, std::uint32_t l
   }
   unroll<N>([&](auto n) SLUICE_INLINE {
     unroll<D>([&](auto i) SLUICE_INLINE {
-      const Lanes out = acc[n * D + i] * set(queries[n].norm);
       float* to = queries[n].out + d + 16 * i;
-      if (i + 1 < D || last == 16) return store(out, to);
+      if (whole(i)) return store(acc[n * D + i], to);
       float some[16];
-      store(out, some);
+      store(acc[n * D + i], some);
       std::copy(some, some + last, to);
     });
   });
@@ -219,16 +229,51 @@ HWY_INLINE void sum_values(const KvPool& pool, const Slot& slot, std::uint32_t l
 /// All elements of N queries' heads.
 template <std::size_t N>
 HWY_INLINE void sum_heads(const KvPool& pool, const Slot& slot, std::uint32_t layer,
-                          std::uint32_t kv_head, Range range, std::uint32_t base,
+                          std::uint32_t kv_head, Range range, std::uint32_t base, bool go_on,
                           const Weighted* queries) {
   const std::size_t head_dim = pool.shape().head_dim;
   std::size_t d = 0;
   for (; d + 16 * value_tile <= head_dim; d += 16 * value_tile) {
-    sum_values<N, value_tile>(pool, slot, layer, kv_head, range, base, d, queries);
+    sum_values<N, value_tile>(pool, slot, layer, kv_head, range, base, d, go_on, queries);
   }
   for (; d < head_dim; d += 16) {
-    sum_values<N, 1>(pool, slot, layer, kv_head, range, base, d, queries);
+    sum_values<N, 1>(pool, slot, layer, kv_head, range, base, d, go_on, queries);
   }
+}
+
+/// out *= norm
+HWY_INLINE void normalize(const Weighted& query, std::size_t head_dim) {
+  std::size_t d = 0;
+  for (; d + 16 <= head_dim; d += 16) {
+    store(load(query.out + d) * set(query.norm), query.out + d);
+  }
+  for (; d < head_dim; ++d) query.out[d] *= query.norm;
+}
+
+/// Has sum(count, range, go on or not, first query) called for all rows of a group of N heads:
+/// several rows at once where a register tile holds them, over the positions that they all see,
+/// before and after which each goes alone over those that only it does, in order of positions.
+template <std::size_t N, class Sum>
+HWY_INLINE void sum_rows(const AttentionWork& work, const QueryGroup& group, Sum sum) {
+  constexpr std::uint32_t rows = std::min<std::uint32_t>(query_tile / N, cpu::group_rows);
+  constexpr std::integral_constant<std::size_t, N> one;
+  std::uint32_t row = 0;
+  if constexpr (rows > 1) {
+    for (; row + rows <= group.rows; row += rows) {
+      const std::uint32_t top = group.position + row;
+      const Range common = {seen(work, top + rows - 1).begin, seen(work, top).end};
+      if (common.begin >= common.end) break;
+      const bool before = seen(work, top).begin < common.begin;
+      for (std::uint32_t r = 0; before && r < rows; ++r) {
+        sum(one, {seen(work, top + r).begin, common.begin}, false, (row + r) * N);
+      }
+      sum(std::integral_constant<std::size_t, rows * N>(), common, before, row * N);
+      for (std::uint32_t r = 1; r < rows; ++r) {
+        sum(one, {common.end, seen(work, top + r).end}, true, (row + r) * N);
+      }
+    }
+  }
+  for (; row < group.rows; ++row) sum(one, seen(work, group.position + row), false, row * N);
 }
 
 void attend(const AttentionWork& work, const KvPool& pool, const QueryGroup& group,
@@ -277,28 +322,34 @@ void attend(const AttentionWork& work, const KvPool& pool, const QueryGroup& gro
     case few_queries: several(std::integral_constant<std::size_t, few_queries>()); break;
     default: break;
   }
-  for (; tile < end; tile += tile_tokens) {
-    score_tile<query_tile>(query, queries, keys_at(tile, 0), head_dim, work.scale,
-                           scores + (tile - base), stride);
+  const auto together = [&](auto tiles) SLUICE_INLINE {
+    for (; tile + (tiles - 1) * tile_tokens < end; tile += tiles * tile_tokens) {
+      KeyTile keys[tiles];
+      for (std::uint32_t t = 0; t < tiles; ++t) keys[t] = keys_at(tile + t * tile_tokens, t);
+      score_queries<query_tile, tiles>(query, queries, keys, head_dim, work.scale,
+                                       scores + (tile - base), stride);
+    }
+  };
+  if constexpr (key_tiles > 1) {
+    together(std::integral_constant<std::uint32_t, key_tiles>());
+    together(std::integral_constant<std::uint32_t, key_tiles / 2>());
   }
+  together(std::integral_constant<std::uint32_t, 1>());
   for (std::uint32_t q = 0; q < queries; ++q) {
     if (work.soft_cap > 0) cap_scores(work.soft_cap, stride, scores + q * stride);
     const Range range = seen(work, group.position + q / group.heads);
     weighted[q].norm = softmax(scores + q * stride, base, range);
   }
-  for (std::uint32_t row = 0; row < group.rows; ++row) {
-    const Range range = seen(work, group.position + row);
-    const Weighted* heads = weighted + row * group.heads;
-    const auto sum = [&](auto n) SLUICE_INLINE {
-      sum_heads<n>(pool, *group.slot, work.layer, kv_head, range, base, heads);
-    };
-    switch (group.heads) {
-      case 1: sum(std::integral_constant<std::size_t, 1>()); break;
-      case 2: sum(std::integral_constant<std::size_t, 2>()); break;
-      case 3: sum(std::integral_constant<std::size_t, 3>()); break;
-      default: sum(std::integral_constant<std::size_t, cpu::group_heads>()); break;
-    }
+  const auto sum = [&](auto n, Range range, bool go_on, std::uint32_t first) SLUICE_INLINE {
+    sum_heads<n>(pool, *group.slot, work.layer, kv_head, range, base, go_on, weighted + first);
+  };
+  switch (group.heads) {
+    case 1: sum_rows<1>(work, group, sum); break;
+    case 2: sum_rows<2>(work, group, sum); break;
+    case 3: sum_rows<3>(work, group, sum); break;
+    default: sum_rows<cpu::group_heads>(work, group, sum); break;
   }
+  for (std::uint32_t q = 0; q < queries; ++q) normalize(weighted[q], head_dim);
 }
 
 }  // namespace sluice::kernels::HWY_NAMESPACE

@@ -78,8 +78,9 @@ Trace trace(const TinyModel& model, const Factory& make, std::uint32_t chunk, Sl
 }
 
 /// Every option of every operation, in two layers.
-TinyModel model_of(Format format) {
+TinyModel model_of(Format format, HeadShape heads = {4, 2, 64}) {
   return tiny_model({.format = format,
+                     .heads = heads,
                      .window = 30,
                      .activation = Activation::gelu_tanh,
                      .bias = true,
@@ -106,6 +107,21 @@ BOOST_AUTO_TEST_CASE(chunks_do_not_matter) {
       const Trace whole = trace(model, backend.make, prompt_rows);
       for (const std::uint32_t chunk : chunks) {
         BOOST_TEST_CONTEXT(info(format).name << ", chunks of " << chunk) {
+          BOOST_CHECK(trace(model, backend.make, chunk) == whole);
+        }
+      }
+    }
+  });
+}
+
+// One head to a key head, and three: they attend in other groups of rows than two do.
+BOOST_AUTO_TEST_CASE(chunks_do_not_matter_whatever_heads_share) {
+  on_every_backend([](const Tested& backend) {
+    for (const HeadShape heads : {HeadShape{2, 2, 64}, HeadShape{3, 1, 64}}) {
+      const TinyModel model = model_of(Format::f16, heads);
+      const Trace whole = trace(model, backend.make, prompt_rows);
+      for (const std::uint32_t chunk : {1U, 7U}) {
+        BOOST_TEST_CONTEXT(heads.heads << " heads, chunks of " << chunk) {
           BOOST_CHECK(trace(model, backend.make, chunk) == whole);
         }
       }
