@@ -27,6 +27,11 @@ void RankCommunicator::abort(std::string_view why) {
   if (presence_->aborted.empty()) presence_->aborted = why;
 }
 
+std::optional<Error> RankCommunicator::failure() const {
+  if (failed_ || presence_->aborted.empty()) return failed_;
+  return Error{ErrorCode::unavailable, presence_->aborted, 0};
+}
+
 Result<void> RankCommunicator::give_up(ErrorCode code, std::uint32_t rank, const std::string& why) {
   failed_ =
       Error{code, fmt::format("rank {}: all_reduce with rank {}: {}", shard_.rank, rank, why), 0};

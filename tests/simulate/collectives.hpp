@@ -55,6 +55,7 @@ class RankCommunicator : public kernels::Communicator {
   kernels::Shard shard() const override { return shard_; }
   std::string name() const override { return "simulated"; }
   void abort(std::string_view why) override;
+  std::optional<Error> failure() const override;
 
   Result<void> all_reduce(std::span<float>) override { return no_data(); }
   Result<void> all_gather(std::span<const std::byte>, std::span<std::byte>) override {

@@ -416,7 +416,7 @@ void Fleet::complete_step() {
       able.push_back(process.get());
   // Mostly all at once, for they compute side by side; now and then one is ahead of the others.
   std::ranges::shuffle(able, random_.engine);
-  if (!able.empty() && random_.one_in(4)) able.resize(1);
+  if (!able.empty() && random_.one_in(4)) able.erase(able.begin() + 1, able.end());
   for (auto* process : able) process->device->complete();
 }
 
