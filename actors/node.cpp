@@ -94,7 +94,7 @@ struct Node::State {
   Result<void> secure() {
     const auto& security = config.security;
     if (!security.on() && !security.nodes_on()) return {};
-    // Before the context's first socket. A stranger's handshake costs libzmq's thread about 0.3 ms,
+    // Before the context's first socket. A stranger's handshake takes libzmq's thread some 0.4 ms,
     // in which nothing else moves on it: many at once shall not hold all streams.
     context->set(zmq::ctxopt::io_threads, handshake_threads);
     auto started = transport::Guard::start(

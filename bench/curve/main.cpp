@@ -212,6 +212,7 @@ Result<Json> measure_flood(const Options& options, const NodeProcess& node,
     return tl::unexpected(warm.error());
   const transport::CurveClient stranger{keys.node.public_key, keys.stranger};
   std::vector<double> quiet_p50, quiet_p99, beside_p99, flood_p50, flood_p99, attempts_per_s;
+  std::vector<double> cpu_us;  // of the other node, an attempt
   const auto under_attack = [&](const std::string& address) -> Result<Run> {
     Run all;
     const Attack attack(address, stranger, options.attempts);
@@ -231,7 +232,9 @@ Result<Json> measure_flood(const Options& options, const NodeProcess& node,
       if (!run) return tl::unexpected(run.error());
       quiet.insert(quiet.end(), run->gaps_ms.begin(), run->gaps_ms.end());
     }
+    const double before_s = other.cpu_seconds();
     const auto beside = under_attack(other.address());
+    cpu_us.push_back(1e6 * (other.cpu_seconds() - before_s) / options.attempts);
     if (!beside) return tl::unexpected(beside.error());
     const auto flood = under_attack(node.address());
     if (!flood) return tl::unexpected(flood.error());
@@ -250,6 +253,7 @@ Result<Json> measure_flood(const Options& options, const NodeProcess& node,
   return Json{{"attempts", options.attempts * options.rounds},
               {"refused", refused},
               {"attempts_per_s", median(attempts_per_s)},
+              {"node_cpu_us_an_attempt", median(cpu_us)},
               {"quiet_itl_p50_ms", median(quiet_p50)},
               {"quiet_itl_p99_ms", median(quiet_p99)},
               {"attack_on_another_node_itl_p99_ms", median(beside_p99)},
