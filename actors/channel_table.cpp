@@ -6,7 +6,7 @@ namespace sluice::actors {
 
 void ChannelTable::up(transport::LinkId link, bool dialed) {
   const std::lock_guard lock(mutex_);
-  links_.emplace(link, dialed ? 1 : 2);
+  links_.emplace(link, Session{dialed ? 1U : 2U, {}});
 }
 
 std::vector<std::pair<ChannelRef, ChannelEnd>> ChannelTable::down(transport::LinkId link) {
@@ -24,15 +24,23 @@ std::optional<ChannelRef> ChannelTable::open(transport::LinkId link, ChannelEnd 
   const std::lock_guard lock(mutex_);
   const auto found = links_.find(link);
   if (found == links_.end()) return std::nullopt;
-  const ChannelRef channel{link, found->second};
-  found->second += 2;
+  const ChannelRef channel{link, found->second.next};
+  found->second.next += 2;
   ends_.emplace(channel, std::move(end));
   return channel;
 }
 
+void ChannelTable::opened(ChannelRef channel) {
+  const std::lock_guard lock(mutex_);
+  const auto found = links_.find(channel.link);
+  if (found != links_.end()) found->second.opened.insert(channel.number);
+}
+
 bool ChannelTable::join(ChannelRef channel, ChannelEnd end) {
   const std::lock_guard lock(mutex_);
-  return links_.contains(channel.link) && ends_.emplace(channel, std::move(end)).second;
+  const auto found = links_.find(channel.link);
+  return found != links_.end() && found->second.opened.erase(channel.number) != 0 &&
+         ends_.emplace(channel, std::move(end)).second;
 }
 
 ChannelEnd ChannelTable::find(ChannelRef channel) const {
@@ -44,6 +52,8 @@ ChannelEnd ChannelTable::find(ChannelRef channel) const {
 ChannelEnd ChannelTable::close(ChannelRef channel) {
   const std::lock_guard lock(mutex_);
   auto node = ends_.extract(channel);
+  if (const auto found = links_.find(channel.link); found != links_.end())
+    found->second.opened.erase(channel.number);  // nobody has joined it yet, and nobody will
   return node ? std::move(node.mapped()) : ChannelEnd{};
 }
 

@@ -4,6 +4,7 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -22,7 +23,10 @@ class ChannelTable {
   /// A number for a channel to open; none when the session is over.
   std::optional<ChannelRef> open(transport::LinkId link, ChannelEnd end);
 
-  /// False when the session is over.
+  /// The peer opened it; somebody here joins in a moment, or nobody does.
+  void opened(ChannelRef channel);
+
+  /// False when the session is over, or the peer has closed the channel meanwhile.
   bool join(ChannelRef channel, ChannelEnd end);
 
   ChannelEnd find(ChannelRef channel) const;  ///< null: closed
@@ -32,7 +36,11 @@ class ChannelTable {
 
  private:
   mutable std::mutex mutex_;
-  std::map<transport::LinkId, std::uint32_t> links_;  ///< and the next number of its own
+  struct Session {
+    std::uint32_t next = 0;          ///< number of a channel that this side opens
+    std::set<std::uint32_t> opened;  ///< by the peer, and not joined yet
+  };
+  std::map<transport::LinkId, Session> links_;
   std::map<ChannelRef, ChannelEnd> ends_;
 };
 

@@ -70,6 +70,8 @@ Result<void> PeerBridge::receive(transport::LinkId link, std::string_view frame)
     tell_lost(channels_.close({link, closed->number}), {link, closed->number},
               {ErrorCode::unavailable, "the other node closed the channel", 0});
   } else {
+    if (const auto* what = std::get_if<transport::OpenChannel>(&routed->message))
+      channels_.opened({link, what->number});
     caf::anon_send(host_, peer_atom::value, link, std::move(routed->message));
   }
   return {};

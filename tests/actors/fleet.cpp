@@ -63,6 +63,8 @@ void FleetPeers::receive(transport::LinkId link, const std::string& frame) {
       caf::anon_send(end, actors::lost_atom::value, actors::ChannelRef{link, closed->number},
                      Error{ErrorCode::unavailable, "closed", 0});
   } else {
+    if (const auto* what = std::get_if<transport::OpenChannel>(&routed->message))
+      channels.opened({link, what->number});
     caf::anon_send(host, actors::peer_atom::value, link, std::move(routed->message));
   }
 }

@@ -22,8 +22,9 @@ class Stranger {
 
   void join(FleetNode& victim) { fleet_.connect(node_, victim); }
 
-  /// Opens a channel on the first link; everything that comes back is kept.
-  void open(const std::string& service, std::uint32_t world = 1) {
+  /// Opens a channel on the first link; everything that comes back is kept. With `closes`, closes it
+  /// before anybody there has heard of it.
+  void open(const std::string& service, std::uint32_t world = 1, bool closes = false) {
     const auto link = node_.peers->others.begin()->first;
     transport::OpenChannel what;
     what.service = service;
@@ -31,6 +32,7 @@ class Stranger {
     what.rank = world > 1 ? 1 : 0;
     what.world = world;
     channel_ = node_.peers->open(link, what, fleet_.keep(heard, closed));
+    if (closes) node_.peers->close(channel_);
     fleet_.run();
   }
   void say(const transport::NodeMessage& message) {
@@ -133,6 +135,20 @@ BOOST_AUTO_TEST_CASE(a_rank_that_hears_of_no_others_says_so) {
   BOOST_REQUIRE(failed);
   BOOST_CHECK(failed->error.code == ErrorCode::deadline);
   BOOST_TEST(failed->error.message.find("within 1000 ms") != std::string::npos);
+}
+
+// Found by the simulator (--fleets, seed 921 as it was then): a group fell while it was forming, and
+// the rank's executor was taken for ever by a channel that was closed before it was joined.
+BOOST_AUTO_TEST_CASE(a_channel_closed_at_once_takes_no_executor) {
+  Fleet fleet;
+  auto& device = fleet.add("device", "executor");
+  Stranger stranger(fleet);
+  stranger.join(device);
+  stranger.open("executor", 1, true);
+  auto& front = fleet.add("front", "front tokenizer engine");
+  fleet.connect(front, device);
+  fleet.advance(std::chrono::seconds(1));
+  BOOST_TEST(front.status->now().has_value());
 }
 
 BOOST_AUTO_TEST_CASE(an_admission_without_choices_is_refused) {

@@ -58,6 +58,8 @@ class Peers : public actors::PeerBox {
       if (const auto end = channels.close({link, closed->number}))
         tell_lost(end, {link, closed->number});
     } else {
+      if (const auto* what = std::get_if<transport::OpenChannel>(&routed->message))
+        channels.opened({link, what->number});
       caf::anon_send(host, actors::peer_atom::value, link, std::move(routed->message));
     }
     return {};
