@@ -22,8 +22,8 @@ class Stranger {
 
   void join(FleetNode& victim) { fleet_.connect(node_, victim); }
 
-  /// Opens a channel on the first link; everything that comes back is kept. With `closes`, closes it
-  /// before anybody there has heard of it.
+  /// Opens a channel on the first link; everything that comes back is kept. With `closes`, closes
+  /// it before anybody there has heard of it.
   void open(const std::string& service, std::uint32_t world = 1, bool closes = false) {
     const auto link = node_.peers->others.begin()->first;
     transport::OpenChannel what;
@@ -137,8 +137,8 @@ BOOST_AUTO_TEST_CASE(a_rank_that_hears_of_no_others_says_so) {
   BOOST_TEST(failed->error.message.find("within 1000 ms") != std::string::npos);
 }
 
-// Found by the simulator (--fleets, seed 921 as it was then): a group fell while it was forming, and
-// the rank's executor was taken for ever by a channel that was closed before it was joined.
+// Found by the simulator (--fleets, seed 921 as it was then): a group fell while it was forming,
+// and the rank's executor was taken for ever by a channel that was closed before it was joined.
 BOOST_AUTO_TEST_CASE(a_channel_closed_at_once_takes_no_executor) {
   Fleet fleet;
   auto& device = fleet.add("device", "executor");
