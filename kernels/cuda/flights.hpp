@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "kernels/backend.hpp"
+#include "kernels/cuda/collectives.hpp"
 #include "kernels/cuda/device.hpp"
-#include "kernels/cuda/group.hpp"
 
 namespace sluice::kernels::cuda {
 

@@ -1,6 +1,5 @@
 #include "kernels/cuda/group.hpp"
 
-#include <algorithm>
 #include <array>
 #include <cstring>
 #include <deque>
@@ -135,13 +134,6 @@ std::string obstacle(const std::vector<Means>& all) {
 }
 
 }  // namespace
-
-Result<void> DeviceGroup::all_reduce(float* values, std::size_t floats, cudaStream_t stream) {
-  for (std::size_t done = 0; done < floats; done += piece_floats) {
-    SLUICE_TRY(reduce_piece(values + done, std::min(piece_floats, floats - done), stream));
-  }
-  return {};
-}
 
 Result<std::unique_ptr<DeviceGroup>> make_device_group(std::shared_ptr<Communicator> group,
                                                        const DeviceGroupOptions& options) {

@@ -9,7 +9,7 @@
 #include <memory>
 #include <string>
 
-#include "kernels/cuda/group.hpp"
+#include "kernels/cuda/collectives.hpp"
 
 namespace sluice::kernels::cuda {
 

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "kernels/communicator.hpp"
+#include "kernels/cuda/collectives.hpp"
 #include "kernels/cuda/device.hpp"
-#include "kernels/cuda/group.hpp"
 #include "kernels/cuda/kernels.hpp"
 #include "kernels/program.hpp"
 
@@ -78,9 +78,9 @@ class Program {
  private:
   friend class Compiler;
 
-  using Launch = std::variant<EmbedArgs, NormArgs, LinearArgs, AnglesArgs, RopeArgs, AttentionArgs,
-                              GateArgs, SoftCapArgs, SelectArgs, SampleArgs, ReduceRows,
-                              GatherRows>;
+  using Launch =
+      std::variant<EmbedArgs, NormArgs, LinearArgs, AnglesArgs, RopeArgs, AttentionArgs, GateArgs,
+                   SoftCapArgs, SelectArgs, SampleArgs, ReduceRows, GatherRows>;
 
   std::vector<Launch> launches_;
   std::vector<BufferShape> shapes_;
