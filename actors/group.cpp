@@ -1,8 +1,11 @@
 #include "actors/group.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 #include <variant>
+
+#include "actors/clock.hpp"
 
 namespace sluice::actors {
 namespace {
@@ -78,6 +81,7 @@ void compare(Self self) {
     for (auto& rank : state.ranks) rank.checksums.pop_front();
     auto result = std::move(state.results.front());
     state.results.pop_front();
+    state.steps.ended(now(self));
     if (state.batcher) self->send(state.batcher, std::move(result));
   }
 }
@@ -113,6 +117,37 @@ std::string missing(const GroupState& state) {
                         rank.address.empty() ? "did not tell its address" : "did not load");
   }
   return text;
+}
+
+/// Who has not answered the oldest step.
+std::string silent(const GroupState& state) {
+  std::string text;
+  for (std::size_t i = 0; i < state.ranks.size(); ++i) {
+    if (!state.ranks[i].checksums.empty()) continue;
+    text += fmt::format("{}rank {} on node {}", text.empty() ? "" : ", ", i, state.ranks[i].node);
+  }
+  return text;
+}
+
+/// A rank may hang where no collective and no link notices: on its device, or after the step's last
+/// collective. Looks at a quarter of the time that a step may take.
+void keep_watch(Self self) {
+  auto& state = self->state;
+  if (state.steps.idle() || std::exchange(state.watching, true)) return;
+  self->delayed_send(self, std::chrono::milliseconds(std::max(1U, state.setup.step_ms / 2)),
+                     watch_atom::value);
+}
+
+void watch(Self self) {
+  auto& state = self->state;
+  state.watching = false;
+  const auto limit_ms = std::uint64_t{2} * state.setup.step_ms;
+  const auto hung = state.steps.hung(now(self), limit_ms * 1'000'000);
+  if (!hung) return keep_watch(self);
+  fall(self, {ErrorCode::deadline,
+              fmt::format("step {} of engine {} took longer than {} ms: no answer of {}", *hung,
+                          state.setup.name, limit_ms, silent(state)),
+              0});
 }
 
 void start(Self self) {
@@ -157,6 +192,8 @@ GroupActor::behavior_type group(Self self, GroupSetup setup) {
         auto& state = self->state;
         state.batcher = caf::actor_cast<ResultSink>(self->current_sender());
         ++state.planned;
+        state.steps.began(plan.ticket, now(self));
+        keep_watch(self);
         const transport::NodeMessage message(plan);
         for (std::size_t i = 1; i < state.ranks.size(); ++i)
           state.setup.peers->send(state.ranks[i].channel, message);
@@ -196,6 +233,7 @@ GroupActor::behavior_type group(Self self, GroupSetup setup) {
                           self->state.setup.name, self->state.setup.start_ms, missing(self->state)),
               0});
       },
+      [self](watch_atom) { watch(self); },
   };
 }
 

@@ -11,6 +11,7 @@
 #include "actors/executor.hpp"
 #include "actors/log.hpp"
 #include "actors/rendezvous.hpp"
+#include "actors/step_watch.hpp"
 
 namespace sluice::actors {
 
@@ -28,7 +29,7 @@ struct GroupSetup {
   std::vector<RankNode> others;  ///< of ranks 1 and up, in order
   std::string host;              ///< this node's address for collectives
   std::uint32_t start_ms = 0;    ///< what does not come within so long is named
-  std::uint32_t step_ms = 0;     ///< likewise within a step
+  std::uint32_t step_ms = 0;     ///< likewise within a collective; a step may take twice as long
   PeerBoxPtr peers;
   LoadNews news;
   std::shared_ptr<RequestLog> log;
@@ -36,8 +37,10 @@ struct GroupSetup {
   GroupPrepare prepare = kernels::prepare_tcp;
 };
 
+using watch_atom = caf::atom_constant<caf::atom("watch")>;
+
 using GroupActor = ExecutorActor::extend_with<ChannelEnd>::extend_with<LoadNews>::extend_with<
-    ResultSink>::extend<caf::reacts_to<tick_atom>>;
+    ResultSink>::extend<caf::reacts_to<tick_atom>, caf::reacts_to<watch_atom>>;
 
 struct GroupState {
   static inline const char* name = "group";
@@ -58,11 +61,13 @@ struct GroupState {
   ResultSink batcher;
   bool serving = false;
   std::uint64_t planned = 0;  ///< steps
+  StepWatch steps;
+  bool watching = false;
 };
 
 /// Every plan goes to every rank, at once; a result goes on when all ranks computed the same
-/// tokens. Ends when a rank is lost, fails or disagrees, with all ranks let go; who is missing is
-/// logged.
+/// tokens. Ends when a rank is lost, fails, disagrees or does not answer, with all ranks let go;
+/// who is missing is logged.
 GroupActor::behavior_type group(GroupActor::stateful_pointer<GroupState> self, GroupSetup setup);
 
 }  // namespace sluice::actors
