@@ -101,7 +101,8 @@ struct Cursor {
     return Kind::quants(quants + s * strip_bytes, j);
   }
   HWY_INLINE Scales<Kind::halves> scale(std::size_t s) const {
-    return Kind::scales(scales + s * strip_bytes, head + s * strip_bytes);
+    const Bytes its_head = layout.head_bytes == 0 ? nullptr : head + s * strip_bytes;
+    return Kind::scales(scales + s * strip_bytes, its_head);
   }
   HWY_INLINE void leave() {
     quants += layout.quant_bytes;
