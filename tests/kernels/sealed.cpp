@@ -26,7 +26,7 @@ constexpr std::size_t floats = 64;
 constexpr std::size_t wire_bytes = sealed_bytes(floats * sizeof(float));
 constexpr std::uint32_t wants_sealed_at = 12;  ///< of a hello: its fourth word
 
-CommunicatorOptions sealed(std::uint32_t deadline_ms = 60'000) {
+CommunicatorOptions sealing(std::uint32_t deadline_ms = 60'000) {
   return {"127.0.0.1", deadline_ms, true};
 }
 
@@ -59,7 +59,7 @@ std::string broadcasts(Communicator& group, int rounds) {
 /// Two ranks and somebody between them.
 std::vector<RankEnd> with_relay(const Relay::Script& script,
                                 const std::function<std::string(Communicator&)>& body,
-                                const CommunicatorOptions& options = sealed(),
+                                const CommunicatorOptions& options = sealing(),
                                 std::uint32_t start_ms = 60'000) {
   return run_starts(2, [&](GroupStart& start, Addresses addresses) -> std::string {
     std::unique_ptr<Relay> relay;
@@ -122,12 +122,12 @@ const std::string altered =
 
 }  // namespace
 
-BOOST_AUTO_TEST_SUITE(sealed_ranks)
+BOOST_AUTO_TEST_SUITE(sealed)
 
 BOOST_AUTO_TEST_CASE(who_listens_in_reads_nothing) {
   for (const bool seal : {true, false}) {
     BOOST_TEST_CONTEXT((seal ? "sealed" : "plain")) {
-      CommunicatorOptions options = sealed();
+      CommunicatorOptions options = sealing();
       options.seal_loopback = seal;
       const auto ends = run_starts(2, [&](GroupStart& start, Addresses addresses) -> std::string {
         Bytes heard;
@@ -238,7 +238,7 @@ BOOST_AUTO_TEST_CASE(a_message_withheld_is_a_late_rank) {
         caller.take(wire_bytes);
         called.take(1);
       },
-      [](Communicator& group) { return broadcasts(group, 1); }, sealed(200));
+      [](Communicator& group) { return broadcasts(group, 1); }, sealing(200));
   BOOST_TEST(ends[0].report.starts_with(
                  "deadline: rank 0 of 2: broadcast: rank 1 did not take part within 200 ms"),
              ends[0].report);
@@ -269,7 +269,7 @@ BOOST_AUTO_TEST_CASE(who_lacks_a_secret_is_not_let_in) {
       if (start.shard().rank != of) addresses[of][secret_at] ^= std::byte{1};
       const auto group = start.connect(addresses, start.shard().rank == 0 ? 500 : 60'000);
       return group ? "connected" : said(tl::unexpected(group.error()));
-    }, sealed());
+    }, sealing());
     BOOST_TEST(ends[0].report.starts_with(
                    "deadline: starting rank 0 of 2: no word from rank 1 within 500 ms"),
                ends[0].report);
@@ -290,7 +290,7 @@ BOOST_AUTO_TEST_CASE(who_answers_without_a_secret_is_refused) {
           if (!noise) std::memcpy(hello.data() + 4, &rank, sizeof rank);
           caller.give(hello);
         },
-        [](Communicator&) { return std::string("connected"); }, sealed(), 500);
+        [](Communicator&) { return std::string("connected"); }, sealing(), 500);
     BOOST_TEST(ends[1].report.starts_with("unavailable: starting rank 1 of 2: rank 0 cannot be "
                                           "reached (what answers there does not know this group)"),
                ends[1].report);
@@ -310,7 +310,7 @@ BOOST_AUTO_TEST_CASE(nobody_talks_a_rank_out_of_sealing) {
           // Not reached: the called rank has hung up.
           if (of_caller && !answer.empty()) called.give(caller.take(greeting::proof_bytes));
         },
-        [](Communicator&) { return std::string("connected"); }, sealed(), 500);
+        [](Communicator&) { return std::string("connected"); }, sealing(), 500);
     BOOST_TEST(ends[0].report.starts_with("deadline: "), ends[0].report);
     BOOST_TEST(ends[1].report.starts_with("unavailable: "), ends[1].report);
   }
@@ -320,7 +320,7 @@ BOOST_AUTO_TEST_CASE(one_rank_s_wish_is_enough) {
   for (const std::uint32_t wishes : {0U, 1U}) {
     std::vector<std::unique_ptr<GroupStart>> starts;
     for (const std::uint32_t rank : {0U, 1U}) {
-      starts.push_back(prepare_tcp({rank, 2}, rank == wishes ? sealed() : patient).value());
+      starts.push_back(prepare_tcp({rank, 2}, rank == wishes ? sealing() : patient).value());
     }
     Addresses addresses = {starts[0]->address(), starts[1]->address()};
     std::array<std::string, 2> reports;
@@ -372,7 +372,7 @@ BOOST_AUTO_TEST_CASE(a_greeting_said_again_opens_nothing) {
     (*group)->abort("the test is over");
     relay.reset();
     return report + "; " + heard;
-  }, sealed());
+  }, sealing());
   BOOST_TEST(ends[0].report == "ok; nothing");
   BOOST_TEST(ends[1].report == "ok; 80 and 80 bytes, others, then the end");
 }

@@ -210,6 +210,7 @@ BOOST_AUTO_TEST_CASE(subscribers_see_all_of_it) {
   const StreamId id = owner->submit(request(3, 3000)).value();
   const auto early = client_of(server, context);
   BOOST_REQUIRE(early->subscribe(id, 0));
+  BOOST_REQUIRE(eventually([&] { return server.said == 50; }));  // the end may not be asked beyond
   const auto middle = client_of(server, context);
   BOOST_REQUIRE(middle->subscribe(id, 20));
   const auto beyond = client_of(server, context);

@@ -84,6 +84,7 @@ class Server {
   std::atomic<int> stops = 0;
   std::atomic<int> lost = 0;
   std::atomic<int> settled = 0;
+  std::atomic<std::uint32_t> said = 0;  ///< tokens of all streams
 
  private:
   struct Running {
@@ -238,6 +239,7 @@ class Server {
       if (!stream.finished && stream.said < std::min<std::uint32_t>(stream.tokens, allowed_)) {
         const Token token = token_at(stream.seed, stream.said++);
         stream.state.append(0, std::span(&token, 1), text_of(token), {}, now_ns(), out);
+        ++said;
         busy = true;
       }
       const auto verdict = stream.state.tick(now_ns(), out);
