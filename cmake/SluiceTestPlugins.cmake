@@ -33,9 +33,9 @@ foreach(plugin good=12000 newer_driver=13000)
   target_link_libraries(test_plugin_${folder}_sluice_cuda PRIVATE fmt::fmt)
   sluice_interface(test_plugin_${folder}_sluice_cuda)
 endforeach()
-# A pretended NCCL calls the pretended CUDA runtime of the test that loads it.
+# A pretended NCCL calls the pretended CUDA runtime of the test that loads it: of that, one function.
 if(TARGET test_kernels)
-  set_target_properties(test_kernels PROPERTIES ENABLE_EXPORTS ON)
+  target_link_options(test_kernels PRIVATE "LINKER:--export-dynamic-symbol=*cudaLaunchHostFunc*")
   sluice_test_plugin(nccl SOURCES ${pretended}/nccl.cpp DEFINE PRETEND_START=0)
   sluice_test_plugin(nccl_stuck SOURCES ${pretended}/nccl.cpp DEFINE PRETEND_START=7)
   sluice_test_plugin(nccl_broken SOURCES ${pretended}/nccl.cpp DEFINE PRETEND_START=6)
