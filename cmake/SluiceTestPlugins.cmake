@@ -33,7 +33,7 @@ foreach(plugin good=12000 newer_driver=13000)
   target_link_libraries(test_plugin_${folder}_sluice_cuda PRIVATE fmt::fmt)
   sluice_interface(test_plugin_${folder}_sluice_cuda)
 endforeach()
-# A pretended NCCL calls the pretended CUDA runtime of the test that loads it: of that, one function.
+# A pretended NCCL calls one function of the test that loads it, of its pretended CUDA runtime.
 if(TARGET test_kernels)
   target_link_options(test_kernels PRIVATE "LINKER:--export-dynamic-symbol=*cudaLaunchHostFunc*")
   sluice_test_plugin(nccl SOURCES ${pretended}/nccl.cpp DEFINE PRETEND_START=0)
