@@ -43,19 +43,19 @@ class PeerNode {
   }
 
   LinkUp up(std::size_t number) {
-    wait([&] { return ups_.size() > number; });
+    const auto lock = wait([&] { return ups_.size() > number; });
     return ups_[number];
   }
   LinkDown down(std::size_t number) {
-    wait([&] { return downs_.size() > number; });
+    const auto lock = wait([&] { return downs_.size() > number; });
     return downs_[number];
   }
   LinkFailed failure(std::size_t number) {
-    wait([&] { return failures_.size() > number; });
+    const auto lock = wait([&] { return failures_.size() > number; });
     return failures_[number];
   }
   std::vector<std::string> heard(LinkId link, std::size_t count) {
-    wait([&] { return heard_[link].size() >= count; });
+    const auto lock = wait([&] { return heard_[link].size() >= count; });
     return heard_[link];
   }
   PeerEndpoint& endpoint() { return endpoint_; }
@@ -75,10 +75,12 @@ class PeerNode {
     change();
     changed_.notify_all();
   }
+  /// Holds the lock as long as what is returned.
   template <class Condition>
-  void wait(const Condition& condition) {
+  std::unique_lock<std::mutex> wait(const Condition& condition) {
     std::unique_lock lock(mutex_);
     BOOST_REQUIRE(changed_.wait_for(lock, std::chrono::seconds(30), condition));
+    return lock;
   }
 
   static std::shared_ptr<Guard> guard(zmq::context_t& context,
