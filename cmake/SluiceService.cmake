@@ -1,6 +1,5 @@
 # Everything above kernels, model and engine: what speaks and what people use.
-sluice_library(transport PUBLIC sluice_engine
-               PRIVATE PkgConfig::ZEROMQ PkgConfig::SODIUM ${CMAKE_DL_LIBS})
+sluice_library(transport PUBLIC sluice_engine PRIVATE PkgConfig::ZEROMQ PkgConfig::SODIUM)
 sluice_library(actors PUBLIC sluice_transport CAF::core
                PRIVATE spdlog::spdlog nlohmann_json::nlohmann_json PkgConfig::ZEROMQ
                        PkgConfig::SODIUM)

@@ -18,7 +18,6 @@
 #include <vector>
 #include <zmq.hpp>
 
-#include "transport/curve_memory.hpp"
 #include "transport/handover.hpp"
 
 namespace sluice::transport {
@@ -236,7 +235,6 @@ Guard::Guard(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Guard::~Guard() = default;
 
 Result<std::shared_ptr<Guard>> Guard::start(zmq::context_t& context, Log log) {
-  (void)handshake_memory_reused();  // links what libzmq is to take its memory from
   auto state = std::make_unique<State>(context, std::move(log));
   state->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   if (state->wake_fd < 0)
