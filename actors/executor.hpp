@@ -47,4 +47,13 @@ struct ExecutorState {
 ExecutorActor::behavior_type executor(ExecutorActor::stateful_pointer<ExecutorState> self,
                                       std::size_t engine, EngineLoader load, LoadNews news);
 
+/// The one executor of `self`, which ends with it: on a thread of its own, for loading blocks and
+/// steps must not wait, or under the coordinator of a test.
+template <class Self>
+ExecutorActor spawn_linked_executor(Self self, bool own_thread, const EngineLoader& load) {
+  const LoadNews news(self);
+  return own_thread ? self->template spawn<caf::detached + caf::linked>(executor, 0, load, news)
+                    : self->template spawn<caf::linked>(executor, 0, load, news);
+}
+
 }  // namespace sluice::actors

@@ -32,13 +32,11 @@ void fall(Self self, std::size_t rank, const Error& why) {
 
 void start_rank_0(Self self, std::vector<std::string> addresses) {
   auto& state = self->state;
-  const LoadNews me(self);
-  const EngineLoader load = load_rank(state.setup.load, state.rendezvous, std::move(addresses));
-  // Linked: however this actor ends, rank 0 does too. Its collectives fail everywhere, so that no
-  // thread waits in one; the channels close, and so the far executors end.
-  state.executor = state.setup.own_threads
-                       ? self->spawn<caf::detached + caf::linked>(executor, 0, load, me)
-                       : self->spawn<caf::linked>(executor, 0, load, me);
+  // However this actor ends, rank 0 does too. Its collectives fail everywhere, so that no thread
+  // waits in one; the channels close, and so the far executors end.
+  state.executor =
+      spawn_linked_executor(self, state.setup.own_threads,
+                            load_rank(state.setup.load, state.rendezvous, std::move(addresses)));
 }
 
 /// Once every rank has told its address, all of them get all.
@@ -130,23 +128,19 @@ std::string silent(const GroupState& state) {
 }
 
 /// A rank may hang where no collective and no link notices: on its device, or after the step's last
-/// collective. Looks at a quarter of the time that a step may take.
+/// collective.
 void keep_watch(Self self) {
-  auto& state = self->state;
-  if (state.steps.idle() || std::exchange(state.watching, true)) return;
-  self->delayed_send(self, std::chrono::milliseconds(std::max(1U, state.setup.step_ms / 2)),
-                     watch_atom::value);
+  if (const auto wait = self->state.steps.next_look())
+    self->delayed_send(self, std::chrono::nanoseconds(*wait), watch_atom::value);
 }
 
 void watch(Self self) {
   auto& state = self->state;
-  state.watching = false;
-  const auto limit_ms = std::uint64_t{2} * state.setup.step_ms;
-  const auto hung = state.steps.hung(now(self), limit_ms * 1'000'000);
+  const auto hung = state.steps.look(now(self));
   if (!hung) return keep_watch(self);
   fall(self, {ErrorCode::deadline,
               fmt::format("step {} of engine {} took longer than {} ms: no answer of {}", *hung,
-                          state.setup.name, limit_ms, silent(state)),
+                          state.setup.name, state.steps.limit() / 1'000'000, silent(state)),
               0});
 }
 
@@ -179,6 +173,7 @@ void start(Self self) {
 }  // namespace
 
 GroupActor::behavior_type group(Self self, GroupSetup setup) {
+  self->state.steps = StepWatch(engine::Nanoseconds{2'000'000} * setup.step_ms);
   self->state.setup = std::move(setup);
   start(self);
   self->set_exit_handler([self](const caf::exit_msg& message) {

@@ -62,7 +62,6 @@ struct GroupState {
   bool serving = false;
   std::uint64_t planned = 0;  ///< steps
   StepWatch steps;
-  bool watching = false;
 };
 
 /// Every plan goes to every rank, at once; a result goes on when all ranks computed the same

@@ -1,6 +1,5 @@
 #include "actors/remote_executor.hpp"
 
-#include <algorithm>
 #include <chrono>
 #include <utility>
 #include <variant>
@@ -55,19 +54,14 @@ void take_facts(Proxy self, const transport::ChannelOpened& opened) {
   self->send(setup.news, ready_atom::value, EngineReady{setup.engine, std::move(*all)});
 }
 
-/// While steps are under way, looks whether one hangs: to a quarter of the time that it may take.
 void keep_watch(Proxy self) {
-  auto& state = self->state;
-  if (state.steps.idle() || std::exchange(state.ticking, true)) return;
-  self->delayed_send(self, std::chrono::milliseconds(std::max(1U, state.setup.step_ms / 4)),
-                     tick_atom::value);
+  if (const auto wait = self->state.steps.next_look())
+    self->delayed_send(self, std::chrono::nanoseconds(*wait), tick_atom::value);
 }
 
 void watch(Proxy self) {
   auto& state = self->state;
-  state.ticking = false;
-  const auto hung =
-      state.steps.hung(now(self), engine::Nanoseconds{state.setup.step_ms} * 1'000'000);
+  const auto hung = state.steps.look(now(self));
   if (!hung) return keep_watch(self);
   state.setup.log->node_failed(
       "step_hung", {ErrorCode::deadline,
@@ -81,6 +75,7 @@ void watch(Proxy self) {
 }  // namespace
 
 ExecutorProxyActor::behavior_type executor_proxy(Proxy self, ExecutorProxySetup setup) {
+  self->state.steps = StepWatch(engine::Nanoseconds{1'000'000} * setup.step_ms);
   self->state.setup = std::move(setup);
   const auto& peers = self->state.setup.peers;
   self->state.channel =
@@ -125,11 +120,9 @@ using Stub = ExecutorStubActor::stateful_pointer<ExecutorStubState>;
 /// `addresses` of all ranks; none outside of a group.
 void start_executor(Stub self, std::vector<std::string> addresses) {
   auto& state = self->state;
-  const LoadNews news(self);
-  const auto load = load_rank(state.setup.load, state.rendezvous, std::move(addresses));
-  state.executor = state.setup.own_thread
-                       ? self->spawn<caf::detached + caf::linked>(executor, 0, load, news)
-                       : self->spawn<caf::linked>(executor, 0, load, news);
+  state.executor =
+      spawn_linked_executor(self, state.setup.own_thread,
+                            load_rank(state.setup.load, state.rendezvous, std::move(addresses)));
 }
 
 void tell_address(Stub self, const kernels::Shard& shard) {

@@ -1,6 +1,7 @@
 #pragma once
 // An executor on another node: its proxy beside the batcher, its stub beside the device.
 
+#include <algorithm>
 #include <functional>
 #include <optional>
 
@@ -49,7 +50,6 @@ struct ExecutorProxyState {
   ChannelRef channel;
   ResultSink batcher;
   StepWatch steps;
-  bool ticking = false;
   std::optional<engine::ResultCheck> check;  ///< once the engine is known
 };
 

@@ -11,8 +11,8 @@ namespace sluice::actors {
 
 /// In the pool it is told which nodes offer tokenizers of which engine.
 using TokenizerProxyActor = TokenizerActor::extend_with<ChannelEnd>::extend<
-    caf::reacts_to<peer_atom, std::string, transport::LinkId>,
-        caf::reacts_to<tick_atom>>;  ///< engine name, session
+    caf::reacts_to<peer_atom, std::string, transport::LinkId>,  ///< engine name, session
+    caf::reacts_to<tick_atom>>;
 
 struct TokenizerProxyState {
   static inline const char* name = "tokenizer proxy";

@@ -1,5 +1,5 @@
 #pragma once
-// Which steps are under way, and since when. Pure; time is an argument.
+// Which steps are under way, since when, and whether one hangs. Pure; time is an argument.
 
 #include <cstdint>
 #include <deque>
@@ -12,6 +12,11 @@ namespace sluice::actors {
 
 class StepWatch {
  public:
+  /// Of steps that have hung when they take longer than that.
+  explicit StepWatch(engine::Nanoseconds limit = 0) : limit_(limit) {}
+
+  engine::Nanoseconds limit() const { return limit_; }
+
   /// Steps are answered in the order in which they began.
   void began(engine::Ticket ticket, engine::Nanoseconds now) { steps_.emplace_back(ticket, now); }
 
@@ -22,16 +27,23 @@ class StepWatch {
     if (!steps_.empty()) steps_.front().second = now;
   }
 
-  bool idle() const { return steps_.empty(); }
+  /// In how long somebody has to `look`; none: nothing is under way, or a look is due already.
+  std::optional<engine::Nanoseconds> next_look() {
+    if (steps_.empty() || std::exchange(look_due_, true)) return std::nullopt;
+    return limit_ / 4;
+  }
 
-  /// The step that has taken longer than that, if one has.
-  std::optional<engine::Ticket> hung(engine::Nanoseconds now, engine::Nanoseconds limit) const {
-    if (steps_.empty() || now - steps_.front().second <= limit) return std::nullopt;
+  /// The step that hangs, if one does.
+  std::optional<engine::Ticket> look(engine::Nanoseconds now) {
+    look_due_ = false;
+    if (steps_.empty() || now - steps_.front().second <= limit_) return std::nullopt;
     return steps_.front().first;
   }
 
  private:
+  engine::Nanoseconds limit_;
   std::deque<std::pair<engine::Ticket, engine::Nanoseconds>> steps_;
+  bool look_due_ = false;
 };
 
 }  // namespace sluice::actors

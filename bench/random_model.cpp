@@ -7,11 +7,13 @@
 #include <cstring>
 #include <deque>
 #include <optional>
+#include <random>
 #include <utility>
 #include <vector>
 
 #include "kernels/quant.hpp"
 #include "model/contents.hpp"
+#include "model/rope.hpp"
 #include "model/tokenizer.hpp"
 
 namespace sluice::bench {
@@ -55,21 +57,6 @@ std::optional<Format> find_format(std::string_view name) {
   return std::nullopt;
 }
 
-/// splitmix64
-class Random {
- public:
-  explicit Random(std::uint64_t seed) : state_(seed) {}
-  std::uint64_t operator()() {
-    std::uint64_t z = state_ += 0x9E3779B97F4A7C15ULL;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ULL;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBULL;
-    return z ^ (z >> 31);
-  }
-
- private:
-  std::uint64_t state_;
-};
-
 /// Where a block has its float16 scales; its other bytes may be anything.
 std::vector<std::size_t> scales_of(Format format) {
   switch (format) {
@@ -88,7 +75,7 @@ std::vector<std::size_t> scales_of(Format format) {
 /// Bytes of weights between 1/128 and 1/64 of either sign, or of blocks with scales of 1/4096.
 std::vector<std::byte> random_bytes(Format format, std::size_t bytes, std::uint64_t seed) {
   std::vector<std::byte> out(bytes);
-  Random random(seed);
+  std::mt19937_64 random(seed);
   std::uint64_t keep = ~0ULL, set = 0;
   if (format == Format::f32) keep = 0x807FFFFF807FFFFFULL, set = 0x3C0000003C000000ULL;
   if (format == Format::bf16) keep = 0x807F807F807F807FULL, set = 0x3C003C003C003C00ULL;
@@ -156,10 +143,7 @@ class RandomCheckpoint final : public model::Checkpoint {
     config.context_tokens = shape_.context;
     config.rope.dimensions = shape_.head_dim;
     config.rope.theta = shape_.theta;
-    for (std::uint32_t i = 0; i < shape_.head_dim; i += 2) {
-      config.rope.inverse_frequencies.push_back(
-          std::pow(shape_.theta, -static_cast<float>(i) / static_cast<float>(shape_.head_dim)));
-    }
+    model::set_frequencies(config.rope, {});
     config.local_rope = config.rope;
     config.local.assign(shape_.layers, false);
     config.attention_scale = 1.0F / std::sqrt(static_cast<float>(shape_.head_dim));
@@ -194,7 +178,7 @@ class RandomCheckpoint final : public model::Checkpoint {
       if (t.shape.size() == 2) most = std::max(most, row_of(t) * t.shape[1]);
     }
     bytes_ = random_bytes(format_, most, seed);
-    Random random(seed);
+    std::mt19937_64 random(seed);
     for (model::Tensor& t : tensors_) {
       if (t.shape.size() == 1) {
         t.data = std::as_bytes(std::span(norms_));
