@@ -34,25 +34,6 @@ TinyModel with_collectives() {
   return model;
 }
 
-struct Joined {
-  Joined(const TinyModel& tiny, const Factory& make) : model(tiny) {
-    backend = make(results.completion());
-    for (const Tensor& tensor : model.tensors) require(backend->load(tensor.host));
-    BOOST_REQUIRE(backend->allocate(model.pool()).has_value());
-  }
-
-  StepResult run(Batch batch) {
-    backend->submit(program, ++ticket, std::move(batch));
-    return results.take();
-  }
-
-  const TinyModel& model;
-  Results results;
-  std::unique_ptr<Backend> backend;
-  ProgramId program;
-  Ticket ticket = 0;
-};
-
 Batch prompt_of(std::uint32_t tokens, std::uint32_t generation, bool close = false) {
   Batch batch;
   SlotOpen open{{0, generation}, {}, tokens, {}};
@@ -65,7 +46,7 @@ Batch prompt_of(std::uint32_t tokens, std::uint32_t generation, bool close = fal
   return batch;
 }
 
-std::string refusal(Joined& device, const StepProgram& program) {
+std::string refusal(LoadedDevice& device, const StepProgram& program) {
   const auto recorded = device.backend->record(program);
   BOOST_REQUIRE(!recorded);
   BOOST_CHECK(recorded.error().code == ErrorCode::bad_request);
@@ -82,11 +63,11 @@ BOOST_AUTO_TEST_CASE(a_group_of_one_changes_no_bit) {
   on_every_backend([&](const Tested& tested) {
     std::vector<std::vector<float>> logits;
     for (const TinyModel* model : {&plain, &grouped}) {
-      Joined device(*model, tested.make);
+      LoadedDevice device(tested.make, *model);
       BOOST_TEST(device.backend->device().collectives == "");
-      BOOST_REQUIRE(device.backend->join(make_local_communicator()).has_value());
+      device.join(make_local_communicator());
       BOOST_TEST(device.backend->device().collectives != "");
-      device.program = require(device.backend->record(model->program));
+      device.record();
       const StepResult result = device.run(prompt_of(20, 1));
       BOOST_TEST(!result.failed, result.error.message);
       logits.emplace_back(model->traits.vocabulary);
@@ -110,8 +91,8 @@ BOOST_AUTO_TEST_CASE(a_part_of_the_embedding_gives_zeros_for_other_tokens) {
   Batch batch = prompt_of(30, 1);  // tokens 3 to 206
   batch.segments.front().sample = false;
   on_every_backend([&](const Tested& tested) {
-    Joined device(model, tested.make);
-    device.program = require(device.backend->record(model.program));
+    LoadedDevice device(tested.make, model);
+    device.record();
     BOOST_TEST(!device.run(batch).failed);
     std::vector<float> rows(30 * model.traits.hidden);
     BOOST_REQUIRE(device.backend->read(device.program, embed.out, rows).has_value());
@@ -187,10 +168,10 @@ BOOST_AUTO_TEST_CASE(some_columns_of_a_matrix_are_as_a_matrix_of_them) {
 BOOST_AUTO_TEST_CASE(a_failed_collective_fails_its_step_and_those_after_it) {
   const TinyModel model = with_collectives();
   const auto check = [&](const Factory& make) {
-    Joined device(model, make);
+    LoadedDevice device(make, model);
     const auto group = make_local_communicator();
-    BOOST_REQUIRE(device.backend->join(group).has_value());
-    device.program = require(device.backend->record(model.program));
+    device.join(group);
+    device.record();
     const StepResult before = device.run(prompt_of(20, 1));
     BOOST_REQUIRE(!before.failed);
     BOOST_CHECK(!group->failure());
@@ -213,7 +194,7 @@ BOOST_AUTO_TEST_CASE(a_failed_collective_fails_its_step_and_those_after_it) {
     BOOST_TEST(later.error.message == failed.error.message);
     device.backend->sample(device.ticket, {});  // was on its way
 
-    BOOST_REQUIRE(device.backend->join(make_local_communicator()).has_value());
+    device.join(make_local_communicator());
     const StepResult after = device.run(prompt_of(20, 2));  // the same slot: it is closed
     BOOST_TEST(!after.failed, after.error.message);
     BOOST_TEST(after.slots.at(0).tokens == before.slots.at(0).tokens,
@@ -226,13 +207,13 @@ BOOST_AUTO_TEST_CASE(a_failed_collective_fails_its_step_and_those_after_it) {
 BOOST_AUTO_TEST_CASE(steps_that_wait_for_masks_end_with_their_group) {
   const TinyModel model = with_collectives();
   on_every_backend([&](const Tested& tested) {
-    Joined device(model, tested.make);
-    BOOST_REQUIRE(device.backend->join(make_local_communicator()).has_value());
-    device.program = require(device.backend->record(model.program));
+    LoadedDevice device(tested.make, model);
+    device.join(make_local_communicator());
+    device.record();
     Batch held = prompt_of(20, 1);
     held.sample_now = false;
     device.backend->submit(device.program, ++device.ticket, std::move(held));
-    BOOST_REQUIRE(device.backend->join(make_local_communicator()).has_value());
+    device.join(make_local_communicator());
     const StepResult ended = device.results.take();
     BOOST_TEST(ended.failed);
     BOOST_CHECK(ended.error.code == ErrorCode::unavailable);
@@ -243,10 +224,10 @@ BOOST_AUTO_TEST_CASE(steps_that_wait_for_masks_end_with_their_group) {
 BOOST_AUTO_TEST_CASE(programs_that_do_not_fit_a_group_are_refused) {
   const TinyModel model = with_collectives();
   on_every_backend([&](const Tested& tested) {
-    Joined device(model, tested.make);
+    LoadedDevice device(tested.make, model);
     BOOST_TEST(refusal(device, model.program) ==
                "operation 1 (AllReduce): the backend has joined no group");
-    BOOST_REQUIRE(device.backend->join(make_local_communicator()).has_value());
+    device.join(make_local_communicator());
     StepProgram narrow = model.program;
     for (Op& op : narrow.ops) {
       if (auto* gather = std::get_if<AllGather>(&op)) gather->in = Buffer{0};
@@ -258,7 +239,7 @@ BOOST_AUTO_TEST_CASE(programs_that_do_not_fit_a_group_are_refused) {
     std::get<Embed>(beyond.ops.front()).first_token = 1;
     BOOST_TEST(refusal(device, beyond) ==
                "operation 0 (Embed): 300 tokens from 1 on are not in a vocabulary of 300");
-    device.program = require(device.backend->record(model.program));
+    device.record();
     const auto start = require(prepare_tcp({0, 1}));
     BOOST_TEST(
         device.backend->join(require(start->connect({{start->address()}}, 1000))).has_value());

@@ -113,21 +113,17 @@ TinyModel cut(const Shard& shard) {
   return model;
 }
 
-struct Rank {
+struct Rank : LoadedDevice {
   Rank(const TinyModel& tiny, const std::string& library,
        const std::shared_ptr<Communicator>& group)
-      : model(tiny) {
-    backend = require(make_cuda_backend({.reserve_bytes = 0, .split_tokens = 32, .nccl = library},
-                                        results.completion()));
-    for (const Tensor& tensor : model.tensors) require(backend->load(tensor.host));
-    BOOST_REQUIRE(backend->allocate(model.pool()).has_value());
-    if (group) BOOST_REQUIRE(backend->join(group).has_value());
-    program = require(backend->record(model.program));
-  }
-
-  StepResult run(Batch batch) {
-    backend->submit(program, ++ticket, std::move(batch));
-    return results.take();
+      : LoadedDevice(
+            [&](Completion done) {
+              return require(make_cuda_backend(
+                  {.reserve_bytes = 0, .split_tokens = 32, .nccl = library}, std::move(done)));
+            },
+            tiny) {
+    if (group) join(group);
+    record();
   }
 
   /// Draws `count` tokens greedily from a prompt of 20; empty where a step failed.
@@ -154,28 +150,8 @@ struct Rank {
     return tokens;
   }
 
-  const TinyModel& model;
-  Results results;
-  std::unique_ptr<Backend> backend;
-  ProgramId program;
-  Ticket ticket = 0;
   Error failure;
 };
-
-/// Another group of the same ranks, arranged over the first.
-std::shared_ptr<Communicator> another(const std::shared_ptr<Communicator>& group) {
-  const Shard shard = group->shard();
-  const auto start = require(prepare_tcp(shard, patient));
-  const std::size_t bytes = start->address().size();
-  std::vector<std::byte> all(shard.size * bytes);
-  BOOST_REQUIRE(group->all_gather(start->address(), all).has_value());
-  Addresses addresses;
-  for (std::uint32_t rank = 0; rank < shard.size; ++rank) {
-    const auto own = std::span(all).subspan(rank * bytes, bytes);
-    addresses.emplace_back(own.begin(), own.end());
-  }
-  return require(start->connect(addresses, 60'000));
-}
 
 }  // namespace
 
@@ -248,14 +224,14 @@ BOOST_AUTO_TEST_CASE(a_rank_that_dies_ends_the_others_steps) {
 BOOST_AUTO_TEST_CASE(ranks_go_on_in_another_group) {
   for (const std::string& library : libraries) {
     check_ok(run_ranks(2, [&](const auto& group) -> std::string {
-      const auto next = another(group);
+      const auto next = another_group(group);
       const TinyModel model = cut(group->shard());
       Rank rank(model, library, group);
       const auto due = rank.draw(8);
       if (due.empty()) return rank.failure.message;
       group->abort("the test breaks the group");
       if (!rank.draw(1, 1).empty()) return "a step ran without its group";
-      if (auto joined = rank.backend->join(next); !joined) return joined.error().message;
+      rank.join(next);
       return rank.draw(8, 0) == due ? "ok" : "other tokens than before: " + rank.failure.message;
     }));
   }

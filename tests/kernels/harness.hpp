@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels/backend.hpp"
+#include "kernels/communicator.hpp"
 #include "tests/kernels/reference.hpp"
 
 namespace sluice::kernels::test {
@@ -56,15 +57,22 @@ T require(Result<T> result) {
   return std::move(*result);
 }
 
-class Device {
+/// A backend with a model's weights, and no program yet.
+class LoadedDevice {
  public:
-  Device(const Factory& factory, const TinyModel& tiny)
+  LoadedDevice(const Factory& factory, const TinyModel& tiny)
       : model(tiny), backend(factory(results.completion())) {
     for (const Tensor& tensor : model.tensors) require(backend->load(tensor.host));
     const auto allocated = backend->allocate(model.pool());
     BOOST_REQUIRE_MESSAGE(allocated.has_value(), allocated.error().message);
-    program = require(backend->record(model.program));
   }
+
+  void join(const std::shared_ptr<Communicator>& group) {
+    const auto joined = backend->join(group);
+    BOOST_REQUIRE_MESSAGE(joined.has_value(), joined.error().message);
+  }
+
+  void record() { program = require(backend->record(model.program)); }
 
   void submit(Batch batch) { backend->submit(program, ++ticket, std::move(batch)); }
 
@@ -87,6 +95,11 @@ class Device {
   std::unique_ptr<Backend> backend;
   ProgramId program;
   Ticket ticket = 0;
+};
+
+class Device : public LoadedDevice {
+ public:
+  Device(const Factory& factory, const TinyModel& tiny) : LoadedDevice(factory, tiny) { record(); }
 };
 
 inline std::vector<Token> random_tokens(std::mt19937& random, const TinyModel& model,

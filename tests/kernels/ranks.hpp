@@ -12,6 +12,8 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -161,6 +163,21 @@ inline std::vector<RankEnd> run_ranks(
         return group ? body(*group) : "cannot connect: " + group.error().message;
       },
       options);
+}
+
+/// Another group of the same ranks, arranged over the first.
+inline std::shared_ptr<Communicator> another_group(const std::shared_ptr<Communicator>& group) {
+  const Shard shard = group->shard();
+  const auto start = prepare_tcp(shard, patient).value();
+  const std::size_t bytes = start->address().size();
+  std::vector<std::byte> all(shard.size * bytes);
+  BOOST_REQUIRE(group->all_gather(start->address(), all).has_value());
+  Addresses addresses;
+  for (std::uint32_t rank = 0; rank < shard.size; ++rank) {
+    const auto own = std::span(all).subspan(rank * bytes, bytes);
+    addresses.emplace_back(own.begin(), own.end());
+  }
+  return start->connect(addresses, 60'000).value();
 }
 
 }  // namespace sluice::kernels::test

@@ -268,17 +268,7 @@ BOOST_AUTO_TEST_CASE(a_group_that_broke_goes_on_as_another) {
   // A rank aborts in the middle of a text. Every rank's step fails; then all join a new group, with
   // the weights that they have, and compute the sequence again from its tokens.
   check_same(run_ranks(2, [](const auto& group) -> std::string {
-    const Shard shard = group->shard();
-    const auto start = testing::require(kernels::prepare_tcp(shard, kernels::test::patient));
-    const std::size_t bytes = start->address().size();
-    std::vector<std::byte> all(2 * bytes);
-    if (auto told = group->all_gather(start->address(), all); !told) return told.error().message;
-    kernels::test::Addresses addresses;
-    for (const auto rank : {0U, 1U}) {
-      const auto own = std::span(all).subspan(rank * bytes, bytes);
-      addresses.emplace_back(own.begin(), own.end());
-    }
-
+    const auto renewed = kernels::test::another_group(group);
     LoadedModel model(fixture("qwen2", ".gguf"), 128, 2, group);
     const std::vector<Token> prompt{5, 17, 60, 2, 33, 41};
     const Drawn undisturbed = draw(model, prompt);
@@ -289,12 +279,11 @@ BOOST_AUTO_TEST_CASE(a_group_that_broke_goes_on_as_another) {
     for (std::uint32_t i = 0; i < 10; ++i) {
       tokens.push_back(model.run({Part{0, 6 + i, 1, true, kernels::Path::decode}}).at(0));
     }
-    if (shard.rank == 1) group->abort("the test breaks the group");
+    if (group->shard().rank == 1) group->abort("the test breaks the group");
     const auto failed = model.step({Part{0, 16, 1, true, kernels::Path::decode}});
     if (!failed.failed || !failed.slots.empty()) return "a step ran without its group";
     if (failed.error.code != ErrorCode::unavailable) return failed.error.message;
 
-    const auto renewed = testing::require(start->connect(addresses, 60'000));
     if (auto joined = model.backend->join(renewed); !joined) return joined.error().message;
     const auto n = static_cast<std::uint32_t>(tokens.size());
     model.open(0, tokens);
