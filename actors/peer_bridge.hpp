@@ -7,15 +7,14 @@
 #include <string>
 #include <vector>
 
-#include "actors/channel_table.hpp"
-#include "actors/channels.hpp"
+#include "actors/channel_box.hpp"
 #include "actors/log.hpp"
 #include "transport/peer_config.hpp"
 #include "transport/peer_endpoint.hpp"
 
 namespace sluice::actors {
 
-class PeerBridge : public PeerBox {
+class PeerBridge : public ChannelBox {
  public:
   PeerBridge(zmq::context_t& context, transport::PeerConfig config, transport::NodeIdentity self,
              std::shared_ptr<RequestLog> log);
@@ -29,26 +28,18 @@ class PeerBridge : public PeerBox {
   /// Says goodbye and stops the I/O thread.
   void stop();
 
-  ChannelRef open(transport::LinkId link, transport::OpenChannel what, ChannelEnd end) override;
-  void join(ChannelRef channel, ChannelEnd end) override;
-  void send(ChannelRef channel, const transport::NodeMessage& message) override;
-  void close(ChannelRef channel) override;
-  void tell(transport::LinkId link, const transport::NodeMessage& message) override;
   NamedValues stats() const;
 
   const std::string& address() const;
 
  private:
-  Result<void> receive(transport::LinkId link, std::string_view frame);
+  void post(transport::LinkId link, std::string frame) override;
   void log_failure(const transport::LinkFailed& failure);
 
   std::shared_ptr<RequestLog> log_;
   std::vector<std::string> joined_;  ///< as configured, by dial
   /// By dial: why no session came about, as logged since the last one. The I/O thread's.
   std::map<std::uint32_t, std::set<std::string>> logged_;
-  HostActor host_;
-  ChannelTable channels_;
-  transport::NodeLimits limits_;
   transport::PeerEndpoint endpoint_;
 };
 

@@ -19,54 +19,11 @@ bool plays(const std::string& roles, const std::string& role) {
 
 }  // namespace
 
-actors::ChannelRef FleetPeers::open(transport::LinkId link, transport::OpenChannel what,
-                                    actors::ChannelEnd end) {
-  const auto channel = channels.open(link, end);
-  if (!channel) {
-    const actors::ChannelRef none{link, 0};
-    caf::anon_send(end, actors::lost_atom::value, none, Error{ErrorCode::unavailable, "cut", 0});
-    return none;
-  }
-  what.number = channel->number;
-  tell(link, what);
-  return *channel;
-}
-
-void FleetPeers::join(actors::ChannelRef channel, actors::ChannelEnd end) {
-  if (!channels.join(channel, end))
-    caf::anon_send(end, actors::lost_atom::value, channel, Error{ErrorCode::unavailable, "cut", 0});
-}
-
-void FleetPeers::send(actors::ChannelRef channel, const transport::NodeMessage& message) {
-  const auto other = others.find(channel.link);
-  if (other != others.end())
-    other->second->receive(channel.link, transport::encode(channel.number, message));
-}
-
-void FleetPeers::close(actors::ChannelRef channel) {
-  if (channels.close(channel)) tell(channel.link, transport::CloseChannel{channel.number});
-}
-
-void FleetPeers::tell(transport::LinkId link, const transport::NodeMessage& message) {
-  send({link, 0}, message);
-}
-
-void FleetPeers::receive(transport::LinkId link, const std::string& frame) {
-  auto routed = transport::decode(frame, transport::NodeLimits{});
-  BOOST_REQUIRE_MESSAGE(routed.has_value(), routed.error().message);
-  const actors::ChannelRef channel{link, routed->channel};
-  if (routed->channel != 0) {
-    if (const auto end = channels.find(channel))
-      caf::anon_send(end, actors::channel_atom::value, channel, std::move(routed->message));
-  } else if (const auto* closed = std::get_if<transport::CloseChannel>(&routed->message)) {
-    if (const auto end = channels.close({link, closed->number}))
-      caf::anon_send(end, actors::lost_atom::value, actors::ChannelRef{link, closed->number},
-                     Error{ErrorCode::unavailable, "closed", 0});
-  } else {
-    if (const auto* what = std::get_if<transport::OpenChannel>(&routed->message))
-      channels.opened({link, what->number});
-    caf::anon_send(host, actors::peer_atom::value, link, std::move(routed->message));
-  }
+void FleetPeers::post(transport::LinkId link, std::string frame) {
+  const auto other = others.find(link);
+  if (other == others.end()) return;
+  const auto taken = other->second->receive(link, frame);
+  BOOST_REQUIRE_MESSAGE(taken.has_value(), taken.error().message);
 }
 
 Fleet::~Fleet() {
@@ -75,7 +32,7 @@ Fleet::~Fleet() {
   for (auto& node : nodes_) {
     caf::anon_send_exit(node->supervisor, caf::exit_reason::user_shutdown);
     run();
-    node->peers->host = nullptr;
+    node->peers->serve({});
   }
 }
 
@@ -139,22 +96,18 @@ FleetNode& Fleet::add(const std::string& name, const std::string& roles) {
   hosted.log = log;
   hosted.group_start_ms = 1000;
   hosted.own_threads = false;
-  node.peers->host = system_.spawn(actors::host, std::move(hosted));
-  caf::anon_send(node.supervisor, actors::ready_atom::value, node.peers->host);
+  node.peers->serve(system_.spawn(actors::host, std::move(hosted)));
+  caf::anon_send(node.supervisor, actors::ready_atom::value, node.peers->host());
   run();
   return node;
 }
 
 void Fleet::connect(FleetNode& dialer, FleetNode& listener) {
   const auto link = ++last_link_;
-  for (const auto& [self, other] : {std::pair{&dialer, &listener}, {&listener, &dialer}}) {
-    self->peers->others[link] = other->peers.get();
-    self->peers->channels.up(link, self == &dialer);
-  }
-  caf::anon_send(dialer.peers->host, actors::peer_atom::value,
-                 transport::LinkUp{link, {listener.name, 1}, 0});
-  caf::anon_send(listener.peers->host, actors::peer_atom::value,
-                 transport::LinkUp{link, {dialer.name, 1}, std::nullopt});
+  dialer.peers->others[link] = listener.peers.get();
+  listener.peers->others[link] = dialer.peers.get();
+  dialer.peers->up({link, {listener.name, 1}, 0});
+  listener.peers->up({link, {dialer.name, 1}, std::nullopt});
   run();
 }
 
@@ -166,10 +119,7 @@ void Fleet::cut(FleetNode& a, FleetNode& b) {
       if (peer == other->peers.get()) links.push_back(link);
     for (const auto link : links) {
       self->peers->others.erase(link);
-      for (const auto& [channel, end] : self->peers->channels.down(link))
-        caf::anon_send(end, actors::lost_atom::value, channel, why);
-      caf::anon_send(self->peers->host, actors::lost_atom::value,
-                     transport::LinkDown{link, other->name, why});
+      self->peers->down({link, other->name, why});
     }
   }
   run();

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "actors/channel_table.hpp"
+#include "actors/channel_box.hpp"
 #include "actors/host.hpp"
 #include "actors/session.hpp"
 #include "actors/supervisor.hpp"
@@ -21,21 +21,12 @@ namespace sluice::fakes {
 class Fleet;
 
 /// A node's way to the others of its fleet.
-class FleetPeers : public actors::PeerBox {
+class FleetPeers : public actors::ChannelBox {
  public:
-  actors::ChannelRef open(transport::LinkId link, transport::OpenChannel what,
-                          actors::ChannelEnd end) override;
-  void join(actors::ChannelRef channel, actors::ChannelEnd end) override;
-  void send(actors::ChannelRef channel, const transport::NodeMessage& message) override;
-  void close(actors::ChannelRef channel) override;
-  void tell(transport::LinkId link, const transport::NodeMessage& message) override;
-
-  actors::HostActor host;
-  actors::ChannelTable channels;
   std::map<transport::LinkId, FleetPeers*> others;  ///< who is at the other end
 
  private:
-  void receive(transport::LinkId link, const std::string& frame);
+  void post(transport::LinkId link, std::string frame) override;
 };
 
 struct FleetNode {

@@ -177,8 +177,8 @@ void Fleet::start(std::size_t index) {
   hosted.group_start_ms = group_start_ms_;
   hosted.executor_ended = [this] { ++executors_lost_; };
   hosted.prepare_group = prepare;
-  life.peers->host = life.system.spawn(actors::host, std::move(hosted));
-  caf::anon_send(life.supervisor, actors::ready_atom::value, life.peers->host);
+  life.peers->serve(life.system.spawn(actors::host, std::move(hosted)));
+  caf::anon_send(life.supervisor, actors::ready_atom::value, life.peers->host());
   for (std::uint32_t other = 0; other < process.place; ++other) {
     transport::LinkOutput out;
     life.links->dial(other, now_ns_, out);
@@ -194,15 +194,13 @@ void Fleet::kill(std::size_t index) {
   life->way->dead = true;
   process.newest.clear();
   for (const auto& [link, session] : std::exchange(process.up, {}))
-    for (const auto& [channel, end] : life->peers->channels.down(link))
-      caf::anon_send(end, actors::lost_atom::value, channel,
-                     Error{ErrorCode::unavailable, "the process ends", 0});
+    life->peers->down({link, session.peer.name, {ErrorCode::unavailable, "the process ends", 0}});
   life->coordinator().run();
   caf::anon_send_exit(life->supervisor, caf::exit_reason::user_shutdown);
   life->supervisor = nullptr;
   life->session = nullptr;
   life->coordinator().run();
-  life->peers->host = nullptr;
+  life->peers->serve({});
   life->coordinator().run();
 }
 
@@ -252,17 +250,14 @@ void Fleet::act(Process& process, transport::LinkOutput out) {
     if (up.peer.incarnation < newest) throw Violation("a zombie began a session");
     newest = up.peer.incarnation;
     process.up.emplace(up.link, Process::Session{up.peer, 0});
-    life.peers->channels.up(up.link, up.dial.has_value());
-    caf::anon_send(life.peers->host, actors::peer_atom::value, up);
+    life.peers->up(up);
   }
   for (const auto& down : out.downs) {
     ++tally_.counts["links lost"];
     ++executors_lost_;
     tell("lost " + down.peer + ": " + down.why.message, process);
     process.up.erase(down.link);
-    for (const auto& [channel, end] : life.peers->channels.down(down.link))
-      caf::anon_send(end, actors::lost_atom::value, channel, down.why);
-    caf::anon_send(life.peers->host, actors::lost_atom::value, down);
+    life.peers->down(down);
   }
   for (auto& frame : out.frames) transmit(process, std::move(frame));
 }
