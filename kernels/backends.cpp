@@ -1,13 +1,12 @@
 #include "kernels/backends.hpp"
 
-#include <dlfcn.h>
-
 #include <filesystem>
 #include <system_error>
 #include <utility>
 
 #include "kernels/cpu/backend.hpp"
 #include "kernels/plugin.hpp"
+#include "kernels/shared_library.hpp"
 
 namespace sluice::kernels {
 namespace {
@@ -16,11 +15,6 @@ namespace fs = std::filesystem;
 
 constexpr const char* cuda_file = "libsluice_cuda.so";
 
-std::string last_dl_error() {
-  const char* text = ::dlerror();
-  return text == nullptr ? "unknown" : text;
-}
-
 /// The parts of the driver's interface that are needed to see whether the rest is worth loading.
 struct Driver {
   int (*init)(unsigned) = nullptr;
@@ -28,11 +22,6 @@ struct Driver {
   int (*count)(int*) = nullptr;
   int (*error_text)(int, const char**) = nullptr;  ///< absent in very old drivers
 };
-
-template <class Function>
-void find(void* library, const char* symbol, Function*& function) {
-  function = reinterpret_cast<Function*>(::dlsym(library, symbol));
-}
 
 std::string driver_error(const Driver& driver, int code) {
   const char* text = nullptr;
@@ -49,25 +38,26 @@ int ask_driver(const BackendSearch& search, BackendStatus& status) {
     const std::string why = last_dl_error();
     std::error_code ignored;
     status.hardware = fs::exists("/dev/nvidiactl", ignored);
-    status.unusable =
-        status.hardware
-            ? fmt::format("there is an NVIDIA device, but its driver's library does not load "
-                          "({}): give the container the driver (--gpus all), or name the "
-                          "library's folder in LD_LIBRARY_PATH",
-                          why)
-            : fmt::format("no NVIDIA driver on this machine ({} not found); the cpu backend "
-                          "needs none",
-                          search.driver);
+    status.unusable = status.hardware
+                          ? fmt::format(
+                                "there is an NVIDIA device, but its driver's library does not load "
+                                "({}): give the container the driver (--gpus all), or name the "
+                                "library's folder in LD_LIBRARY_PATH",
+                                why)
+                          : fmt::format(
+                                "no NVIDIA driver on this machine ({} not found); the cpu backend "
+                                "needs none",
+                                search.driver);
     return 0;
   }
   Driver driver;
-  find(library, "cuInit", driver.init);
-  find(library, "cuDriverGetVersion", driver.version);
-  find(library, "cuDeviceGetCount", driver.count);
-  find(library, "cuGetErrorString", driver.error_text);
+  find_symbol(library, "cuInit", driver.init);
+  find_symbol(library, "cuDriverGetVersion", driver.version);
+  find_symbol(library, "cuDeviceGetCount", driver.count);
+  find_symbol(library, "cuGetErrorString", driver.error_text);
   if (driver.init == nullptr || driver.version == nullptr || driver.count == nullptr) {
-    status.unusable = fmt::format("{} is no NVIDIA driver: repair the driver's installation",
-                                  search.driver);
+    status.unusable =
+        fmt::format("{} is no NVIDIA driver: repair the driver's installation", search.driver);
     return 0;
   }
   constexpr int no_device = 100;
@@ -82,9 +72,10 @@ int ask_driver(const BackendSearch& search, BackendStatus& status) {
   }
   status.hardware = true;
   if (code != 0)
-    status.unusable = fmt::format("the NVIDIA driver does not start ({}): look at nvidia-smi; "
-                                  "after an update of the driver, restart the machine",
-                                  driver_error(driver, code));
+    status.unusable = fmt::format(
+        "the NVIDIA driver does not start ({}): look at nvidia-smi; "
+        "after an update of the driver, restart the machine",
+        driver_error(driver, code));
   return version;
 }
 

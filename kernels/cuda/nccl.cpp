@@ -1,7 +1,5 @@
 #include "kernels/cuda/nccl.hpp"
 
-#include <dlfcn.h>
-
 #include <atomic>
 #include <chrono>
 #include <thread>
@@ -9,6 +7,7 @@
 
 #include "kernels/cuda/device.hpp"
 #include "kernels/cuda/kernels.hpp"
+#include "kernels/shared_library.hpp"
 
 #if SLUICE_NCCL
 #include <nccl.h>
@@ -28,33 +27,23 @@ static_assert(offsetof(own::Config, blocking) == offsetof(ncclConfig_t, blocking
 
 namespace sluice::kernels::cuda {
 namespace nccl {
-namespace {
-
-template <class Function>
-bool find(void* library, const char* symbol, Function*& function) {
-  function = reinterpret_cast<Function*>(::dlsym(library, symbol));
-  return function != nullptr;
-}
-
-}  // namespace
 
 sluice::Result<Library> load(const std::string& file) {
   // Never closed: it has threads of its own.
   void* handle = ::dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) {
-    const char* text = ::dlerror();
-    return fail(ErrorCode::unsupported, "NCCL does not load: {}", text == nullptr ? file : text);
+    return fail(ErrorCode::unsupported, "NCCL does not load: {}", last_dl_error());
   }
   Library library;
-  if (!find(handle, "ncclGetVersion", library.version) ||
-      !find(handle, "ncclGetErrorString", library.error_text) ||
-      !find(handle, "ncclGetLastError", library.last_error) ||
-      !find(handle, "ncclGetUniqueId", library.unique_id) ||
-      !find(handle, "ncclCommInitRankConfig", library.start) ||
-      !find(handle, "ncclCommGetAsyncError", library.state) ||
-      !find(handle, "ncclAllGather", library.all_gather) ||
-      !find(handle, "ncclCommAbort", library.abort) ||
-      !find(handle, "ncclCommDestroy", library.destroy)) {
+  if (!find_symbol(handle, "ncclGetVersion", library.version) ||
+      !find_symbol(handle, "ncclGetErrorString", library.error_text) ||
+      !find_symbol(handle, "ncclGetLastError", library.last_error) ||
+      !find_symbol(handle, "ncclGetUniqueId", library.unique_id) ||
+      !find_symbol(handle, "ncclCommInitRankConfig", library.start) ||
+      !find_symbol(handle, "ncclCommGetAsyncError", library.state) ||
+      !find_symbol(handle, "ncclAllGather", library.all_gather) ||
+      !find_symbol(handle, "ncclCommAbort", library.abort) ||
+      !find_symbol(handle, "ncclCommDestroy", library.destroy)) {
     return fail(ErrorCode::unsupported, "{} is no NCCL of version 2.14 or later", file);
   }
   return library;
