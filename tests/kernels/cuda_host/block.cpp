@@ -202,6 +202,35 @@ class BlockRunner {
     return payloads;
   }
 
+  void copy_later(void* shared, const void* from, bool valid) {
+    const auto misaligned = [](const void* at) {
+      return reinterpret_cast<std::uintptr_t>(at) % copy_bytes != 0;
+    };
+    const auto* to = static_cast<unsigned char*>(shared);
+    if (misaligned(shared) || (valid && misaligned(from))) complain("a misaligned copy");
+    if (to < shared_begin_ || to + copy_bytes > shared_begin_ + shared_bytes_) {
+      complain("a copy to outside of shared memory");
+    }
+    fibers_[current_].copies.push_back({shared, valid ? from : nullptr, fibers_[current_].commits});
+  }
+
+  void commit_copies() { ++fibers_[current_].commits; }
+
+  void wait_copies(int pending) {
+    Fiber& me = fibers_[current_];
+    const auto later = std::find_if(me.copies.begin(), me.copies.end(), [&](const Copy& copy) {
+      return copy.group + pending >= me.commits;
+    });
+    for (auto copy = me.copies.begin(); copy != later; ++copy) {
+      if (copy->from == nullptr) {
+        std::memset(copy->to, 0, copy_bytes);
+      } else {
+        std::memcpy(copy->to, copy->from, copy_bytes);
+      }
+    }
+    me.copies.erase(me.copies.begin(), later);
+  }
+
   [[noreturn]] void complain(const std::string& what) {
     fail(what);
     throw Stopped();
@@ -219,6 +248,9 @@ class BlockRunner {
 #endif
     try {
       if (failure_.empty()) (*body_)();
+      if (failure_.empty() && !fibers_[current_].copies.empty()) {
+        fail("a thread ended with copies that it did not wait for");
+      }
     } catch (const Stopped&) {
     }
     fibers_[current_].state = State::ended;
@@ -232,10 +264,18 @@ class BlockRunner {
  private:
   enum class State : std::uint8_t { ready, at_barrier, in_exchange, ended };
 
+  struct Copy {
+    void* to;
+    const void* from;  ///< null: zeros
+    int group;
+  };
+
   struct Fiber {
     Context context;
     State state = State::ready;
     Where where;
+    std::vector<Copy> copies;  ///< not yet made, in their order
+    int commits = 0;
   };
 
   struct Warp {
@@ -288,6 +328,8 @@ class BlockRunner {
     for (Warp& warp : warps_) warp.arrived = 0;
     for (std::uint32_t i = 0; i < threads_; ++i) {
       fibers_[i].state = State::ready;
+      fibers_[i].copies.clear();
+      fibers_[i].commits = 0;
       fibers_[i].context.start(stacks_[i].data());
     }
     select(backwards_ ? threads_ - 1 : 0);
@@ -376,6 +418,7 @@ class BlockRunner {
   }
 
   static constexpr unsigned char guard_byte = 0xA5;
+  static constexpr std::size_t copy_bytes = 16;
 
   const std::function<void()>* body_ = nullptr;
   std::uint32_t threads_ = 0, current_ = 0, waiting_ = 0, alive_ = 0;
@@ -407,6 +450,11 @@ Payloads meet_warp(unsigned mask, const void* payload, std::size_t bytes, const 
                    void (*last)(std::byte* payloads)) {
   return runner.meet_warp(mask, payload, bytes, where, last);
 }
+void copy_later(void* shared, const void* from, bool valid) {
+  runner.copy_later(shared, from, valid);
+}
+void commit_copies() { runner.commit_copies(); }
+void wait_copies(int pending) { runner.wait_copies(pending); }
 void complain(const std::string& what) { runner.complain(what); }
 std::string run_grid(dim3 grid, dim3 block, std::size_t shared_bytes,
                      const std::function<void()>& thread) {

@@ -50,6 +50,12 @@ using Payloads = const std::byte*;
 Payloads meet_warp(unsigned mask, const void* payload, std::size_t bytes, const Where& where,
                    void (*last)(std::byte* payloads) = nullptr);
 
+/// A copy of 16 bytes to shared memory, or of zeros, that is made when its thread waits for its
+/// group and not before. A thread that ends with copies not waited for is reported.
+void copy_later(void* shared, const void* from, bool valid);
+void commit_copies();
+void wait_copies(int pending);
+
 /// Ends the running kernel with this complaint.
 [[noreturn]] void complain(const std::string& what);
 
