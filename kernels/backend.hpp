@@ -203,6 +203,8 @@ struct DeviceInfo {
   bool paths_equal = false;  ///< prompt and decode arithmetic agree to the bit
   /// Products with quantized weights round their input to int8, so many columns to a step; 0: not.
   std::uint32_t int8_block_columns = 0;
+  /// Products round their input and weights to bf16, but for float32 weights.
+  bool bf16_products = false;
   std::uint32_t threads = 0;
   std::size_t memory_free_bytes = 0;
   std::string collectives;  ///< how this rank reaches the others; empty: in no group

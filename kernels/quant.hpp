@@ -38,5 +38,6 @@ void dequantize(Format format, std::span<const std::byte> row, std::span<float> 
 float f16_to_f32(std::uint16_t half);
 std::uint16_t f32_to_f16(float value);  ///< round to nearest even
 float bf16_to_f32(std::uint16_t value);
+std::uint16_t f32_to_bf16(float value);  ///< round to nearest even
 
 }  // namespace sluice::kernels

@@ -51,8 +51,9 @@ class CudaBackend final : public Backend {
     SLUICE_CUDA(cudaMemGetInfo(&free, &total));
     info_.backend = "cuda";
     info_.device = name_of(properties_);
-    info_.arithmetic = fmt::format("sm_{}{}-f32-warps-split{}/1", properties_.major,
-                                   properties_.minor, options_.split_tokens);
+    info_.arithmetic = fmt::format("sm_{}{}-bf16-split{}/2", properties_.major, properties_.minor,
+                                   options_.split_tokens);
+    info_.bf16_products = true;
     info_.paths_equal = true;
     info_.memory_free_bytes = free - std::min(free, options_.reserve_bytes);
     return flights_.start(options_.device);
@@ -72,9 +73,7 @@ class CudaBackend final : public Backend {
     if (!shape) return tl::unexpected(shape.error());
     SLUICE_CUDA(cudaSetDevice(options_.device));
     const std::size_t row = row_bytes(tensor.format, tensor.cols);
-    // Eight float32 of a row are read at once.
-    constexpr std::size_t whole = 32;
-    const std::size_t stride = (row + whole - 1) / whole * whole;
+    const std::size_t stride = device_stride(tensor.format, tensor.cols);
     SLUICE_TRY(leave_reserve(stride * tensor.rows, "a weight"));
     auto memory = DeviceMemory::make(stride * tensor.rows, "a weight");
     if (!memory) return tl::unexpected(memory.error());
@@ -242,6 +241,13 @@ class CudaBackend final : public Backend {
     if (value == uncontracted) return {};
     return fail(ErrorCode::unsupported,
                 "the CUDA kernels were compiled with contraction: build them with -fmad=false");
+  }
+
+  /// Bytes of a weight's row on the device.
+  static std::size_t device_stride(Format format, std::uint32_t cols) {
+    const bool plain = info(format).block_elements == 1;
+    constexpr std::size_t whole = 32;
+    return (row_bytes(format, plain ? padded(cols) : cols) + whole - 1) / whole * whole;
   }
 
   /// Refuses what would eat into the reserve.

@@ -3,9 +3,10 @@
 // that puts it on a stream. Everything that differs from step to step is read on the device from
 // the step's metadata, so that a recorded graph of these launches serves every step of its size.
 //
-// Arithmetic (design section 6.6): every result is float32, made by explicit fused multiply-adds in
-// an order that the shapes of weights and heads alone decide; no float is ever added atomically.
-// The files are compiled without contraction (-fmad=false), as the CPU's are.
+// Arithmetic (design section 6.6): every result is float32, made by explicit fused multiply-adds,
+// or by tensor cores, in an order that the shapes of weights and heads alone decide; no float is
+// ever added atomically. The files are compiled without contraction (-fmad=false), as the CPU's
+// are.
 
 #include <cuda_runtime.h>
 
@@ -17,11 +18,11 @@
 
 namespace sluice::kernels::cuda {
 
-/// Activation rows are padded with zeros to a multiple of this; weight rows to as many elements or
-/// to 16 bytes, so that every read is whole and aligned.
+/// Activation rows are padded with zeros to a multiple of this, and so are weight rows, in whole 32
+/// bytes, so that every read is whole and aligned.
 inline constexpr std::uint32_t row_quantum = 32;
 
-constexpr std::uint32_t padded(std::uint32_t width) {
+__host__ __device__ constexpr std::uint32_t padded(std::uint32_t width) {
   return (width + row_quantum - 1) / row_quantum * row_quantum;
 }
 
@@ -142,19 +143,44 @@ struct KvArrays {
   std::uint32_t head_stride = 0;  ///< head_dim in whole eights, so that 16-byte reads stay inside
 };
 
-/// A weight on the device: rows of `stride` bytes, a multiple of 16.
+/// A weight on the device: rows of `stride` bytes, a multiple of 32.
 struct DeviceWeight {
   const std::uint8_t* data = nullptr;
   std::uint64_t stride = 0;
   std::uint32_t rows = 0;
   std::uint32_t cols = 0;
-  Format format = Format::f32;
+  Format format = Format::f32;  ///< the file's
+  /// Of rows that were narrowed to e4m3 when they were loaded: [rows].
+  const float* scales = nullptr;
 };
+
+/// Whether products with it read activations, and it, as bf16.
+inline bool takes_narrow(const DeviceWeight& weight) {
+  return weight.scales != nullptr || weight.format != Format::f32;
+}
 
 /// Activations [rows, stride]
 struct Rows {
   float* data = nullptr;
   std::uint32_t stride = 0;
+  std::uint16_t* narrow = nullptr;  ///< the same in bf16, where products read them; [rows, stride]
+};
+
+/// `in` to `out`, which has scales: each row divided by a 448th of its largest magnitude, so that
+/// this becomes e4m3's own largest, then rounded; `scales` are what to multiply it with.
+struct NarrowWeightArgs {
+  DeviceWeight in;
+  std::uint8_t* out = nullptr;  ///< [rows, stride]
+  std::uint64_t stride = 0;
+  float* scales = nullptr;  ///< [rows]
+};
+
+/// Makes rows.narrow of rows.data.
+struct NarrowArgs {
+  const std::byte* step = nullptr;
+  Space space = Space::batch;
+  Rows rows;
+  std::uint32_t width = 0;
 };
 
 struct EmbedArgs {
@@ -186,7 +212,8 @@ struct Product {
 
 inline constexpr std::uint32_t products_max = 3;
 
-/// Products of one input that run side by side, all of one format.
+/// Products of one input that run side by side, all of one format. Float32 weights take in.data,
+/// others, rounded to bf16, in.narrow.
 struct LinearArgs {
   const std::byte* step = nullptr;
   Space space = Space::batch;
@@ -308,6 +335,8 @@ cudaError_t open_slots(const std::byte* step, const SlotArrays& slots, std::uint
 cudaError_t embed(const EmbedArgs& args, std::uint32_t rows, cudaStream_t stream);
 cudaError_t norm(const NormArgs& args, std::uint32_t rows, cudaStream_t stream);
 cudaError_t linear(const LinearArgs& args, std::uint32_t rows, cudaStream_t stream);
+cudaError_t narrow(const NarrowArgs& args, std::uint32_t rows, cudaStream_t stream);
+cudaError_t narrow_weight(const NarrowWeightArgs& args, cudaStream_t stream);
 cudaError_t angles(const AnglesArgs& args, std::uint32_t rows, cudaStream_t stream);
 cudaError_t rope_store(const RopeArgs& args, std::uint32_t rows, cudaStream_t stream);
 cudaError_t gate(const GateArgs& args, std::uint32_t rows, cudaStream_t stream);
@@ -318,6 +347,9 @@ cudaError_t select(const SelectArgs& args, std::uint32_t sampled, cudaStream_t s
 cudaError_t add_ranks(const float* all, std::uint32_t ranks, std::size_t floats, float* out,
                       cudaStream_t stream);
 cudaError_t spread(const SpreadArgs& args, std::uint32_t rows, cudaStream_t stream);
+
+/// Once for each format of weights, before their products: reserves shared memory.
+cudaError_t prepare_linear(const DeviceWeight& weight);
 
 /// Once for each shape of heads, before the two below: reserves their shared memory.
 cudaError_t prepare_attention(const Heads& heads);

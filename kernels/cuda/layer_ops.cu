@@ -60,7 +60,7 @@ __device__ Token input_token(const SlotArrays& slots, const StepRow& row) {
   return slots.tokens[std::size_t{row.slot} * slots.token_capacity + row.position];
 }
 
-template <Format format>
+template <class U>
 __global__ void embed_kernel(EmbedArgs args) {
   const std::uint32_t r = blockIdx.x;
   if (r >= header(args.step).rows) return;
@@ -74,7 +74,7 @@ __global__ void embed_kernel(EmbedArgs args) {
   Bytes row = args.table.data + token * args.table.stride;
   for (std::uint32_t c = threadIdx.x * 8; c < args.table.cols; c += blockDim.x * 8) {
     float w[8];
-    unpack_eight<format>(row, c, w);
+    unpack_eight<U>(row, c, w);
     SLUICE_UNROLL
     for (std::uint32_t i = 0; i < 8; ++i) {
       if (c + i < args.table.cols) out[c + i] = w[i] * args.scale;
@@ -98,7 +98,6 @@ __global__ void norm_kernel(NormArgs args) {
   const std::uint32_t r = blockIdx.x;
   if (r >= row_count(args.step, args.space)) return;
   const float* in = row_of(args.in, r);
-  float* out = row_of(args.out, r);
   float squares = 0.0F;
   for (std::uint32_t i = threadIdx.x; i < args.width; i += blockDim.x) {
     squares = fma_f32(in[i], in[i], squares);
@@ -107,7 +106,7 @@ __global__ void norm_kernel(NormArgs args) {
   const float scale = 1.0F / sqrtf(mean + args.epsilon);
   for (std::uint32_t i = threadIdx.x; i < args.width; i += blockDim.x) {
     const float normed = in[i] * scale * args.gain[i];
-    out[i] = args.accumulate ? out[i] + normed : normed;
+    put(args.out, r, i, args.accumulate ? row_of(args.out, r)[i] + normed : normed);
   }
 }
 
@@ -220,7 +219,7 @@ __global__ void gate_kernel(GateArgs args) {
   if (r >= row_count(args.step, args.space) || i >= args.width) return;
   const float* in = row_of(args.in, r);
   const float x = in[i];
-  row_of(args.out, r)[i] = (args.gelu ? gelu_tanh(x) : silu(x)) * in[args.width + i];
+  put(args.out, r, i, (args.gelu ? gelu_tanh(x) : silu(x)) * in[args.width + i]);
 }
 
 __global__ void soft_cap_kernel(SoftCapArgs args) {
@@ -247,11 +246,6 @@ __global__ void probe_kernel(float* out) {
   out[0] = x * x - (1.0F + 0x1p-11F);
 }
 
-template <Format format>
-cudaError_t launch_embed(const EmbedArgs& args, std::uint32_t rows, cudaStream_t stream) {
-  return launch(embed_kernel<format>, rows, row_threads, 0, stream, args);
-}
-
 }  // namespace
 
 cudaError_t open_slots(const std::byte* step, const SlotArrays& slots, std::uint32_t opens,
@@ -263,31 +257,13 @@ cudaError_t open_slots(const std::byte* step, const SlotArrays& slots, std::uint
 }
 
 cudaError_t embed(const EmbedArgs& args, std::uint32_t rows, cudaStream_t stream) {
-  switch (args.table.format) {
-    case Format::f32:
-      return launch_embed<Format::f32>(args, rows, stream);
-    case Format::f16:
-      return launch_embed<Format::f16>(args, rows, stream);
-    case Format::bf16:
-      return launch_embed<Format::bf16>(args, rows, stream);
-    case Format::q8_0:
-      return launch_embed<Format::q8_0>(args, rows, stream);
-    case Format::q4_0:
-      return launch_embed<Format::q4_0>(args, rows, stream);
-    case Format::q4_1:
-      return launch_embed<Format::q4_1>(args, rows, stream);
-    case Format::q5_0:
-      return launch_embed<Format::q5_0>(args, rows, stream);
-    case Format::q5_1:
-      return launch_embed<Format::q5_1>(args, rows, stream);
-    case Format::q4_k:
-      return launch_embed<Format::q4_k>(args, rows, stream);
-    case Format::q5_k:
-      return launch_embed<Format::q5_k>(args, rows, stream);
-    case Format::q6_k:
-      return launch_embed<Format::q6_k>(args, rows, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_unpack(args.table, [&]<class U>(U) {
+    if constexpr (std::is_same_v<U, UnpackE4m3>) {
+      return cudaErrorInvalidValue;
+    } else {
+      return launch(embed_kernel<U>, rows, row_threads, 0, stream, args);
+    }
+  });
 }
 
 cudaError_t norm(const NormArgs& args, std::uint32_t rows, cudaStream_t stream) {

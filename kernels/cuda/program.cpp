@@ -48,7 +48,39 @@ class Compiler {
       if (!rows) return tl::unexpected(rows.error());
       program_.rows_.push_back(*rows);
     }
+    stale_.resize(steps_.buffers.size());
+    for (const Op& op : steps_.ops) {
+      const auto* linear = std::get_if<Linear>(&op);
+      if (linear != nullptr && takes_narrow(weights_[linear->weight.index].device)) {
+        SLUICE_TRY(add_narrow(linear->in));
+      }
+    }
     return {};
+  }
+
+  /// Room for what products read of a buffer.
+  Result<void> add_narrow(Buffer buffer) {
+    Rows& rows = program_.rows_[buffer.index];
+    if (rows.narrow != nullptr) return {};
+    auto data = make_memory(std::size_t{rows_max(pool_, shape(buffer).rows)} * rows.stride *
+                            sizeof(std::uint16_t));
+    if (!data) return tl::unexpected(data.error());
+    rows.narrow = reinterpret_cast<std::uint16_t*>(*data);
+    return {};
+  }
+
+  /// With an operation that writes the buffer, but not what products read of it.
+  void leave_narrow(Buffer buffer) { stale_[buffer.index] = true; }
+
+  /// With one that writes both.
+  void keep_narrow(Buffer buffer) { stale_[buffer.index] = false; }
+
+  /// Before a product that reads the buffer.
+  void refresh_narrow(Buffer buffer) {
+    if (!stale_[buffer.index] || rows(buffer).narrow == nullptr) return;
+    stale_[buffer.index] = false;
+    program_.launches_.push_back(
+        NarrowArgs{state_.step, space(buffer), rows(buffer), shape(buffer).width});
   }
 
   Result<Rows> make_rows(std::uint32_t rows, std::uint32_t width) {
@@ -87,6 +119,7 @@ class Compiler {
   }
 
   Result<void> add(const Embed& op) {
+    leave_narrow(op.out);
     program_.launches_.push_back(EmbedArgs{state_.step, state_.slots,
                                            weights_[op.table.index].device, op.scale, rows(op.out),
                                            op.first_token.has_value(), op.first_token.value_or(0)});
@@ -94,11 +127,13 @@ class Compiler {
   }
 
   Result<void> add(const AllReduce& op) {
+    leave_narrow(op.values);
     program_.launches_.push_back(ReduceRows{space(op.values), rows(op.values)});
     return {};
   }
 
   Result<void> add(const AllGather& op) {
+    leave_narrow(op.out);
     const std::uint32_t width = shape(op.out).width;
     const std::uint32_t widest = (width + shard_->size - 1) / shard_->size;
     const std::uint32_t rows_each = std::clamp(static_cast<std::uint32_t>(piece_floats) / widest,
@@ -118,6 +153,7 @@ class Compiler {
   }
 
   Result<void> add(const Norm& op) {
+    keep_narrow(op.out);
     auto gain = vector(op.gain);
     if (!gain) return tl::unexpected(gain.error());
     program_.launches_.push_back(NormArgs{state_.step, space(op.in), rows(op.in), rows(op.out),
@@ -128,6 +164,9 @@ class Compiler {
   Result<void> add(const Linear& op) {
     Product product;
     product.weight = weights_[op.weight.index].device;
+    if (takes_narrow(product.weight)) refresh_narrow(op.in);
+    leave_narrow(op.out);
+    SLUICE_CUDA(prepare_linear(product.weight));
     if (op.bias) {
       auto bias = vector(*op.bias);
       if (!bias) return tl::unexpected(bias.error());
@@ -154,7 +193,8 @@ class Compiler {
     if (index_ == 0 || !std::holds_alternative<Linear>(steps_.ops[index_ - 1])) return nullptr;
     auto* last = std::get_if<LinearArgs>(&program_.launches_.back());
     if (last == nullptr || last->count == products_max || last->in.data != rows(op.in).data ||
-        last->product[0].weight.format != product.weight.format) {
+        last->product[0].weight.format != product.weight.format ||
+        (last->product[0].weight.scales == nullptr) != (product.weight.scales == nullptr)) {
       return nullptr;
     }
     for (std::uint32_t i = 0; i < last->count; ++i) {
@@ -166,6 +206,7 @@ class Compiler {
   }
 
   Result<void> add(const RopeStore& op) {
+    leave_narrow(op.qkv);
     auto table = angles(op);
     if (!table) return tl::unexpected(table.error());
     RopeArgs args;
@@ -207,6 +248,7 @@ class Compiler {
   }
 
   Result<void> add(const Attention& op) {
+    leave_narrow(op.out);
     AttentionArgs args;
     args.step = state_.step;
     args.slots = state_.slots;
@@ -241,6 +283,7 @@ class Compiler {
   }
 
   Result<void> add(const Gate& op) {
+    keep_narrow(op.out);
     program_.launches_.push_back(GateArgs{state_.step, space(op.in), rows(op.in), rows(op.out),
                                           shape(op.out).width,
                                           op.activation == Activation::gelu_tanh});
@@ -248,12 +291,14 @@ class Compiler {
   }
 
   Result<void> add(const SoftCap& op) {
+    leave_narrow(op.values);
     program_.launches_.push_back(SoftCapArgs{state_.step, space(op.values), rows(op.values),
                                              shape(op.values).width, op.cap});
     return {};
   }
 
   Result<void> add(const Select& op) {
+    leave_narrow(op.out);
     program_.launches_.push_back(
         SelectArgs{state_.step, rows(op.in), rows(op.out), shape(op.in).width});
     return {};
@@ -279,6 +324,7 @@ class Compiler {
   cudaStream_t stream_;
   std::size_t index_ = 0;
   std::vector<Angles> angles_;
+  std::vector<bool> stale_;  ///< of each buffer: whether what products read of it is out of date
   float* partials_ = nullptr;
   std::size_t partial_floats_ = 0;
   Program program_;
@@ -321,6 +367,9 @@ struct Enqueue {
   }
   Result<void> operator()(const LinearArgs& a) const {
     return rows(a.space) == 0 ? Result<void>{} : launched(linear(a, rows(a.space), stream));
+  }
+  Result<void> operator()(const NarrowArgs& a) const {
+    return rows(a.space) == 0 ? Result<void>{} : launched(narrow(a, rows(a.space), stream));
   }
   Result<void> operator()(const GateArgs& a) const {
     return rows(a.space) == 0 ? Result<void>{} : launched(gate(a, rows(a.space), stream));

@@ -79,8 +79,8 @@ class Program {
   friend class Compiler;
 
   using Launch =
-      std::variant<EmbedArgs, NormArgs, LinearArgs, AnglesArgs, RopeArgs, AttentionArgs, GateArgs,
-                   SoftCapArgs, SelectArgs, SampleArgs, ReduceRows, GatherRows>;
+      std::variant<EmbedArgs, NormArgs, NarrowArgs, LinearArgs, AnglesArgs, RopeArgs, AttentionArgs,
+                   GateArgs, SoftCapArgs, SelectArgs, SampleArgs, ReduceRows, GatherRows>;
 
   std::vector<Launch> launches_;
   std::vector<BufferShape> shapes_;

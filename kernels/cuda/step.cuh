@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/kernels.hpp"
+#include "kernels/cuda/numbers.cuh"
 
 namespace sluice::kernels::cuda {
 
@@ -25,6 +26,13 @@ __device__ inline std::uint32_t row_count(const std::byte* step, Space space) {
 
 __device__ inline float* row_of(const Rows& rows, std::uint32_t r) {
   return rows.data + std::size_t{r} * rows.stride;
+}
+
+/// Writes element i of a row, also where products read it.
+__device__ inline void put(const Rows& rows, std::uint32_t r, std::uint32_t i, float value) {
+  const std::size_t at = std::size_t{r} * rows.stride + i;
+  rows.data[at] = value;
+  if (rows.narrow != nullptr) rows.narrow[at] = narrow_bf16(value);
 }
 
 /// Keys of one block and head: [block_tokens, head_stride]; its values lie behind them.

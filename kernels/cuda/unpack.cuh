@@ -1,7 +1,9 @@
 #pragma once
 // Weights in their file format to float32, eight elements of a row at a time; equal to the bit to
-// the scalar `dequantize` (kernels/quant.cpp has the layouts).
+// the scalar `dequantize` (kernels/quant.cpp has the layouts). For tensor cores they are rounded to
+// bf16.
 
+#include "kernels/cuda/kernels.hpp"
 #include "kernels/cuda/numbers.cuh"
 
 namespace sluice::kernels::cuda {
@@ -211,13 +213,63 @@ struct Unpack<Format::q6_k> {
   }
 };
 
+/// Rows narrowed at load. An element's bits, moved to where bf16 has its own, are its value times
+/// 2^-120: what is a multiple of 2^-9 here and at most 448 is exact there, subnormals too.
+struct UnpackE4m3 {
+  static constexpr int elements = 8, bytes = 8;
+
+  static __device__ std::uint32_t two(std::uint32_t q) {
+    const std::uint32_t bits = (q & 0x7FU) << 4 | (q & 0x80U) << 8;
+    const std::uint32_t next = (q >> 8 & 0x7FU) << 4 | (q & 0x8000U);
+    return scale_bf16(bits | next << 16, 0x7B80U);  // 2^120
+  }
+  static __device__ uint4 packed(Bytes block) {
+    const Eight q = load_eight<8>(block);
+    return {two(q.low), two(q.low >> 16), two(q.high), two(q.high >> 16)};
+  }
+};
+
 /// Elements column .. column + 7 of a row, column a multiple of 8.
-template <Format format>
+template <class U>
 __device__ void unpack_eight(Bytes row, std::uint32_t column, float w[8]) {
-  using U = Unpack<format>;
   constexpr auto elements = static_cast<std::uint32_t>(U::elements);
   const std::uint32_t block = column / elements;
   U::eight(row + std::size_t{block} * U::bytes, static_cast<int>(column % elements), w);
+}
+
+/// The same, rounded to bf16, two in a word.
+template <class U>
+__device__ uint4 pack_eight(Bytes row, std::uint32_t column) {
+  if constexpr (std::is_same_v<U, UnpackE4m3>) {
+    return U::packed(row + column);
+  } else if constexpr (std::is_same_v<U, Unpack<Format::bf16>>) {
+    return *reinterpret_cast<const uint4*>(row + 2 * std::size_t{column});
+  } else {
+    float w[8];
+    unpack_eight<U>(row, column, w);
+    return {pack_bf16(w[0], w[1]), pack_bf16(w[2], w[3]), pack_bf16(w[4], w[5]),
+            pack_bf16(w[6], w[7])};
+  }
+}
+
+/// Calls f(Unpack...()) for how the weight lies on the device.
+template <class F>
+cudaError_t with_unpack(const DeviceWeight& weight, F f) {
+  if (weight.scales != nullptr) return f(UnpackE4m3());
+  switch (weight.format) {
+    case Format::f32: return f(Unpack<Format::f32>());
+    case Format::f16: return f(Unpack<Format::f16>());
+    case Format::bf16: return f(Unpack<Format::bf16>());
+    case Format::q8_0: return f(Unpack<Format::q8_0>());
+    case Format::q4_0: return f(Unpack<Format::q4_0>());
+    case Format::q4_1: return f(Unpack<Format::q4_1>());
+    case Format::q5_0: return f(Unpack<Format::q5_0>());
+    case Format::q5_1: return f(Unpack<Format::q5_1>());
+    case Format::q4_k: return f(Unpack<Format::q4_k>());
+    case Format::q5_k: return f(Unpack<Format::q5_k>());
+    case Format::q6_k: return f(Unpack<Format::q6_k>());
+  }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace sluice::kernels::cuda

@@ -2,8 +2,8 @@
 // prompt chunks and decode rows side by side, shuffled blocks, slots used again) run on the backend
 // and on a reference in double (reference.hpp), and every buffer must agree. A buffer's elements
 // may differ by 2e-3 of its largest: half-precision keys and values can round to neighbours, 2^-11
-// apart. Where a backend rounds the input of products to int8, the reference rounds what the
-// backend has there. Run against every backend this machine has.
+// apart. Where a backend rounds the input of products, the reference rounds what the backend has
+// there. Run against every backend this machine has.
 
 #include <boost/test/unit_test.hpp>
 #include <cmath>
@@ -25,7 +25,7 @@ class Conformance {
       : random_(seed),
         model_(tiny_model(traits, seed)),
         device_(factory, model_),
-        reference_(model_, device_.backend->device().int8_block_columns),
+        reference_(model_, device_.backend->device()),
         blocks_(model_, random_) {}
 
   void run(int steps) {

@@ -61,9 +61,11 @@ T require(Result<T> result) {
 class LoadedDevice {
  public:
   LoadedDevice(const Factory& factory, const TinyModel& tiny)
+      : LoadedDevice(factory, tiny, tiny.pool()) {}
+  LoadedDevice(const Factory& factory, const TinyModel& tiny, const PoolShape& pool)
       : model(tiny), backend(factory(results.completion())) {
     for (const Tensor& tensor : model.tensors) require(backend->load(tensor.host));
-    const auto allocated = backend->allocate(model.pool());
+    const auto allocated = backend->allocate(pool);
     BOOST_REQUIRE_MESSAGE(allocated.has_value(), allocated.error().message);
   }
 

@@ -221,9 +221,11 @@ inline TinyModel tiny_model(const Traits& traits, std::uint32_t seed = 1) {
 
 class Reference {
  public:
-  /// `int8_block_columns` as the backend's DeviceInfo says.
-  Reference(const TinyModel& model, std::uint32_t int8_block_columns)
-      : model_(model), int8_block_columns_(int8_block_columns) {}
+  /// Rounds as `device` says that it does.
+  Reference(const TinyModel& model, const DeviceInfo& device)
+      : model_(model),
+        int8_block_columns_(device.int8_block_columns),
+        bf16_products_(device.bf16_products) {}
 
   /// Buffers after the batch ran: [rows][width]
   std::vector<std::vector<std::vector<double>>> buffers;
@@ -299,14 +301,24 @@ class Reference {
   /// A product's input as the backend reads it.
   std::vector<std::vector<double>> inputs(Buffer in, Format format) const {
     std::vector<std::vector<double>> rows = buffers[in.index];
-    if (int8_block_columns_ == 0 || info(format).block_elements == 1) return rows;
+    const bool int8 = int8_block_columns_ != 0 && info(format).block_elements != 1;
+    if (!int8 && !rounds_to_bf16(format)) return rows;
     const std::vector<float> device = read_(in, rows.size());
     std::size_t i = 0;
     for (std::vector<double>& row : rows) {
       for (double& x : row) x = static_cast<double>(device[i++]);
-      row = rounded(std::move(row));
+      row = int8 ? rounded(std::move(row)) : brained(std::move(row));
     }
     return rows;
+  }
+
+  bool rounds_to_bf16(Format format) const { return bf16_products_ && format != Format::f32; }
+
+  static std::vector<double> brained(std::vector<double> x) {
+    for (double& v : x) {
+      v = static_cast<double>(bf16_to_f32(f32_to_bf16(static_cast<float>(v))));
+    }
+    return x;
   }
 
   std::vector<double> rounded(std::vector<double> x) const {
@@ -323,12 +335,13 @@ class Reference {
   void apply(const Linear& op) {
     const Tensor& w = tensor(op.weight);
     const auto rows = inputs(op.in, w.host.format);
+    const auto values = rounds_to_bf16(w.host.format) ? brained(w.values) : w.values;
     for (std::size_t r = 0; r < rows.size(); ++r) {
       const std::vector<double>& x = rows[r];
       for (std::size_t o = 0; o < w.host.rows; ++o) {
         double sum = op.bias ? tensor(*op.bias).values[o] : 0.0;
         for (std::size_t i = 0; i < w.host.cols; ++i) {
-          sum += w.values[o * w.host.cols + i] * x[i];
+          sum += values[o * w.host.cols + i] * x[i];
         }
         double& out = buffers[op.out.index][r][op.out_column + o];
         out = op.accumulate ? out + sum : sum;
@@ -443,6 +456,7 @@ class Reference {
   const TinyModel& model_;
   std::function<std::vector<float>(Buffer, std::size_t)> read_;
   std::uint32_t int8_block_columns_;
+  bool bf16_products_;
   std::vector<Row> rows_;
   std::vector<std::size_t> sampled_;
   std::map<SlotIndex, std::map<std::uint32_t, std::map<std::uint32_t, std::vector<double>>>> cache_;
