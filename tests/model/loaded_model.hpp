@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "kernels/backends.hpp"
+#include "kernels/cuda/backend.hpp"
 #include "model/decoder.hpp"
 
 namespace sluice::model::testing {
@@ -41,6 +42,18 @@ inline std::vector<std::string> usable_backends() {
   return names;
 }
 
+/// The CUDA backend's own sources on the host (tests/kernels/cuda_host), where they are too slow for
+/// more than a tiny checkpoint.
+inline constexpr const char* emulated = "cuda-host";
+
+inline Result<std::unique_ptr<kernels::Backend>> make_backend(const std::string& name,
+                                                              std::uint32_t threads,
+                                                              kernels::Completion completion) {
+  if (name != emulated) return kernels::make_backend(name, {.threads = threads}, completion);
+  return kernels::make_cuda_backend({.reserve_bytes = 0, .split_tokens = 32, .nccl = ""},
+                                    completion);
+}
+
 class LoadedModel {
  public:
   static constexpr std::uint32_t block_tokens = 16;
@@ -53,12 +66,11 @@ class LoadedModel {
                        const std::shared_ptr<kernels::Communicator>& group = nullptr,
                        const std::string& backend_name = "cpu")
       : file(require(open_checkpoint(path))), config(require(file->config())) {
-    backend = require(kernels::make_backend(backend_name, {.threads = threads},
-                                            [this](kernels::StepResult&& result) {
-                                              const std::lock_guard lock(mutex_);
-                                              results_.push_back(std::move(result));
-                                              arrived_.notify_one();
-                                            }));
+    backend = require(make_backend(backend_name, threads, [this](kernels::StepResult&& result) {
+      const std::lock_guard lock(mutex_);
+      results_.push_back(std::move(result));
+      arrived_.notify_one();
+    }));
     kernels::PoolShape pool;
     pool.layers = config.layers;
     const Shard shard = group == nullptr ? Shard{} : group->shard();
