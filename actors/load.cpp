@@ -201,7 +201,7 @@ Result<LoadedEngine> load(const EngineConfig& config, const SiteConfig& site,
   auto pool = plan_pool(config, *part, device.memory_free_bytes);
   if (!pool) return tl::unexpected(pool.error());
   // Before the weights load: a backend that copies them gives the file's pages back.
-  const std::string weights = model::weights_fingerprint(**file);
+  const std::string weights = model::weights_fingerprint(**file) + config.quantization;
   if (group) {
     if (auto agreed = agree(*group, numerics_id(weights, "", device, shard.size), *pool); !agreed)
       return tl::unexpected(agreed.error());
@@ -215,7 +215,7 @@ Result<LoadedEngine> load(const EngineConfig& config, const SiteConfig& site,
       [&](std::size_t done, std::size_t total) {
         if (progress) progress(name, done, total);
       },
-      shard);
+      shard, config.quantization == "fp8" ? model::Quantization::fp8 : model::Quantization::none);
   if (!decoder) return tl::unexpected(decoder.error());
   auto read = making.get();
   if (!read) return tl::unexpected(read.error());

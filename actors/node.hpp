@@ -32,6 +32,7 @@ struct EngineConfig {
   std::string model;                  ///< path that open_checkpoint takes
   std::string backend = "auto";       ///< auto, cpu, cuda
   std::uint32_t device = 0;           ///< cuda: which of its devices
+  std::string quantization;           ///< of weights as they load: "fp8" on cuda, or none
   std::uint32_t tensor_parallel = 1;  ///< executors that share the model
   std::uint32_t ranks = 0;    ///< how many of them this node starts; 0: all where the batcher
                               ///< is, one elsewhere

@@ -16,6 +16,7 @@ struct LatencyOptions {
   std::string model;                     ///< path that open_checkpoint takes
   std::string shape;                     ///< instead: random weights, as random_checkpoint takes it
   std::string backend = "auto";          ///< auto, cpu, cuda
+  std::string quantization;              ///< "fp8" on cuda, or none
   std::uint32_t device = 0;              ///< which of the backend's devices
   std::uint32_t threads = 0;             ///< the cpu's; 0: one a core
   std::uint32_t prompt_tokens = 512;     ///< llama-bench's pp512; 0: not measured

@@ -36,6 +36,10 @@ Command bench_command(CLI::App& root) {
       ->type_name("NAME")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
+  one->add_option("--quantization", latency_options.quantization,
+                  "fp8: cuda keeps the layers' matrices in 8 bits")
+      ->type_name("NAME")
+      ->check(CLI::IsMember({"fp8"}));
   one->add_option("--device", latency_options.device, "Which of the backend's devices")
       ->type_name("N")
       ->capture_default_str();

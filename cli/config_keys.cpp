@@ -132,6 +132,10 @@ const std::vector<EngineKey>& engine_keys() {
        "auto|cpu|cuda"},
       {"engine", "device", SLUICE_FIELD(EngineConfig, device), "cuda: which of its devices", 0,
        1023},
+      {"engine", "quantization", SLUICE_FIELD(EngineConfig, quantization),
+       "cuda: fp8 keeps layers' bf16, f16 or f32 matrices in 8 bits, with a scale for each output; "
+       "empty: as the file has them",
+       0, 0, 1, "|fp8"},
       {"engine", "tensor_parallel", SLUICE_FIELD(EngineConfig, tensor_parallel),
        "executors that share the model, each with a part of it", 1, 1024},
       {"engine", "ranks", SLUICE_FIELD(EngineConfig, ranks),

@@ -21,6 +21,10 @@ void add_connection_options(CLI::App& app, ConnectionOptions& options) {
       ->type_name("NAME")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  app.add_option("--quantization", options.engine.quantization,
+                 "Of the embedded node: fp8 keeps the layers' matrices in 8 bits, on cuda")
+      ->type_name("NAME")
+      ->check(CLI::IsMember({"fp8"}));
   app.add_option("--tp", options.engine.tensor_parallel,
                  "Of the embedded node: executors that share the model, each a process")
       ->type_name("N");

@@ -29,6 +29,9 @@ struct HostTensor {
   std::span<const std::byte> data;
   /// A mapped file's: a backend with a copy may give the pages back to the system, to be read anew.
   bool paged = false;
+  /// To be kept as 8-bit floats (e4m3) with a scale for each row, which halves what a product with
+  /// bf16 weights reads. Its products alone can use it.
+  bool as_e4m3 = false;
   /// Bytes from a row's beginning to the next's, where some columns of a wider matrix are meant;
   /// `data` ends with the last row's own bytes. 0: the rows lie end to end.
   std::size_t row_stride = 0;
@@ -221,7 +224,8 @@ class Backend {
 
   virtual const DeviceInfo& device() const = 0;
 
-  /// Makes a weight usable by programs. `out_of_memory`, or `unsupported` for a format.
+  /// Makes a weight usable by programs. `out_of_memory`, or `unsupported` for a format, or for
+  /// `as_e4m3` where the backend has no such products.
   virtual Result<Weight> load(const HostTensor& tensor) = 0;
 
   /// Allocates KV pool and slots; once, before `record`. `out_of_memory` with the sizes.

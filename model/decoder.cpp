@@ -30,8 +30,12 @@ struct LayerWeights {
 class WeightLoader {
  public:
   WeightLoader(const Checkpoint& file, const ShardCut& cut, kernels::Backend& backend,
-               const Progress& progress)
-      : file_(file), cut_(cut), backend_(backend), progress_(progress) {
+               const Progress& progress, Quantization quantization)
+      : file_(file),
+        cut_(cut),
+        backend_(backend),
+        progress_(progress),
+        quantization_(quantization) {
     for (const Tensor& tensor : file.tensors()) total_bytes_ += tensor.data.size();
   }
 
@@ -52,7 +56,8 @@ class WeightLoader {
                                     weight.error().message);
       return {};
     }
-    loaded_bytes_ += std::size_t{part.rows} * kernels::row_bytes(part.format, part.cols);
+    loaded_bytes_ += part.rows * (part.as_e4m3 ? part.cols + sizeof(float)
+                                               : kernels::row_bytes(part.format, part.cols));
     passed_bytes_ += tensor.data.size();
     if (progress_) progress_(passed_bytes_, total_bytes_);
     return *weight;
@@ -61,7 +66,7 @@ class WeightLoader {
   /// Some of the outputs: those are this rank's alone.
   LinearWeights load_rows(const LinearTensors& tensors, std::uint32_t first, std::uint32_t count) {
     LinearWeights weights;
-    weights.weight = load(*tensors.weight, rows_of(*tensors.weight, first, count));
+    weights.weight = load(*tensors.weight, quantized(rows_of(*tensors.weight, first, count)));
     if (tensors.bias != nullptr) {
       weights.bias = load(*tensors.bias, columns_of(*tensors.bias, first, count));
     }
@@ -72,7 +77,7 @@ class WeightLoader {
   LinearWeights load_columns(const LinearTensors& tensors, std::uint32_t first,
                              std::uint32_t count) {
     LinearWeights weights;
-    weights.weight = load(*tensors.weight, columns_of(*tensors.weight, first, count));
+    weights.weight = load(*tensors.weight, quantized(columns_of(*tensors.weight, first, count)));
     if (tensors.bias != nullptr && cut_.shard.rank == 0) weights.bias = load(*tensors.bias);
     return weights;
   }
@@ -109,10 +114,18 @@ class WeightLoader {
   const std::optional<Error>& error() const { return error_; }
 
  private:
+  /// A matrix of a layer, as it is to be kept.
+  kernels::HostTensor quantized(kernels::HostTensor part) const {
+    const bool plain = kernels::info(part.format).block_elements == 1;
+    part.as_e4m3 = quantization_ == Quantization::fp8 && plain;
+    return part;
+  }
+
   const Checkpoint& file_;
   const ShardCut& cut_;
   kernels::Backend& backend_;
   const Progress& progress_;
+  const Quantization quantization_;
   std::size_t loaded_bytes_ = 0;
   std::size_t passed_bytes_ = 0;  ///< of whole tensors, this rank's or not
   std::size_t total_bytes_ = 0;
@@ -239,7 +252,7 @@ Result<Weight> load_vector(kernels::Backend& backend, std::span<const float> val
 
 Result<Decoder> load_decoder(const Checkpoint& file, const ModelConfig& config,
                              kernels::Backend& backend, const Progress& progress,
-                             const Shard& shard) {
+                             const Shard& shard, Quantization quantization) {
   const auto tensors = find_tensors(file, config);
   if (!tensors) return tl::unexpected<Error>(tensors.error());
   const auto cut = cut_model(file, config, *tensors, shard);
@@ -260,7 +273,7 @@ Result<Decoder> load_decoder(const Checkpoint& file, const ModelConfig& config,
       local == all ? rotation : load_vector(backend, both.last(local.size()));
   if (!local_rotation) return tl::unexpected<Error>(local_rotation.error());
 
-  WeightLoader loader(file, *cut, backend, progress);
+  WeightLoader loader(file, *cut, backend, progress, quantization);
   Recorder recorder(config, *cut);
   const Weight embedding = loader.load_tokens(*tensors->embedding);
   recorder.embed(embedding);

@@ -18,6 +18,12 @@ namespace sluice::model {
 /// Called while weights load, with bytes done and in all; may be empty.
 using Progress = std::function<void(std::size_t done_bytes, std::size_t total_bytes)>;
 
+/// How weights are kept on the device.
+enum class Quantization : std::uint8_t {
+  none,  ///< as the file has them
+  fp8,   ///< layers' matrices of plain floats as 8-bit floats, e4m3, with a scale for each output
+};
+
 /// A decoder ready to run on a backend.
 struct Decoder {
   kernels::ProgramId program;
@@ -33,9 +39,10 @@ struct Decoder {
 /// Loads a rank's weights and records its forward pass; one rank alone has all of it. Call after
 /// `backend.allocate`, with a pool of the rank's key heads, and with several ranks after
 /// `backend.join`. The errors of `find_tensors` and `cut_model`, and of the backend with the
-/// tensor's name before them.
+/// tensor's name before them: `unsupported` where it cannot quantize.
 Result<Decoder> load_decoder(const Checkpoint& file, const ModelConfig& config,
                              kernels::Backend& backend, const Progress& progress,
-                             const Shard& shard = {});
+                             const Shard& shard = {},
+                             Quantization quantization = Quantization::none);
 
 }  // namespace sluice::model

@@ -26,6 +26,7 @@ constexpr const char* usage =
     "  --shape NAME:FORMAT random weights of a known shape, as llama-3.1-8b:bf16; a wrong name\n"
     "                      lists those that there are\n"
     "  --backend NAME      auto, cpu or cuda\n"
+    "  --quantization fp8  keep the layers' matrices in 8 bits; cuda alone\n"
     "  --device N          which of the backend's devices\n"
     "  --threads N         the cpu's threads; 0: one a core\n"
     "  --prompt N          prompt tokens; 0: not measured\n"
@@ -121,7 +122,7 @@ int probe_peaks(bench::LatencyOptions options, bool json) {
 int main(int argc, char** argv) {
   enum Option {
     model = 1, shape, json, backend, backends, help, device, threads, prompt, generate, repetitions,
-    streams, depth, bandwidth, peak
+    streams, depth, bandwidth, peak, quantization
   };
   constexpr option options[] = {{"model", required_argument, nullptr, model},
                                 {"shape", required_argument, nullptr, shape},
@@ -135,6 +136,7 @@ int main(int argc, char** argv) {
                                 {"peak", no_argument, nullptr, peak},
                                 {"json", no_argument, nullptr, json},
                                 {"backend", required_argument, nullptr, backend},
+                                {"quantization", required_argument, nullptr, quantization},
                                 {"device", required_argument, nullptr, device},
                                 {"backends", no_argument, nullptr, backends},
                                 {"help", no_argument, nullptr, help},
@@ -152,6 +154,9 @@ int main(int argc, char** argv) {
         continue;
       case backend:
         latency.backend = optarg;
+        continue;
+      case quantization:
+        latency.quantization = optarg;
         continue;
       case json:
         as_json = true;

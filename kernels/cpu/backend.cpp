@@ -86,6 +86,11 @@ class CpuBackend final : public Backend {
   Result<Weight> load(const HostTensor& tensor) override {
     auto shape = check_weight(tensor);
     if (!shape) return tl::unexpected(shape.error());
+    if (tensor.as_e4m3) {
+      return fail(ErrorCode::unsupported,
+                  "the cpu backend has no 8-bit floats: leave the quantization out, or use a file "
+                  "in Q8_0 or Q4_K_M");
+    }
     weights_.push_back({*shape, row_stride(tensor), tensor.data.data(), tensor.paged, nullptr});
     return Weight{static_cast<std::uint32_t>(weights_.size() - 1)};
   }

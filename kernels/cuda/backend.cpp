@@ -74,15 +74,18 @@ class CudaBackend final : public Backend {
     SLUICE_CUDA(cudaSetDevice(options_.device));
     const std::size_t row = row_bytes(tensor.format, tensor.cols);
     const std::size_t stride = device_stride(tensor.format, tensor.cols);
-    SLUICE_TRY(leave_reserve(stride * tensor.rows, "a weight"));
-    auto memory = DeviceMemory::make(stride * tensor.rows, "a weight");
+    auto memory = make_weight(stride * tensor.rows);
     if (!memory) return tl::unexpected(memory.error());
     SLUICE_TRY(
         uploader_.copy(tensor.data, row, row_stride(tensor), memory->as<std::byte>(), stride));
-    const DeviceWeight device{memory->as<std::uint8_t>(), stride, tensor.rows, tensor.cols,
-                              tensor.format};
+    DeviceWeight device{memory->as<std::uint8_t>(), stride, tensor.rows, tensor.cols,
+                        tensor.format};
+    if (tensor.as_e4m3) {
+      SLUICE_TRY(narrow(device));  // and what it was made of is freed
+    } else {
+      memory_.push_back(std::move(*memory));
+    }
     weights_.push_back({*shape, device, tensor});
-    memory_.push_back(std::move(*memory));
     return Weight{static_cast<std::uint32_t>(weights_.size() - 1)};
   }
 
@@ -241,6 +244,31 @@ class CudaBackend final : public Backend {
     if (value == uncontracted) return {};
     return fail(ErrorCode::unsupported,
                 "the CUDA kernels were compiled with contraction: build them with -fmad=false");
+  }
+
+  Result<DeviceMemory> make_weight(std::size_t bytes) const {
+    SLUICE_TRY(leave_reserve(bytes, "a weight"));
+    return DeviceMemory::make(bytes, "a weight");
+  }
+
+  /// Replaces a weight by itself in e4m3, scales behind its rows.
+  Result<void> narrow(DeviceWeight& weight) {
+    NarrowWeightArgs args;
+    args.in = weight;
+    args.stride = padded(weight.cols);
+    const std::size_t rows_bytes = args.stride * weight.rows;
+    auto memory = make_weight(rows_bytes + weight.rows * sizeof(float));
+    if (!memory) return tl::unexpected(memory.error());
+    args.out = memory->as<std::uint8_t>();
+    args.scales = reinterpret_cast<float*>(args.out + rows_bytes);
+    SLUICE_TRY(uploader_.finish());
+    SLUICE_CUDA(narrow_weight(args, stream_.get()));
+    SLUICE_CUDA(cudaStreamSynchronize(stream_.get()));
+    weight.data = args.out;
+    weight.stride = args.stride;
+    weight.scales = args.scales;
+    memory_.push_back(std::move(*memory));
+    return {};
   }
 
   /// Bytes of a weight's row on the device.

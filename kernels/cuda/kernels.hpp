@@ -166,8 +166,8 @@ struct Rows {
   std::uint16_t* narrow = nullptr;  ///< the same in bf16, where products read them; [rows, stride]
 };
 
-/// `in` to `out`, which has scales: each row divided by a 448th of its largest magnitude, so that
-/// this becomes e4m3's own largest, then rounded; `scales` are what to multiply it with.
+/// Narrows `in` to e4m3: each row is divided by a 448th of its largest magnitude, so that this
+/// becomes the largest that there is, and rounded; `scales` are what to multiply it with again.
 struct NarrowWeightArgs {
   DeviceWeight in;
   std::uint8_t* out = nullptr;  ///< [rows, stride]

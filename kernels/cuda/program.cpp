@@ -119,6 +119,11 @@ class Compiler {
   }
 
   Result<void> add(const Embed& op) {
+    if (weights_[op.table.index].device.scales != nullptr) {
+      return fail(ErrorCode::bad_request,
+                  "operation {} (Embed): its table was loaded as 8-bit floats, for products alone",
+                  index_);
+    }
     leave_narrow(op.out);
     program_.launches_.push_back(EmbedArgs{state_.step, state_.slots,
                                            weights_[op.table.index].device, op.scale, rows(op.out),

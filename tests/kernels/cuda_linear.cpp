@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/cuda/backend.hpp"
+#include "kernels/cuda/unpack.cuh"
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/reference.hpp"
 #include "tests/kernels/tested.hpp"
@@ -18,12 +19,49 @@ namespace {
 // Above what the largest block of kernels/cuda/linear_many.cu starts at.
 constexpr std::uint32_t rows_most = 600;
 
+/// Value of an 8-bit float with 4 bits of exponent (bias 7) and 3 of fraction.
+double e4m3_value(std::uint32_t bits) {
+  const int exponent = static_cast<int>(bits >> 3 & 15U);
+  const double fraction = static_cast<double>(bits & 7U) / 8;
+  const double magnitude =
+      exponent == 0 ? std::ldexp(fraction, -6) : std::ldexp(1 + fraction, exponent - 7);
+  return (bits & 0x80U) != 0 ? -magnitude : magnitude;
+}
+
+/// The bits of the nearest finite one; between two the even.
+std::uint32_t e4m3_nearest(double value) {
+  std::uint32_t best = 0;
+  for (std::uint32_t bits = 1; bits < 0x7FU; ++bits) {
+    const double off = std::abs(e4m3_value(bits) - std::abs(value));
+    const double best_off = std::abs(e4m3_value(best) - std::abs(value));
+    if (off < best_off || (off == best_off && bits % 2 == 0)) best = bits;
+  }
+  return best | (std::signbit(value) ? 0x80U : 0U);
+}
+
+/// As the device is to keep it.
+std::vector<double> narrowed(const Tensor& w) {
+  std::vector<double> values;
+  for (std::size_t r = 0; r < w.host.rows; ++r) {
+    const double* row = w.values.data() + r * w.host.cols;
+    double largest = 0;
+    for (std::size_t k = 0; k < w.host.cols; ++k) largest = std::max(largest, std::abs(row[k]));
+    const float scale = largest > 0 ? static_cast<float>(largest) / 448.0F : 1.0F;
+    for (std::size_t k = 0; k < w.host.cols; ++k) {
+      const float value = static_cast<float>(row[k]) / scale;
+      values.push_back(e4m3_value(e4m3_nearest(value)) * scale);
+    }
+  }
+  return values;
+}
+
 /// Embeds tokens and multiplies; Weight{0} is the table, then weight and bias of each product.
 struct Products {
   TinyModel model;
   std::vector<Buffer> outputs;
 
-  Products(Format format, std::uint32_t cols, std::vector<std::uint32_t> widths) {
+  Products(Format format, std::uint32_t cols, std::vector<std::uint32_t> widths,
+           bool as_e4m3 = false) {
     std::mt19937 random(cols);
     model.traits.hidden = cols;
     model.traits.vocabulary = 50;
@@ -34,6 +72,7 @@ struct Products {
     for (const std::uint32_t width : widths) {
       const auto next = static_cast<std::uint32_t>(model.tensors.size());
       model.tensors.push_back(random_tensor(random, format, width, cols, 1.0F));
+      model.tensors.back().host.as_e4m3 = as_e4m3;
       model.tensors.push_back(random_tensor(random, Format::f32, 1, width, 0.5F));
       model.program.buffers.push_back({RowSpace::batch, width});
       outputs.push_back({static_cast<std::uint32_t>(model.program.buffers.size() - 1)});
@@ -80,14 +119,16 @@ class Runner {
     const Tensor& w = products_.model.tensors[1 + 2 * product];
     const Tensor& bias = products_.model.tensors[2 + 2 * product];
     const Tensor& table = products_.model.tensors[0];
-    const bool full = w.host.format == Format::f32;
+    const bool full = w.host.format == Format::f32 && !w.host.as_e4m3;
+    const std::vector<double> weights = w.host.as_e4m3 ? narrowed(w) : w.values;
     const auto round = [full](double x) {
       return full ? x : static_cast<double>(bf16_to_f32(f32_to_bf16(static_cast<float>(x))));
     };
     std::vector<double> out(bias.values);
     for (std::size_t o = 0; o < w.host.rows; ++o) {
       for (std::size_t k = 0; k < w.host.cols; ++k) {
-        out[o] += round(w.values[o * w.host.cols + k]) *
+        const double weight = weights[o * w.host.cols + k];
+        out[o] += (w.host.as_e4m3 ? weight : round(weight)) *
                   round(table.values[tokens_[r] * w.host.cols + k]);
       }
     }
@@ -139,6 +180,61 @@ BOOST_AUTO_TEST_CASE(every_format_in_every_kernel) {
       check(Products(format, 256, {33}), {3, 12, 30, 520});
     }
   }
+}
+
+BOOST_AUTO_TEST_CASE(weights_narrowed_to_8_bits) {
+  for (const Format format : {Format::f32, Format::f16, Format::bf16}) {
+    BOOST_TEST_CONTEXT(info(format).name) {
+      check(Products(format, 232, {33, 20}, true), {3, 12, 30, 520});
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(eight_bit_floats) {
+  alignas(8) std::uint8_t all[256];
+  for (std::uint32_t i = 0; i < 256; ++i) all[i] = static_cast<std::uint8_t>(i);
+  for (std::uint32_t i = 0; i < 256; i += 8) {
+    const uint4 packed = cuda::UnpackE4m3::packed(all + i);
+    const std::uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
+    for (std::uint32_t k = 0; k < 8; ++k) {
+      if (((i + k) & 0x7FU) == 0x7FU) continue;  // not a number, and never written
+      const auto bits = static_cast<std::uint16_t>(words[k / 2] >> (16 * (k % 2)));
+      BOOST_TEST(static_cast<double>(bf16_to_f32(bits)) == e4m3_value(i + k));
+      BOOST_TEST(cuda::narrow_e4m3(bf16_to_f32(bits)) == i + k);
+    }
+  }
+  std::mt19937 random(9);
+  for (int i = 0; i < 20000; ++i) {
+    const float size = std::ldexp(1.0F, static_cast<int>(random() % 20) - 11);
+    const float value = std::uniform_real_distribution<float>(-size, size)(random);
+    BOOST_TEST_INFO(value);
+    BOOST_CHECK_EQUAL(cuda::narrow_e4m3(value), e4m3_nearest(value));
+  }
+  for (std::uint32_t bits = 0; bits < 0x7EU; ++bits) {  // ties
+    const double between = (e4m3_value(bits) + e4m3_value(bits + 1)) / 2;
+    BOOST_TEST(cuda::narrow_e4m3(static_cast<float>(between)) == e4m3_nearest(between));
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_row_of_zeros_in_8_bits) {
+  Products products(Format::f32, 64, {5}, true);
+  Tensor& w = products.model.tensors[1];
+  std::fill(w.bytes.begin() + 64 * 4, w.bytes.begin() + 2 * 64 * 4, std::byte{0});
+  std::fill(w.values.begin() + 64, w.values.begin() + 128, 0.0);
+  check(products, {3});
+}
+
+BOOST_AUTO_TEST_CASE(only_products_take_8_bits) {
+  Products products(Format::f32, 64, {5});
+  products.model.tensors[0].host.as_e4m3 = true;
+  LoadedDevice device(on_cuda_host(), products.model, long_pool(products.model));
+  const auto recorded = device.backend->record(products.model.program);
+  BOOST_REQUIRE(!recorded);
+  BOOST_TEST(recorded.error().message.find("for products alone") != std::string::npos);
+  const auto cpu = on_cpu(1)([](StepResult&&) {});
+  const auto refused = cpu->load(products.model.tensors[0].host);
+  BOOST_REQUIRE(!refused);
+  BOOST_CHECK(refused.error().code == ErrorCode::unsupported);
 }
 
 BOOST_AUTO_TEST_CASE(columns_that_end_anywhere) {

@@ -47,6 +47,32 @@ BOOST_AUTO_TEST_CASE(logits_do_not_depend_on_the_batch) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(layers_in_8_bits) {
+  for (const char* name : {"grouped_heads", "biases", "gemma3"}) {
+    BOOST_TEST_CONTEXT(name) {
+      testing::check_logits(path_of(name, ".gguf"), path_of(name, ".fp8.bin"), nullptr,
+                            testing::emulated, Quantization::fp8);
+      // Counted as they are kept, for the limit that a benchmark shows.
+      LoadedModel whole(path_of(name, ".gguf"), 128, 2, nullptr, testing::emulated);
+      LoadedModel model(path_of(name, ".gguf"), 128, 2, nullptr, testing::emulated,
+                        Quantization::fp8);
+      BOOST_TEST(model.decoder.weight_bytes < whole.decoder.weight_bytes);
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(the_cpu_refuses_8_bits_and_names_the_tensor) {
+  const auto file = testing::require(open_checkpoint(path_of("plain", ".gguf")));
+  const auto config = testing::require(file->config());
+  const auto backend = testing::require(
+      testing::make_backend("cpu", 1, [](kernels::StepResult&&) {}));
+  const auto decoder = load_decoder(*file, config, *backend, {}, {}, Quantization::fp8);
+  BOOST_REQUIRE(!decoder);
+  BOOST_CHECK(decoder.error().code == ErrorCode::unsupported);
+  BOOST_TEST(decoder.error().message.find("attn_q") != std::string::npos,
+             decoder.error().message);
+}
+
 BOOST_AUTO_TEST_CASE(logits_of_a_real_model_do_not_depend_on_the_batch) {
   std::vector<Token> tokens;
   for (Token i = 0; i < 40; ++i) tokens.push_back(1000 + 997 * i);

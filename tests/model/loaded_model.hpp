@@ -42,8 +42,8 @@ inline std::vector<std::string> usable_backends() {
   return names;
 }
 
-/// The CUDA backend's own sources on the host (tests/kernels/cuda_host), where they are too slow for
-/// more than a tiny checkpoint.
+/// The CUDA backend's own sources on the host (tests/kernels/cuda_host), where they are too slow
+/// for more than a tiny checkpoint.
 inline constexpr const char* emulated = "cuda-host";
 
 inline Result<std::unique_ptr<kernels::Backend>> make_backend(const std::string& name,
@@ -64,7 +64,8 @@ class LoadedModel {
   explicit LoadedModel(const std::string& path, std::uint32_t context_tokens = 128,
                        std::uint32_t threads = 2,
                        const std::shared_ptr<kernels::Communicator>& group = nullptr,
-                       const std::string& backend_name = "cpu")
+                       const std::string& backend_name = "cpu",
+                       Quantization quantization = Quantization::none)
       : file(require(open_checkpoint(path))), config(require(file->config())) {
     backend = require(make_backend(backend_name, threads, [this](kernels::StepResult&& result) {
       const std::lock_guard lock(mutex_);
@@ -89,7 +90,7 @@ class LoadedModel {
       const auto joined = backend->join(group);
       BOOST_REQUIRE_MESSAGE(joined.has_value(), joined.error().message);
     }
-    decoder = require(load_decoder(*file, config, *backend, {}, shard));
+    decoder = require(load_decoder(*file, config, *backend, {}, shard, quantization));
     record_every_row();
   }
 

@@ -22,9 +22,10 @@ inline constexpr double tolerance = 0.02;
 /// A backend that rounds what products read to bf16 is held to how far transformers is off then.
 inline void check_logits(const std::string& path, const std::string& fixture_path,
                          const std::shared_ptr<kernels::Communicator>& group,
-                         const std::string& backend = "cpu") {
+                         const std::string& backend = "cpu",
+                         Quantization quantization = Quantization::none) {
   WordReader fixture(fixture_path);
-  LoadedModel model(path, 128, group == nullptr ? 2 : 1, group, backend);
+  LoadedModel model(path, 128, group == nullptr ? 2 : 1, group, backend, quantization);
   const std::uint32_t positions = fixture.u32();
   const std::uint32_t vocabulary = fixture.u32();
   BOOST_REQUIRE_EQUAL(model.config.vocabulary, vocabulary);
