@@ -134,10 +134,25 @@ Result<model::ModelConfig> pool_config(const model::Checkpoint& file,
   return part;
 }
 
+/// Memory for keys and values where nobody said how much.
+std::uint64_t pool_room(const model::ModelConfig& model, const kernels::PoolShape& pool,
+                        const kernels::DeviceInfo& device, std::size_t weight_bytes) {
+  const std::uint64_t free = device.memory_free_bytes;
+  if (!device.dedicated_memory) return free / 4;
+  // Rows of the decoder's buffers, in float32 and once more in bf16; and of each slot its logits
+  // as computed, adjusted and held, and the uses of its tokens.
+  const std::uint64_t q = std::uint64_t{model.heads.heads} * model.heads.head_dim;
+  const std::uint64_t kv = std::uint64_t{model.heads.kv_heads} * model.heads.head_dim;
+  const std::uint64_t row = 4ULL * model.hidden + 2 * q + 2 * kv + 3ULL * model.feed_forward;
+  const std::uint64_t activations = 6 * row * pool.rows_max + 16ULL * pool.vocabulary * pool.slots;
+  const std::uint64_t taken = weight_bytes + activations;
+  return taken >= free ? 0 : (free - taken) / 20 * 19;
+}
+
 }  // namespace
 
 Result<kernels::PoolShape> plan_pool(const EngineConfig& config, const model::ModelConfig& model,
-                                     std::size_t memory_free_bytes) {
+                                     const kernels::DeviceInfo& device, std::size_t weight_bytes) {
   kernels::PoolShape pool;
   pool.layers = model.layers;
   pool.kv_heads = model.heads.kv_heads;
@@ -155,7 +170,8 @@ Result<kernels::PoolShape> plan_pool(const EngineConfig& config, const model::Mo
   const std::uint64_t full_bytes = sequence_blocks * pool.slots * kv_block_bytes(pool);
   const std::uint64_t bytes = config.kv_bytes != 0
                                   ? config.kv_bytes
-                                  : std::min<std::uint64_t>(full_bytes, memory_free_bytes / 4);
+                                  : std::min<std::uint64_t>(
+                                        full_bytes, pool_room(model, pool, device, weight_bytes));
   const std::uint64_t blocks =
       std::min<std::uint64_t>(bytes / kv_block_bytes(pool), sequence_blocks * pool.slots);
   if (blocks < 2)
@@ -198,7 +214,12 @@ Result<LoadedEngine> load(const EngineConfig& config, const SiteConfig& site,
   if (!backend) return tl::unexpected(backend.error());
   loaded.backend = std::move(*backend);
   const auto& device = loaded.backend->device();
-  auto pool = plan_pool(config, *part, device.memory_free_bytes);
+  const auto quantization =
+      config.quantization == "fp8" ? model::Quantization::fp8 : model::Quantization::none;
+  const auto tensors = model::find_tensors(**file, *model_config);
+  if (!tensors) return tl::unexpected(tensors.error());
+  auto pool = plan_pool(config, *part, device,
+                        model::device_bytes(*tensors, **file, quantization) / shard.size);
   if (!pool) return tl::unexpected(pool.error());
   // Before the weights load: a backend that copies them gives the file's pages back.
   const std::string weights = model::weights_fingerprint(**file) + config.quantization;
@@ -215,7 +236,7 @@ Result<LoadedEngine> load(const EngineConfig& config, const SiteConfig& site,
       [&](std::size_t done, std::size_t total) {
         if (progress) progress(name, done, total);
       },
-      shard, config.quantization == "fp8" ? model::Quantization::fp8 : model::Quantization::none);
+      shard, quantization);
   if (!decoder) return tl::unexpected(decoder.error());
   auto read = making.get();
   if (!read) return tl::unexpected(read.error());

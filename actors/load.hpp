@@ -45,9 +45,10 @@ Result<LoadedEngine> load_engine(const EngineConfig& config, const SiteConfig& s
                                  const std::shared_ptr<kernels::Communicator>& group = nullptr);
 
 /// Sizes of KV pool and slots for a model or a rank's part of one: as configured, else every slot's
-/// full context as far as a quarter of the free memory goes. `bad_request` when not even one short
-/// sequence fits.
+/// full context as far as memory goes: a quarter of what is free, or on a device with memory of its
+/// own nineteen twentieths of what `weight_bytes` and a step's activations leave. `bad_request` when
+/// not even one short sequence fits.
 Result<kernels::PoolShape> plan_pool(const EngineConfig& config, const model::ModelConfig& model,
-                                     std::size_t memory_free_bytes);
+                                     const kernels::DeviceInfo& device, std::size_t weight_bytes);
 
 }  // namespace sluice::actors

@@ -42,7 +42,7 @@ struct EngineConfig {
   std::uint32_t threads = 0;  ///< 0: one a core
   std::uint32_t slots = 64;   ///< sequences running at once
   std::uint32_t context_tokens = 0;  ///< 0: the model's own, as far as the KV pool holds one
-  std::uint64_t kv_bytes = 0;        ///< KV pool; 0: slots x context, at most 1/4 of free memory
+  std::uint64_t kv_bytes = 0;        ///< KV pool; 0: as much as `plan_pool` finds room for
   std::uint32_t step_rows = 512;     ///< rows of a step
   std::uint32_t itl_target_ms = 0;   ///< of a step that reads prompts while others decode; 0: auto
   bool prefix_cache = true;          ///< blocks of a prompt seen before are used again

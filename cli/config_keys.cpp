@@ -149,7 +149,8 @@ const std::vector<EngineKey>& engine_keys() {
       {"engine", "context_tokens", SLUICE_FIELD(EngineConfig, context_tokens),
        "longest sequence; 0: the model's own, as far as the KV pool holds one", 0, 1e8},
       {"engine", "kv_bytes", SLUICE_FIELD(EngineConfig, kv_bytes),
-       "KV pool; 0: slots x context, at most a quarter of free memory", 0, 16384 * gigabyte},
+       "KV pool; 0: slots x context, at most a quarter of free memory, or of a GPU's 19/20 of what "
+       "the weights leave", 0, 16384 * gigabyte},
       {"engine", "step_rows", SLUICE_FIELD(EngineConfig, step_rows),
        "rows of a step: smaller keeps stalls short, larger reads prompts faster", 1, 65536},
       {"engine", "itl_target_ms", SLUICE_FIELD(EngineConfig, itl_target_ms),

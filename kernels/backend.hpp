@@ -210,6 +210,8 @@ struct DeviceInfo {
   bool bf16_products = false;
   std::uint32_t threads = 0;
   std::size_t memory_free_bytes = 0;
+  /// Weights are copied to memory that nothing else is meant to use: the KV pool may have the rest.
+  bool dedicated_memory = false;
   std::string collectives;  ///< how this rank reaches the others; empty: in no group
 };
 

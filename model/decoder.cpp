@@ -66,7 +66,7 @@ class WeightLoader {
   /// Some of the outputs: those are this rank's alone.
   LinearWeights load_rows(const LinearTensors& tensors, std::uint32_t first, std::uint32_t count) {
     LinearWeights weights;
-    weights.weight = load(*tensors.weight, quantized(rows_of(*tensors.weight, first, count)));
+    weights.weight = load_matrix(*tensors.weight, rows_of(*tensors.weight, first, count));
     if (tensors.bias != nullptr) {
       weights.bias = load(*tensors.bias, columns_of(*tensors.bias, first, count));
     }
@@ -77,7 +77,7 @@ class WeightLoader {
   LinearWeights load_columns(const LinearTensors& tensors, std::uint32_t first,
                              std::uint32_t count) {
     LinearWeights weights;
-    weights.weight = load(*tensors.weight, quantized(columns_of(*tensors.weight, first, count)));
+    weights.weight = load_matrix(*tensors.weight, columns_of(*tensors.weight, first, count));
     if (tensors.bias != nullptr && cut_.shard.rank == 0) weights.bias = load(*tensors.bias);
     return weights;
   }
@@ -114,11 +114,10 @@ class WeightLoader {
   const std::optional<Error>& error() const { return error_; }
 
  private:
-  /// A matrix of a layer, as it is to be kept.
-  kernels::HostTensor quantized(kernels::HostTensor part) const {
-    const bool plain = kernels::info(part.format).block_elements == 1;
-    part.as_e4m3 = quantization_ == Quantization::fp8 && plain;
-    return part;
+  /// A matrix of a layer, or some of it, as it is to be kept.
+  Weight load_matrix(const Tensor& tensor, kernels::HostTensor part) {
+    part.as_e4m3 = is_narrowed(tensor, quantization_);
+    return load(tensor, part);
   }
 
   const Checkpoint& file_;

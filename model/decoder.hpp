@@ -18,12 +18,6 @@ namespace sluice::model {
 /// Called while weights load, with bytes done and in all; may be empty.
 using Progress = std::function<void(std::size_t done_bytes, std::size_t total_bytes)>;
 
-/// How weights are kept on the device.
-enum class Quantization : std::uint8_t {
-  none,  ///< as the file has them
-  fp8,   ///< layers' matrices of plain floats as 8-bit floats, e4m3, with a scale for each output
-};
-
 /// A decoder ready to run on a backend.
 struct Decoder {
   kernels::ProgramId program;

@@ -159,6 +159,27 @@ Result<ModelTensors> find_tensors(const Checkpoint& file, const ModelConfig& con
   return found;
 }
 
+bool is_narrowed(const Tensor& matrix, Quantization quantization) {
+  return quantization == Quantization::fp8 &&
+         kernels::info(matrix.format).block_elements == 1;
+}
+
+std::size_t device_bytes(const ModelTensors& tensors, const Checkpoint& file,
+                         Quantization quantization) {
+  std::size_t bytes = 0;
+  for (const Tensor& tensor : file.tensors()) bytes += tensor.data.size();
+  for (const LayerTensors& layer : tensors.layers) {
+    for (const LinearTensors& linear : {layer.q, layer.k, layer.v, layer.attention_output,
+                                        layer.gate, layer.up, layer.down}) {
+      const kernels::HostTensor matrix = linear.weight->matrix();
+      if (!is_narrowed(*linear.weight, quantization)) continue;
+      bytes -= linear.weight->data.size();
+      bytes += matrix.rows * (matrix.cols + sizeof(float));
+    }
+  }
+  return bytes;
+}
+
 std::string weights_fingerprint(const Checkpoint& file) {
   std::vector<const Tensor*> tensors;
   for (const Tensor& tensor : file.tensors()) tensors.push_back(&tensor);

@@ -40,6 +40,19 @@ struct ModelTensors {
 /// `unsupported` one that the decoder would not use, for then its result would be wrong.
 Result<ModelTensors> find_tensors(const Checkpoint& file, const ModelConfig& config);
 
+/// How weights are kept on the device.
+enum class Quantization : std::uint8_t {
+  none,  ///< as the file has them
+  fp8,   ///< layers' matrices of plain floats as 8-bit floats, e4m3, with a scale for each output
+};
+
+/// Whether this matrix of a layer is kept otherwise than the file has it.
+bool is_narrowed(const Tensor& matrix, Quantization quantization);
+
+/// What a device that copies weights keeps of all of them, but for the padding of rows.
+std::size_t device_bytes(const ModelTensors& tensors, const Checkpoint& file,
+                         Quantization quantization);
+
 /// SHA-256 (64 hexadecimal digits) of the files' settings and of every tensor's name,
 /// format, shape and bytes, in the order of names: the weights' part of the numerics id. Of a
 /// tensor above 128 KiB, 16 stretches of 512 bytes at even distances stand for the whole, its first

@@ -55,6 +55,7 @@ class CudaBackend final : public Backend {
                                    options_.split_tokens);
     info_.bf16_products = true;
     info_.paths_equal = true;
+    info_.dedicated_memory = true;
     info_.memory_free_bytes = free - std::min(free, options_.reserve_bytes);
     return flights_.start(options_.device);
   }
