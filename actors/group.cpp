@@ -39,19 +39,26 @@ void start_rank_0(Self self, std::vector<std::string> addresses) {
                             load_rank(state.setup.load, state.rendezvous, std::move(addresses)));
 }
 
+bool has_rank_0(const GroupState& state) { return state.setup.load != nullptr; }
+
+void send_to_others(const GroupState& state, const transport::NodeMessage& message) {
+  for (std::size_t i = has_rank_0(state) ? 1 : 0; i < state.ranks.size(); ++i)
+    state.setup.peers->send(state.ranks[i].channel, message);
+}
+
 /// Once every rank has told its address, all of them get all.
 void take_address(Self self, std::size_t rank, std::string address) {
   auto& state = self->state;
-  if (state.executor) return;  // they are told
+  if (state.told) return;
   state.ranks[rank].address = std::move(address);
   std::vector<std::string> all;
   for (const auto& each : state.ranks) {
     if (each.address.empty()) return;
     all.push_back(each.address);
   }
-  for (std::size_t i = 1; i < state.ranks.size(); ++i)
-    state.setup.peers->send(state.ranks[i].channel, transport::RankBlobs{all});
-  start_rank_0(self, std::move(all));
+  state.told = true;
+  send_to_others(state, transport::RankBlobs{all});
+  if (has_rank_0(state)) start_rank_0(self, std::move(all));
 }
 
 void take_ready(Self self, std::size_t rank) {
@@ -60,6 +67,19 @@ void take_ready(Self self, std::size_t rank) {
   if (state.serving || !std::ranges::all_of(state.ranks, &GroupState::Rank::ready)) return;
   state.serving = true;
   self->send(state.setup.news, ready_atom::value, EngineReady{state.setup.engine, state.facts});
+}
+
+/// What rank 0 elsewhere says of the engine.
+void take_facts(Self self, const transport::ChannelOpened& opened) {
+  auto& state = self->state;
+  if (state.facts) return;  // it is known already
+  auto own = state.setup.facts();
+  if (!own) return fall(self, 0, own.error());
+  auto all = complete(std::move(*own), opened);
+  if (!all) return fall(self, 0, all.error());
+  state.facts = std::move(*all);
+  state.check.emplace(vocabulary_of(*state.facts));
+  take_ready(self, 0);
 }
 
 /// Hands on what all ranks have computed, in order.
@@ -84,17 +104,39 @@ void compare(Self self) {
   }
 }
 
+/// Rank 0's, wherever it is.
+void take_result(Self self, engine::StepResult result) {
+  auto& state = self->state;
+  state.ranks[0].checksums.push_back(transport::tokens_checksum(result));
+  state.results.push_back(std::move(result));
+  compare(self);
+}
+
+void take_done(Self self, std::size_t rank, transport::StepDone& done) {
+  auto& state = self->state;
+  if (done.result.failed) return fall(self, rank, done.result.error);
+  if (state.ranks[rank].answered++ == state.planned)
+    return fall(self, rank, {ErrorCode::bad_request, "a result came of a step never planned", 0});
+  if (rank == 0) {
+    if (!state.check)
+      return fall(self, 0, {ErrorCode::bad_request, "a result came before it was ready", 0});
+    if (auto good = state.check->take(done.result); !good) return fall(self, 0, good.error());
+    return take_result(self, std::move(done.result));
+  }
+  state.ranks[rank].checksums.push_back(done.checksum);
+  compare(self);
+}
+
 void receive(Self self, std::size_t rank, transport::NodeMessage& message) {
   if (auto* done = std::get_if<transport::StepDone>(&message)) {
-    if (done->result.failed) return fall(self, rank, done->result.error);
-    if (self->state.ranks[rank].answered++ == self->state.planned)
-      return fall(self, rank, {ErrorCode::bad_request, "a result came of a step never planned", 0});
-    self->state.ranks[rank].checksums.push_back(done->checksum);
-    compare(self);
+    take_done(self, rank, *done);
   } else if (auto* blob = std::get_if<transport::RankBlob>(&message)) {
     take_address(self, rank, std::move(blob->bytes));
-  } else if (std::holds_alternative<transport::ChannelOpened>(message)) {
-    take_ready(self, rank);
+  } else if (const auto* opened = std::get_if<transport::ChannelOpened>(&message)) {
+    if (rank == 0)
+      take_facts(self, *opened);
+    else
+      take_ready(self, rank);
   } else if (const auto* failed = std::get_if<transport::ChannelFailed>(&message)) {
     fall(self, rank, failed->error);
   }
@@ -147,18 +189,23 @@ void watch(Self self) {
 void start(Self self) {
   auto& state = self->state;
   const auto& setup = state.setup;
-  const auto world = static_cast<std::uint32_t>(setup.others.size() + 1);
+  const std::uint32_t here = has_rank_0(state) ? 1 : 0;
+  const auto world = static_cast<std::uint32_t>(setup.others.size() + here);
   state.ranks.resize(world);
-  state.ranks[0].node = "of the leader";
-  for (std::uint32_t rank = 1; rank < world; ++rank) {
-    const auto& node = setup.others[rank - 1];
+  if (here == 1) state.ranks[0].node = "of the leader";
+  for (std::uint32_t rank = here; rank < world; ++rank) {
+    const auto& node = setup.others[rank - here];
     state.ranks[rank].node = node.name;
     state.ranks[rank].channel = setup.peers->open(
         node.link, {0, "executor", setup.name, rank, world, setup.epoch}, ChannelEnd(self));
   }
-  auto prepared = setup.prepare({0, world}, {setup.host, setup.step_ms});
-  if (prepared)
-    state.rendezvous = std::make_shared<Rendezvous>(std::move(*prepared), setup.start_ms);
+  Result<void> prepared;
+  if (here == 1) {
+    if (auto own = setup.prepare({0, world}, {setup.host, setup.step_ms}))
+      state.rendezvous = std::make_shared<Rendezvous>(std::move(*own), setup.start_ms);
+    else
+      prepared = tl::unexpected(own.error());
+  }
   std::vector<ChannelRef> channels;
   for (const auto& rank : state.ranks) channels.push_back(rank.channel);
   self->attach_functor([peers = setup.peers, channels, rendezvous = state.rendezvous] {
@@ -166,7 +213,7 @@ void start(Self self) {
     for (const auto& channel : channels) peers->close(channel);
   });
   if (!prepared) return fall(self, 0, prepared.error());
-  take_address(self, 0, state.rendezvous->address());
+  if (state.rendezvous) take_address(self, 0, state.rendezvous->address());
   self->delayed_send(self, std::chrono::milliseconds(setup.start_ms), tick_atom::value);
 }
 
@@ -189,17 +236,15 @@ GroupActor::behavior_type group(Self self, GroupSetup setup) {
         ++state.planned;
         state.steps.began(plan.ticket, now(self));
         keep_watch(self);
-        const transport::NodeMessage message(plan);
-        for (std::size_t i = 1; i < state.ranks.size(); ++i)
-          state.setup.peers->send(state.ranks[i].channel, message);
-        self->send(state.executor, run_atom::value, std::move(plan));
+        if (state.check) state.check->planned(plan);
+        send_to_others(state, transport::NodeMessage(plan));
+        if (state.executor) self->send(state.executor, run_atom::value, std::move(plan));
       },
       [self](sample_atom, engine::StepMasks& masks) {
         auto& state = self->state;
-        const transport::NodeMessage message(masks);
-        for (std::size_t i = 1; i < state.ranks.size(); ++i)
-          state.setup.peers->send(state.ranks[i].channel, message);
-        self->send(state.executor, sample_atom::value, std::move(masks));
+        if (state.check) state.check->planned(masks);
+        send_to_others(state, transport::NodeMessage(masks));
+        if (state.executor) self->send(state.executor, sample_atom::value, std::move(masks));
       },
       [self](channel_atom, const ChannelRef& channel, transport::NodeMessage& message) {
         receive(self, rank_of(self->state, channel), message);
@@ -216,9 +261,7 @@ GroupActor::behavior_type group(Self self, GroupSetup setup) {
       [self](ready_atom, const EngineFailed& failed) { fall(self, 0, failed.error); },
       [self](engine::StepResult& result) {
         if (result.failed) return fall(self, 0, result.error);
-        self->state.ranks[0].checksums.push_back(transport::tokens_checksum(result));
-        self->state.results.push_back(std::move(result));
-        compare(self);
+        take_result(self, std::move(result));
       },
       [self](tick_atom) {
         if (self->state.serving) return;

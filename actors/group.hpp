@@ -1,21 +1,25 @@
 #pragma once
-// A tensor-parallel group, to its batcher one executor: rank 0 here, the others on other nodes.
+// A tensor-parallel group, to its batcher one executor: rank 0 here or, like the others, on another
+// node.
 
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "actors/channels.hpp"
 #include "actors/executor.hpp"
 #include "actors/log.hpp"
+#include "actors/remote_executor.hpp"
 #include "actors/rendezvous.hpp"
 #include "actors/step_watch.hpp"
+#include "engine/plan_check.hpp"
 
 namespace sluice::actors {
 
-/// A further rank: a node that offers an executor.
+/// A rank elsewhere: a node that offers an executor.
 struct RankNode {
   transport::LinkId link = 0;
   std::string name;  ///< for people
@@ -25,8 +29,9 @@ struct GroupSetup {
   std::size_t engine = 0;        ///< of the configuration
   std::string name;              ///< its name
   std::uint64_t epoch = 0;       ///< grows with every start of the group
-  RankLoader load;               ///< of rank 0
-  std::vector<RankNode> others;  ///< of ranks 1 and up, in order
+  RankLoader load;               ///< of rank 0 here; empty: it is on another node
+  FactsLoader facts;             ///< then what completes those that it tells
+  std::vector<RankNode> others;  ///< of the ranks on other nodes, in order
   std::string host;              ///< this node's address for collectives
   std::uint32_t start_ms = 0;    ///< what does not come within so long is named
   std::uint32_t step_ms = 0;     ///< likewise within a collective; a step may take twice as long
@@ -46,17 +51,21 @@ struct GroupState {
   static inline const char* name = "group";
   struct Rank {
     std::string node;
-    ChannelRef channel;   ///< none for rank 0
+    ChannelRef channel;   ///< none for a rank here
     std::string address;  ///< once told
     bool ready = false;
     std::deque<std::uint64_t> checksums;  ///< of its steps that are not compared yet
     std::uint64_t answered = 0;           ///< steps
   };
   GroupSetup setup;
-  std::shared_ptr<Rendezvous> rendezvous;  ///< rank 0's
-  ExecutorActor executor;                  ///< rank 0's, once all addresses are told
+  // Of rank 0, where it is here.
+  std::shared_ptr<Rendezvous> rendezvous;
+  ExecutorActor executor;  ///< once all addresses are told
+
   std::vector<Rank> ranks;
-  EngineFactsPtr facts;                    ///< once rank 0 has loaded
+  bool told = false;                         ///< all addresses are known to all
+  EngineFactsPtr facts;                      ///< once rank 0 has loaded
+  std::optional<engine::ResultCheck> check;  ///< of rank 0's results, where it is not here
   std::deque<engine::StepResult> results;  ///< rank 0's, not compared yet
   ResultSink batcher;
   bool serving = false;

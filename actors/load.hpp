@@ -46,8 +46,8 @@ Result<LoadedEngine> load_engine(const EngineConfig& config, const SiteConfig& s
 
 /// Sizes of KV pool and slots for a model or a rank's part of one: as configured, else every slot's
 /// full context as far as memory goes: a quarter of what is free, or on a device with memory of its
-/// own nineteen twentieths of what `weight_bytes` and a step's activations leave. `bad_request` when
-/// not even one short sequence fits.
+/// own nineteen twentieths of what `weight_bytes` and a step's activations leave. `bad_request`
+/// when not even one short sequence fits.
 Result<kernels::PoolShape> plan_pool(const EngineConfig& config, const model::ModelConfig& model,
                                      const kernels::DeviceInfo& device, std::size_t weight_bytes);
 

@@ -20,10 +20,6 @@ constexpr std::string_view role_words[] = {"front", "tokenizer", "engine", "exec
 Result<void> check_roles(const NodeConfig& config) {
   for (const auto& engine : config.engines) {
     if (engine.isolate != "on") continue;
-    if (engine.tensor_parallel > 1)
-      return fail(ErrorCode::unsupported,
-                  "engine {}: rank 0 of a group runs in the leader's process: leave isolate out",
-                  engine.model);
     if (!has_peers(config))
       return fail(ErrorCode::bad_request,
                   "engine {} is isolated and no process can join this one: set "

@@ -45,7 +45,7 @@ void start_group(Self self, std::size_t index, std::vector<RankNode> others) {
   state.epoch = std::max(state.epoch, setup.epoch) + 1;
   const LoadNews me = SupervisorActor(self);
   state.engines[index].executor = self->spawn<caf::monitored>(
-      group, GroupSetup{index, own.name, state.epoch, own.executor, std::move(others),
+      group, GroupSetup{index, own.name, state.epoch, own.executor, own.facts, std::move(others),
                         setup.collectives, setup.group_start_ms, setup.step_ms, setup.peers, me,
                         setup.log, setup.own_threads, setup.prepare_group});
 }
@@ -56,7 +56,7 @@ void find_executor(Self self, std::size_t index) {
   const auto& own = state.setup.engines[index];
   auto& engine = state.engines[index];
   std::vector<RankNode> found;
-  const std::size_t wanted = own.executor ? own.ranks - 1 : 1;
+  const std::size_t wanted = own.ranks - (own.executor ? 1 : 0);
   for (const auto& [link, peer] : state.offers)
     if (found.size() < wanted && offers(peer, "executor", own.name))
       found.push_back({link, peer.node});

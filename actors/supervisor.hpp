@@ -27,7 +27,7 @@ struct EngineSetup {
   bool batcher = true;
   RankLoader executor;      ///< callable again, for a restart; empty: on another node
   FactsLoader facts;        ///< where a part is on another node
-  std::uint32_t ranks = 1;  ///< of its group; above 1, rank 0 is here and the others are offered
+  std::uint32_t ranks = 1;  ///< of its group; those that are not here are offered
 };
 
 struct SupervisorSetup {

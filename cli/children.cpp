@@ -29,9 +29,7 @@ constexpr std::chrono::milliseconds pause_max{5000};
 
 /// A GPU's context is lost for good by one fault, and with it the process that has it.
 bool is_worth_isolating(const actors::NodeConfig& node, const actors::EngineConfig& engine) {
-  if (engine.tensor_parallel > 1 || !actors::plays(node, "executor") ||
-      !actors::plays(node, "engine"))
-    return false;
+  if (!actors::plays(node, "executor") || !actors::plays(node, "engine")) return false;
   const auto choice = kernels::choose_backend(engine.backend, node.backends);
   return choice && choice->name == "cuda";
 }
@@ -39,11 +37,11 @@ bool is_worth_isolating(const actors::NodeConfig& node, const actors::EngineConf
 /// How many executors of an engine run in processes beside this one.
 std::uint32_t children_of(const actors::NodeConfig& node, const actors::EngineConfig& engine) {
   if (!actors::plays(node, "executor")) return 0;
-  if (actors::plays(node, "engine") && engine.isolate == "on") return 1;
   const std::uint32_t all = actors::plays(node, "engine") ? engine.tensor_parallel : 1;
   const std::uint32_t ranks =
       engine.ranks == 0 ? all : std::min(engine.ranks, engine.tensor_parallel);
-  return ranks - 1;  // the first is this process's own
+  // The first is this process's own, unless it is to survive that one too.
+  return engine.isolate == "on" && actors::plays(node, "engine") ? ranks : ranks - 1;
 }
 
 /// The child's configuration: this one's engine and nothing else of it.
@@ -65,7 +63,7 @@ Config child_config(const actors::NodeConfig& node, const actors::EngineConfig& 
   child.node.ends_with_executor = true;
   child.node.engines.front().ranks = 1;
   child.node.engines.front().isolate = "off";
-  child.node.engines.front().device = engine.device + (engine.isolate == "on" ? 0 : number);
+  child.node.engines.front().device = engine.device + number - (engine.isolate == "on" ? 1 : 0);
   return child;
 }
 
@@ -134,8 +132,10 @@ Result<std::unique_ptr<ChildNodes>> ChildNodes::start(Config& config) {
   for (auto& engine : node.engines) {
     if (engine.name.empty()) engine.name = actors::engine_title(engine.model);
     const std::uint32_t more = children_of(node, engine);
-    if (engine.threads == 0 && more > 0)  // they share the cores
-      engine.threads = std::max(1U, std::thread::hardware_concurrency() / (more + 1));
+    if (engine.threads == 0 && more > 0) {  // they share the cores
+      const std::uint32_t own = engine.isolate == "on" ? 0 : 1;
+      engine.threads = std::max(1U, std::thread::hardware_concurrency() / (more + own));
+    }
     for (std::uint32_t i = 1; i <= more; ++i) {
       auto child = std::make_unique<Child>();
       auto settings = child_config(node, engine, i);

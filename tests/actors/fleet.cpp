@@ -2,16 +2,10 @@
 
 #include <boost/test/unit_test.hpp>
 
+#include "tests/fakes/byte_facts.hpp"
+
 namespace sluice::fakes {
 namespace {
-
-std::shared_ptr<actors::EngineFacts> byte_facts() {
-  auto facts = std::make_shared<actors::EngineFacts>();
-  facts->name = "bytes";
-  facts->tokenizer = std::make_shared<ByteTokenizer>();
-  facts->chat_refusal = {ErrorCode::unsupported, "bytes have no chat template", 0};
-  return facts;
-}
 
 bool plays(const std::string& roles, const std::string& role) {
   return roles.find(role) != std::string::npos;

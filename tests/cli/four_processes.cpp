@@ -127,6 +127,22 @@ BOOST_AUTO_TEST_CASE(an_isolated_executor_costs_a_pause) {
   BOOST_TEST(contains(exit.err, "is started again"));
 }
 
+BOOST_AUTO_TEST_CASE(isolated_ranks_cost_a_pause) {
+  const std::string undisturbed = long_answer({"--model", model, "--tp", "3", "--threads", "1"});
+  NodeProcess isolating({"--isolate", "on", "--tp", "3", "--threads", "1"});
+  const auto all = isolating.process().children();
+  BOOST_REQUIRE_EQUAL(all.size(), 3);
+  for (std::size_t i = 0; i < 3; ++i) {  // whichever of them is rank 0
+    Process reader(long_question({"--connect", isolating.endpoint()}));
+    for (int k = 0; k < 20; ++k) reader.read_until(" ");
+    kill(all[i], SIGKILL);
+    const Exit answer = reader.finish();
+    BOOST_TEST(answer.code == 0, answer.err);
+    BOOST_TEST(answer.out == undisturbed);
+  }
+  BOOST_TEST(isolating.stop().code == 0);
+}
+
 BOOST_AUTO_TEST_CASE(an_answer_outlives_its_front_and_then_its_engine) {
   const std::string undisturbed = long_answer({"--model", model});
   ScratchFolder folder;

@@ -10,7 +10,8 @@ namespace {
 constexpr std::uint64_t second = 1000 * ms;
 
 /// Roles of the processes; every process dials those before it. The first is the front. An engine
-/// x2 leads a group of two: further executors are its other ranks, or spares.
+/// x2 leads a group of two: further executors are its other ranks, or spares; all are, where it is
+/// no executor itself.
 const std::vector<std::vector<const char*>> layouts = {
     {"front tokenizer", "engine executor"},
     {"front tokenizer", "engine executor", "engine executor"},
@@ -24,6 +25,8 @@ const std::vector<std::vector<const char*>> layouts = {
     {"front", "tokenizer", "engine executor x3", "executor", "executor"},
     {"front tokenizer", "engine executor x2", "engine executor x2", "executor", "executor"},
     {"front tokenizer", "executor", "executor", "engine executor x2"},
+    {"front tokenizer engine x2", "executor", "executor"},
+    {"front tokenizer", "engine x3", "executor", "executor", "executor", "executor"},
 };
 
 bool plays(const std::string& roles, const std::string& role) {
@@ -138,7 +141,7 @@ void Fleet::start(std::size_t index) {
     return collectives_.prepare(index, shard, options);
   };
   const actors::FactsLoader facts = [] {
-    return Result<std::shared_ptr<actors::EngineFacts>>(byte_facts());
+    return Result<std::shared_ptr<actors::EngineFacts>>(fakes::byte_facts());
   };
   const bool batcher = plays(process.roles, "engine"), computes = plays(process.roles, "executor");
   const bool tokenizer = plays(process.roles, "tokenizer");

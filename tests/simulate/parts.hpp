@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "tests/engine/fake_device.hpp"
-#include "tests/fakes/byte_tokenizer.hpp"
+#include "tests/fakes/byte_facts.hpp"
 #include "tests/simulate/collectives.hpp"
 #include "tests/simulate/node.hpp"
 
@@ -213,20 +213,12 @@ class Way : public actors::Outbox {
   std::map<transport::StreamId, Published> published_;
 };
 
-inline std::shared_ptr<actors::EngineFacts> byte_facts() {
-  auto facts = std::make_shared<actors::EngineFacts>();
-  facts->name = "bytes";
-  facts->tokenizer = std::make_shared<fakes::ByteTokenizer>();
-  facts->chat_refusal = {ErrorCode::unsupported, "bytes have no chat template", 0};
-  return facts;
-}
-
 /// What an executor loads.
 inline actors::LoadedEngine load_bytes(const NodeShape& shape,
                                        std::unique_ptr<kernels::Backend> device) {
   actors::LoadedEngine loaded;
   loaded.backend = std::move(device);
-  auto facts = byte_facts();
+  auto facts = fakes::byte_facts();
   facts->numerics = numerics;
   facts->backend = "simulated";
   facts->scheduler = shape.scheduler;
