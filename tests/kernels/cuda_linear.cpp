@@ -93,8 +93,8 @@ PoolShape long_pool(const TinyModel& model) {
 /// The products' results for the first `rows` of one sequence of tokens, in one step.
 class Runner {
  public:
-  explicit Runner(const Products& products)
-      : products_(products), device_(on_cuda_host(), products.model, long_pool(products.model)) {
+  Runner(const Products& products, const Factory& factory)
+      : products_(products), device_(factory, products.model, long_pool(products.model)) {
     device_.record();
     std::mt19937 random(5);
     tokens_ = random_tokens(random, products.model, rows_most);
@@ -142,8 +142,9 @@ class Runner {
   std::uint32_t generation_ = 0;
 };
 
-void check(const Products& products, std::initializer_list<std::uint32_t> counts) {
-  Runner runner(products);
+void check(const Products& products, std::initializer_list<std::uint32_t> counts,
+           const Factory& factory) {
+  Runner runner(products, factory);
   const auto all = runner.run(std::max(counts));
   for (std::size_t p = 0; p < products.outputs.size(); ++p) {
     const std::size_t width = products.model.program.buffers[p + 1].width;
@@ -162,6 +163,13 @@ void check(const Products& products, std::initializer_list<std::uint32_t> counts
       BOOST_CHECK(std::equal(some[p].begin(), some[p].end(), all[p].begin()));
     }
   }
+}
+
+/// On the emulated device and on a real one.
+void check(const Products& products, std::initializer_list<std::uint32_t> counts) {
+  on_every_backend([&](const Tested& backend) {
+    if (backend.name != "cpu") check(products, counts, backend.make);
+  });
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 // The backends that this machine can run tests against.
 
 #include <algorithm>
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -43,13 +44,20 @@ inline Factory on_cuda_host(std::uint32_t split_tokens = 32) {
   };
 }
 
-/// The CPU, CUDA on the host, and CUDA on a device where the plugin finds one.
+/// The CPU, CUDA on the host, and CUDA on a device where the plugin finds one; of them those whose
+/// names SLUICE_TEST_BACKENDS has, if it is set: a device's sanitizer need not wait for the others.
 inline std::vector<Tested> tested_backends() {
   std::vector<Tested> tested{{"cpu", on_cpu(3)}, {"cuda-host", on_cuda_host(), true}};
   if (choose_backend("cuda")) {
     tested.push_back({"cuda", [](Completion done) {
                         return require(make_backend("cuda", {}, std::move(done)));
                       }});
+  }
+  if (const char* named = std::getenv("SLUICE_TEST_BACKENDS")) {
+    std::erase_if(tested, [only = "," + std::string(named) + ","](const Tested& backend) {
+      return only.find("," + backend.name + ",") == std::string::npos;
+    });
+    BOOST_REQUIRE_MESSAGE(!tested.empty(), "SLUICE_TEST_BACKENDS names none that is here");
   }
   return tested;
 }

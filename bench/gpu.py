@@ -1,0 +1,170 @@
+#!/usr/bin/env python3
+"""Checks the CUDA backend on a GPU and measures it beside what the GPU could do: one call.
+
+  check     test_kernels, which compares the device with a model of it in double
+  sanitize  the same kernels under compute-sanitizer's memcheck and racecheck
+  measure   sluice-bench on random weights of known shapes, each beside its limit and goal
+
+Needs the programs of the bare build and nothing else of the project: build/bare, or the unpacked
+archive of `scripts/bundle.sh --bare`. What compute-sanitizer or PyTorch (for the rate of cuBLAS)
+would tell is left out where they are missing. Goes on after a failure; exit code 1 tells of one.
+Writes OUT/gpu.json and each step's output beside it.
+
+Usage: bench/gpu.py --bin FOLDER --out FOLDER [--parts check,sanitize,measure] [--quick]
+                    [--backend cpu]   to try the script itself where there is no GPU
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+# Products of a prompt's token with all layers; the head multiplies the last row alone.
+LAYER_WEIGHTS = {"llama-3.1-8b": 6.98e9, "llama-3.2-1b": 0.97e9, "smollm2-135m": 0.106e9}
+
+# name, shape, what sluice-bench is told besides, what the result is held against, goal
+ROWS = [
+    ("8B bf16, 1 stream at 1,024", "llama-3.1-8b:bf16",
+     "--prompt 0 --generate 128 --depth 1024", "bandwidth", 0.85),
+    ("8B fp8, 1 stream at 1,024", "llama-3.1-8b:bf16",
+     "--quantization fp8 --prompt 0 --generate 128 --depth 1024", "bandwidth", 0.80),
+    ("1B bf16, 1 stream at 1,024", "llama-3.2-1b:bf16",
+     "--prompt 0 --generate 128 --depth 1024", "bandwidth", 0.70),
+    ("8B bf16, prompt of 2,048", "llama-3.1-8b:bf16", "--prompt 2048 --generate 0", "cublas", 0.70),
+    ("8B bf16, prompt of 8,192", "llama-3.1-8b:bf16", "--prompt 8192 --generate 0", "cublas", 0.70),
+    ("8B bf16, 64 streams at 8,192", "llama-3.1-8b:bf16",
+     "--prompt 0 --generate 32 --streams 64 --depth 8192", "bandwidth", 0.80),
+    ("8B Q4_0, 1 stream at 1,024", "llama-3.1-8b:q4_0",
+     "--prompt 0 --generate 128 --depth 1024", "bandwidth", None),
+] + [
+    (f"8B fp8, {streams} streams at 1,500", "llama-3.1-8b:bf16",
+     f"--quantization fp8 --prompt 0 --generate 64 --streams {streams} --depth 1500",
+     "tokens", 0.7 * 17744)
+    for streams in (32, 128, 256, 384)
+]
+QUICK = [
+    ("135M bf16, 1 stream", "smollm2-135m:bf16", "--prompt 0 --generate 8", "bandwidth", None),
+    ("135M bf16, prompt of 64", "smollm2-135m:bf16", "--prompt 64 --generate 0", "cublas", None),
+]
+
+CUBLAS = """
+import torch, time
+n = 8192
+a = torch.randn(n, n, device="cuda", dtype=torch.bfloat16)
+b = torch.randn(n, n, device="cuda", dtype=torch.bfloat16)
+def timed(count):
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(count):
+        a @ b
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+timed(5)
+print(2 * n ** 3 * 20 / min(timed(20) for _ in range(3)))
+"""
+
+
+class Run:
+    def __init__(self, options):
+        self.bin = pathlib.Path(options.bin).resolve()
+        if (self.bin / "bin").is_dir():
+            self.bin = self.bin / "bin"
+        self.out = pathlib.Path(options.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.backend = options.backend
+        self.failed = []
+        self.found = {"backend": options.backend, "steps": [], "rows": []}
+
+    def step(self, name, command, environment=None, limit_s=600):
+        """Runs a command with its output in a file; returns it, or None with the failure noted."""
+        log = self.out / (name.replace(" ", "-").replace(",", "") + ".log")
+        began = time.monotonic()
+        try:
+            done = subprocess.run(command, env={**os.environ, **(environment or {})},
+                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                  timeout=limit_s, check=False)
+            text, code = done.stdout, done.returncode
+        except subprocess.TimeoutExpired as late:
+            text, code = (late.stdout or b"").decode(errors="replace"), "timeout"
+        seconds = time.monotonic() - began
+        log.write_text(text, encoding="utf-8")
+        self.found["steps"].append({"name": name, "code": code, "seconds": round(seconds, 1)})
+        print(f"{'ok    ' if code == 0 else 'FAILED'} {seconds:6.1f} s  {name}", flush=True)
+        if code == 0:
+            return text
+        self.failed.append(name)
+        print("\n".join("  " + line for line in text.splitlines()[-6:]), flush=True)
+        return None
+
+    def check(self):
+        self.step("test_kernels", [self.bin / "test_kernels"])
+
+    def sanitize(self):
+        tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+        if not pathlib.Path(tool).exists():
+            print("no compute-sanitizer: left out")
+            return
+        for kind in ("memcheck", "racecheck"):
+            self.step(kind, [tool, "--tool", kind, "--error-exitcode", "9", self.bin /
+                             "test_kernels", "--run_test=conformance,invariance,cuda_linear"],
+                      {"SLUICE_TEST_BACKENDS": "cuda"})
+
+    def measure(self, rows):
+        cublas = None
+        if self.backend == "cuda":
+            text = self.step("cublas", [sys.executable, "-c", CUBLAS])
+            cublas = float(text.split()[-1]) if text else None
+        for name, shape, arguments, against, goal in rows:
+            text = self.step(name, [self.bin / "sluice-bench", "--shape", shape, "--backend",
+                                    self.backend, "--repetitions", "3", "--json",
+                                    *arguments.split()])
+            if text is None:
+                continue
+            result = json.loads(text.splitlines()[-1])
+            row = {"name": name, "shape": shape, "arguments": arguments, "goal": goal,
+                   "result": result}
+            if against == "cublas":
+                rate = next(value for key, value in result.items()
+                            if key.startswith("pp") and key.endswith("_tok_s"))
+                flops = 2 * LAYER_WEIGHTS[shape.split(":")[0]] * rate
+                row["teraflops"] = flops / 1e12
+                row["reached"] = flops / cublas if cublas else None
+            elif against == "bandwidth":
+                row["reached"] = result["ratio_to_limit"]
+            else:
+                row["reached"] = next(value for key, value in result.items()
+                                      if key.startswith("tg") and key.endswith("_tok_s"))
+            self.found["rows"].append(row)
+            print(f"       reached {row['reached']}, goal {goal}", flush=True)
+        self.found["cublas_flops"] = cublas
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bin", required=True)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--parts", default="check,sanitize,measure")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--backend", default="cuda")
+    options = parser.parse_args()
+    run = Run(options)
+    run.step("backends", [run.bin / "sluice-bench", "--backends"])
+    parts = options.parts.split(",")
+    if "check" in parts:
+        run.check()
+    if "measure" in parts:
+        run.measure(QUICK if options.quick else ROWS)
+    if "sanitize" in parts and options.backend == "cuda":
+        run.sanitize()
+    (run.out / "gpu.json").write_text(json.dumps(run.found, indent=1, default=str) + "\n",
+                                      encoding="utf-8")
+    sys.exit(1 if run.failed else 0)
+
+
+if __name__ == "__main__":
+    main()
