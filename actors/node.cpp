@@ -251,6 +251,13 @@ Result<std::unique_ptr<Node>> Node::start(NodeConfig config, zmq::context_t& con
   state->log = *log;
   state->context = &context;
   if (auto secured = state->secure(); !secured) return tl::unexpected(secured.error());
+  // Here, and not where a group starts: a name server may take its time.
+  if (std::ranges::any_of(state->config.engines,
+                          [](const auto& engine) { return engine.tensor_parallel > 1; })) {
+    auto host = kernels::resolve_host(state->config.peers.collectives);
+    if (!host) return tl::unexpected(host.error());
+    state->config.peers.collectives = std::move(*host);
+  }
   if (has_peers(state->config))  // nodes know an engine by its name
     for (auto& engine : state->config.engines)
       if (engine.name.empty()) engine.name = engine_title(engine.model);

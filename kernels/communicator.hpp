@@ -110,9 +110,13 @@ class GroupStart {
 /// The group of one: every collective is done already.
 std::shared_ptr<Communicator> make_local_communicator();
 
+/// The address, in digits, of a host's name or of itself. May wait for a name server, seconds long.
+/// `bad_request` for a name that has none.
+Result<std::string> resolve_host(const std::string& host);
+
 /// Begins a group of processes on CPUs, over TCP. `bad_request` for a rank that is not below the
-/// size, or for a host that is none of this machine's addresses; `io` when the system refuses a
-/// socket.
+/// size, or for a host that is none of this machine's addresses, or a name; `io` when the system
+/// refuses a socket. Waits for nothing.
 Result<std::unique_ptr<GroupStart>> prepare_tcp(const Shard& shard,
                                                 const CommunicatorOptions& options = {});
 

@@ -2,6 +2,7 @@
 // higher rank of two calls the lower. Each proves that it knows the other's secret (seal.hpp)
 // before anything else is read, so that a stranger at the port changes nothing.
 
+#include <net/if.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -115,6 +116,20 @@ bool is_loopback(const sockaddr_storage& address) {
          IN6_IS_ADDR_LOOPBACK(&reinterpret_cast<const sockaddr_in6&>(address).sin6_addr) != 0;
 }
 
+using Addresses = std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)>;
+
+Result<Addresses> look_up(const std::string& host, int flags) {
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = flags;
+  addrinfo* found = nullptr;
+  if (const int error = ::getaddrinfo(host.c_str(), "0", &hints, &found); error != 0) {
+    return fail(ErrorCode::bad_request, "'{}' is no address for a rank to listen on: {}", host,
+                ::gai_strerror(error));
+  }
+  return Addresses(found, &::freeaddrinfo);
+}
+
 class TcpStart final : public GroupStart {
  public:
   TcpStart(const Shard& shard, std::uint32_t deadline_ms) : shard_(shard), deadline_(deadline_ms) {}
@@ -126,18 +141,12 @@ class TcpStart final : public GroupStart {
       return fail(ErrorCode::io, "rank {} of {} cannot listen on '{}': {}", shard_.rank,
                   shard_.size, host, why);
     };
-    addrinfo hints{};
-    hints.ai_socktype = SOCK_STREAM;
-    addrinfo* found = nullptr;
-    if (const int error = ::getaddrinfo(host.c_str(), "0", &hints, &found); error != 0) {
-      return fail(ErrorCode::bad_request, "'{}' is no address for a rank to listen on: {}", host,
-                  ::gai_strerror(error));
-    }
-    const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> owner(found, &::freeaddrinfo);
+    const auto found = look_up(host, AI_NUMERICHOST);
+    if (!found) return tl::unexpected(found.error());
     listener_ = Descriptor(
-        ::socket(found->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+        ::socket((*found)->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
     if (!listener_) return refuse(std::strerror(errno));
-    if (::bind(listener_.get(), found->ai_addr, found->ai_addrlen) != 0) {
+    if (::bind(listener_.get(), (*found)->ai_addr, (*found)->ai_addrlen) != 0) {
       if (errno != EADDRNOTAVAIL) return refuse(std::strerror(errno));
       return fail(ErrorCode::bad_request,
                   "'{}' is none of this host's addresses: name one that the other ranks reach",
@@ -402,6 +411,19 @@ class TcpStart final : public GroupStart {
 
 }  // namespace
 }  // namespace comm
+
+Result<std::string> resolve_host(const std::string& host) {
+  const auto found = comm::look_up(host, 0);
+  if (!found) return tl::unexpected(found.error());
+  char digits[INET6_ADDRSTRLEN + IF_NAMESIZE + 1] = {};
+  if (const int error = ::getnameinfo((*found)->ai_addr, (*found)->ai_addrlen, digits,
+                                      sizeof digits, nullptr, 0, NI_NUMERICHOST);
+      error != 0) {
+    return fail(ErrorCode::bad_request, "'{}' has no address in digits: {}", host,
+                ::gai_strerror(error));
+  }
+  return std::string(digits);
+}
 
 Result<std::unique_ptr<GroupStart>> prepare_tcp(const Shard& shard,
                                                 const CommunicatorOptions& options) {

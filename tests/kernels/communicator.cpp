@@ -280,6 +280,16 @@ BOOST_AUTO_TEST_CASE(wrong_addresses_are_refused) {
   options.host = "192.0.2.77";  // reserved for documents: nobody's
   BOOST_TEST(reported(prepare_tcp({0, 2}, options)) ==
              "'192.0.2.77' is none of this host's addresses: name one that the other ranks reach");
+  // A name server is not waited for where a group starts.
+  options.host = "localhost";
+  BOOST_TEST(reported(prepare_tcp({0, 2}, options)).starts_with(
+      "'localhost' is no address for a rank to listen on: "));
+  options.host = resolve_host("localhost").value();
+  BOOST_TEST((options.host == "127.0.0.1" || options.host == "::1"));
+  BOOST_TEST(prepare_tcp({0, 2}, options).has_value());
+  BOOST_TEST(resolve_host("fe80::1%lo").value_or("fe80::1%lo") == "fe80::1%lo");
+  BOOST_TEST(resolve_host("no.such.host.invalid").error().message.starts_with(
+      "'no.such.host.invalid' is no address for a rank to listen on: "));
   options = {};
   options.deadline_ms = 0;
   BOOST_TEST(reported(prepare_tcp({0, 2}, options)) == "a deadline of 0 ms: from 1 to 1000000");
