@@ -1,6 +1,6 @@
 #pragma once
 // A recorded program, checked and resolved to addresses: a list of stages. A stage is a set of
-// tasks that any thread may take in any order; a barrier lies between two stages.
+// tasks that any thread may take in any order; it begins when the one before it has none left.
 
 #include <cstdint>
 #include <deque>

@@ -96,6 +96,7 @@ void StepRunner::run(const Program& program, const Batch& batch, std::vector<Slo
   if (!rows_.empty()) {
     for (std::size_t i = 0; i < program.stages().size(); ++i) {
       counters_[i].next.store(0, std::memory_order_relaxed);
+      counters_[i].done.store(0, std::memory_order_relaxed);
     }
     threads_.run([&](std::uint32_t thread) {
       if (thread == 0) meanwhile();
@@ -130,16 +131,21 @@ void StepRunner::sample(std::span<const Mask> masks, std::vector<SlotTokens>& re
 template <class Run>
 void StepRunner::share(Counter& counter, std::uint32_t task_count, Run run) {
   std::uint32_t first = counter.next.load(std::memory_order_relaxed);
+  std::uint32_t done = 0;
   while (first < task_count) {
     const std::uint32_t take = std::max(1U, (task_count - first) / (4 * threads_.threads()));
     if (!counter.next.compare_exchange_weak(first, first + take, std::memory_order_relaxed)) {
       continue;
     }
     for (std::uint32_t index = first; index < first + take; ++index) run(index);
+    done += take;
     first = counter.next.load(std::memory_order_relaxed);
   }
+  if (done > 0) counter.done.fetch_add(done, std::memory_order_release);
 }
 
+/// A stage is over once its tasks are, and not once every thread has been there: where a token on
+/// its way to a client takes a core for a while, the other threads go on without that one's.
 void StepRunner::run_stages(std::uint32_t thread) {
   const std::span<const Stage> stages = program_->stages();
   for (std::size_t i = 0; i < stages.size(); ++i) {
@@ -148,8 +154,10 @@ void StepRunner::run_stages(std::uint32_t thread) {
           const std::uint32_t count = tasks(stage);
           if (count == 0) return;
           share(counters_[i], count, [&](std::uint32_t index) { task(stage, index, thread); });
-          if (i + 1 < stages.size()) threads_.barrier();
+          // With nothing in hand: whom this lets in delays no task.
           if (i % breath_stages == 0) breathers_[thread].breathe();
+          const auto& done = counters_[i].done;
+          ThreadPool::wait([&] { return done.load(std::memory_order_acquire) == count; });
         },
         stages[i]);
     if (failed_stage_.load(std::memory_order_relaxed) <= i) return;

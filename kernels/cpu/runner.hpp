@@ -49,9 +49,10 @@ class StepRunner {
     std::uint32_t rows = 0;
   };
 
-  /// A task counter on a cache line of its own.
+  /// How far a stage is, on a cache line of its own.
   struct alignas(64) Counter {
-    std::atomic<std::uint32_t> next{0};
+    std::atomic<std::uint32_t> next{0};  ///< the first task that nobody took
+    std::atomic<std::uint32_t> done{0};  ///< how many tasks are done
   };
 
   void place(const Batch& batch, std::vector<SlotTokens>& results);
@@ -108,7 +109,7 @@ class StepRunner {
   std::size_t counter_count_ = 0;
 
   std::optional<Error> failure_;
-  /// The stage whose collective failed. Threads leave after its barrier: all of them, for a later
+  /// The stage whose collective failed. Threads leave at its end: all of them, for a later
   /// stage's failure is none of one that is still on its way.
   std::atomic<std::size_t> failed_stage_{none_failed};
   static constexpr std::size_t none_failed = SIZE_MAX;

@@ -11,10 +11,6 @@
 namespace sluice::kernels::cpu {
 namespace {
 
-// A pause is some 40 cycles: about 10 us of spinning, longer than a balanced stage's skew and
-// shorter than a time slice. After that the core may be needed by the very thread waited for.
-constexpr int spins_before_yield = 800;
-
 // How long a thread computes before it lets waiting ones in, and how long one of the service's own
 // takes at most; longer, and it was somebody else who took the core.
 constexpr std::chrono::microseconds breath_interval{200};
@@ -29,14 +25,6 @@ constexpr std::uint64_t slice_ns = 3'000'000;
 // Between steps a worker stays awake for about 20 us: the time a batcher needs to send the next
 // plan when it could not plan ahead. Then it sleeps.
 constexpr int spins_before_sleep = 1600;
-
-void pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
 
 }  // namespace
 
@@ -97,13 +85,7 @@ void ThreadPool::barrier() {
     phase_.store(phase + 1, std::memory_order_release);
     return;
   }
-  for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
-    if (spins < spins_before_yield) {
-      pause();
-    } else {
-      std::this_thread::yield();
-    }
-  }
+  wait([&] { return phase_.load(std::memory_order_acquire) != phase; });
 }
 
 void ThreadPool::work(std::uint32_t thread) {

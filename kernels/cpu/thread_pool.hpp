@@ -1,5 +1,5 @@
 #pragma once
-// A fixed set of threads that run one function together: one wake a step, spinning barriers inside.
+// A fixed set of threads that run one function together: one wake a step, spinning waits inside.
 
 #include <atomic>
 #include <chrono>
@@ -41,10 +41,12 @@ class ThreadPool {
   /// Calls body(thread) on every thread, 0 being the caller's; returns when all have returned.
   void run(const std::function<void(std::uint32_t)>& body);
 
-  /// Inside a body: waits until every thread is here; what was written before is seen after.
-  void barrier();
+  /// Inside a body: returns when `ready()`, which another thread of it is about to bring about.
+  template <class Ready>
+  static void wait(Ready ready);
 
  private:
+  void barrier();  ///< until every thread is here
   void work(std::uint32_t thread);
 
   alignas(64) std::atomic<std::uint32_t> started_{0};  ///< runs begun; workers sleep on it
@@ -54,5 +56,29 @@ class ThreadPool {
   std::atomic<bool> stop_{false};
   std::vector<std::thread> workers_;
 };
+
+/// Makes a thread that spins cheaper for its core.
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// A pause is some 40 cycles: about 10 us of spinning, longer than a balanced stage's skew and
+// shorter than a time slice. After that the core may be needed by the very thread waited for.
+constexpr int spins_before_yield = 800;
+
+template <class Ready>
+void ThreadPool::wait(Ready ready) {
+  for (int spins = 0; !ready(); ++spins) {
+    if (spins < spins_before_yield) {
+      pause();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
 
 }  // namespace sluice::kernels::cpu
