@@ -39,6 +39,15 @@ constexpr std::size_t tile_rows = 4;
 // with 2 KiB, 480 with 4, 490 with 6 and 8.
 constexpr std::size_t prefetch_bytes = 8192;
 
+// For few rows weights pass through the first-level cache alone: a step reads more than the others
+// hold, and what carries tokens between steps finds its code there. Where more rows come this way
+// (below), what does not stay in the first is read from the second.
+#if HWY_CAP_GE512
+constexpr int few_rows_locality = 0;
+#else
+constexpr int few_rows_locality = 3;
+#endif
+
 // Weights that stay in the first-level cache, beside a tile of activations, for all rows.
 constexpr std::size_t cached_bytes = std::size_t{24} << 10;
 
@@ -91,11 +100,12 @@ struct Cursor {
     scales += layout.head_bytes;
   }
   /// Asks for what lies so far ahead of the block, `scaled` for its scales too.
+  template <int locality>
   HWY_INLINE void ask(std::size_t ahead, bool scaled) const {
     for (std::size_t line = 0; line < layout.quant_bytes; line += 64) {
-      __builtin_prefetch(quants + ahead + line);
+      __builtin_prefetch(quants + ahead + line, 0, locality);
     }
-    if (scaled) __builtin_prefetch(scales + ahead);
+    if (scaled) __builtin_prefetch(scales + ahead, 0, locality);
   }
   HWY_INLINE Quants vector(std::size_t s, std::size_t j) const {
     return Kind::quants(quants + s * strip_bytes, j);
@@ -120,7 +130,7 @@ HWY_INLINE void multiply_strip(const cpu::PackedWeight& weight, std::uint32_t st
   const std::size_t blocks = weight.blocks();
   for (std::size_t b = 0; b < blocks; ++b) {
     at.enter(b);
-    at.ask(prefetch_bytes, false);
+    at.template ask<few_rows_locality>(prefetch_bytes, false);
     Quants q[8];
     unroll<8>([&](auto j) SLUICE_INLINE { q[j] = at.vector(0, j); });
     const Scales<Kind::halves> scale = at.scale(0);
@@ -182,7 +192,7 @@ HWY_NOINLINE void multiply_pair(const Product& p, std::size_t tile, std::uint32_
   const std::size_t blocks = p.weight->blocks();
   for (std::size_t b = 0; b < blocks; ++b) {
     at.enter(b);
-    if constexpr (asks) at.ask((S + tile) * p.weight->strip_bytes, true);
+    if constexpr (asks) at.template ask<3>((S + tile) * p.weight->strip_bytes, true);
     const auto dots = [&](auto h, Sums(&to)[S * N]) SLUICE_INLINE {
       unroll<N>([&](auto n) SLUICE_INLINE {
         unroll<S>([&](auto s) SLUICE_INLINE { to[S * n + s].part[0] = start<Kind>(x[n][b], h); });
