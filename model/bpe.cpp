@@ -42,7 +42,7 @@ class Bpe final : public Segmenter {
   std::shared_ptr<const Vocabulary> vocabulary_;
   BpeOptions options_;
   KeyTable merges_;      ///< (left, right) to (rank, merged)
-  StringTable by_text_;  ///< tokens by the text they stand for
+  StringTable by_text_;  ///< tokens by the text they stand for, where a piece may be one
   std::array<Token, 256> single_bytes_{};
   std::array<std::optional<Token>, 256> byte_tokens_;
 };
@@ -52,12 +52,12 @@ std::uint64_t pack(std::uint32_t high, std::uint32_t low) {
 }
 
 void Bpe::index_bytes() {
-  by_text_.reserve(vocabulary_->size());
+  if (options_.ignore_merges) by_text_.reserve(vocabulary_->size());
   for (Token id = 0; id < vocabulary_->size(); ++id) {
     if (vocabulary_->kind(id) != TokenKind::normal) continue;
     const std::string_view text =
         options_.byte_level ? vocabulary_->bytes(id) : vocabulary_->spelling(id);
-    by_text_.insert(text, id);
+    if (options_.ignore_merges) by_text_.insert(text, id);
     if (text.size() == 1) single_bytes_[static_cast<unsigned char>(text[0])] = id;
   }
 }

@@ -9,37 +9,49 @@
 
 namespace sluice::model {
 
+namespace {
+
+std::uint32_t hash_of(std::string_view key) {
+  return static_cast<std::uint32_t>(std::hash<std::string_view>{}(key));
+}
+
+}  // namespace
+
 void StringTable::reserve(std::size_t count) {
   const std::size_t wanted = std::bit_ceil(std::max<std::size_t>(16, count * 2));
   if (wanted <= slots_.size()) return;
+  entries_.reserve(wanted / 2);
   std::vector<Slot> old(wanted);
   old.swap(slots_);
   for (const Slot& slot : old) {
-    if (slot.used) slots_[slot_of(slot.key)] = slot;
+    if (slot.entry != 0) slots_[slot_of(slot.hash, entries_[slot.entry - 1].key)] = slot;
   }
 }
 
 bool StringTable::insert(std::string_view key, std::uint32_t value) {
-  reserve(count_ + 1);
-  Slot& slot = slots_[slot_of(key)];
-  if (slot.used) return false;
-  slot = {key, value, true};
-  ++count_;
+  reserve(entries_.size() + 1);
+  const std::uint32_t hash = hash_of(key);
+  Slot& slot = slots_[slot_of(hash, key)];
+  if (slot.entry != 0) return false;
+  entries_.push_back({key, value});
+  slot = {hash, static_cast<std::uint32_t>(entries_.size())};
   return true;
 }
 
 std::optional<std::uint32_t> StringTable::find(std::string_view key) const {
   if (slots_.empty()) return std::nullopt;
-  const Slot& slot = slots_[slot_of(key)];
-  if (!slot.used) return std::nullopt;
-  return slot.value;
+  const Slot& slot = slots_[slot_of(hash_of(key), key)];
+  if (slot.entry == 0) return std::nullopt;
+  return entries_[slot.entry - 1].value;
 }
 
 /// The slot that holds `key`, or the free one where it belongs. At most half of the slots are used.
-std::size_t StringTable::slot_of(std::string_view key) const {
+std::size_t StringTable::slot_of(std::uint32_t hash, std::string_view key) const {
   const std::size_t mask = slots_.size() - 1;
-  std::size_t at = std::hash<std::string_view>{}(key)&mask;
-  while (slots_[at].used && slots_[at].key != key) at = (at + 1) & mask;
+  std::size_t at = hash & mask;
+  for (; slots_[at].entry != 0; at = (at + 1) & mask) {
+    if (slots_[at].hash == hash && entries_[slots_[at].entry - 1].key == key) break;
+  }
   return at;
 }
 

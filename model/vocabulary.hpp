@@ -34,15 +34,20 @@ class StringTable {
   std::optional<std::uint32_t> find(std::string_view key) const;
 
  private:
-  struct Slot {
+  struct Entry {
     std::string_view key;
     std::uint32_t value = 0;
-    bool used = false;
   };
-  std::size_t slot_of(std::string_view key) const;
+  /// Small, so that those of a vocabulary fit a second-level cache, and with enough of the hash
+  /// that another's key is hardly ever looked at.
+  struct Slot {
+    std::uint32_t hash = 0;
+    std::uint32_t entry = 0;  ///< its number and 1; 0 in a free slot
+  };
+  std::size_t slot_of(std::uint32_t hash, std::string_view key) const;
 
   std::vector<Slot> slots_;
-  std::size_t count_ = 0;
+  std::vector<Entry> entries_;
 };
 
 /// Append-only storage whose strings never move.
