@@ -112,7 +112,7 @@ LayerTensors find_layer(TensorFinder& in, const ModelConfig& config, std::uint32
   return found;
 }
 
-constexpr std::size_t sampled_above_bytes = std::size_t{128} << 10;
+constexpr std::size_t sampled_above_bytes = std::size_t{32} << 10;
 constexpr std::size_t stretch_bytes = 512;
 constexpr std::size_t stretches = 16;
 
