@@ -53,7 +53,8 @@ LIBRARIES = {
 }
 
 # Headers of the system are not libraries: <vector>, <sys/mman.h>, <unistd.h> ...
-SYSTEM = re.compile(r"^([a-z0-9_]+|c[a-z]+|sys/\w+\.h|net/\w+\.h|netinet/\w+\.h|arpa/\w+\.h|linux/\w+\.h|"
+SYSTEM = re.compile(r"^([a-z0-9_]+|c[a-z]+|"
+                    r"(sys|net|netinet|arpa|linux)/\w+\.h|"
                     r"(unistd|fcntl|signal|poll|netdb|pthread|sched|termios|pty|pwd|dlfcn|errno|"
                     r"dirent|ifaddrs|immintrin|cpuid|time|langinfo|ucontext|getopt)\.h)$")
 
