@@ -15,12 +15,17 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-/// Eight independent sums keep enough loads in flight for the memory, not the adder, to be the
-/// limit.
+// How far ahead of its use a word is asked for, as products ask for their weights.
+constexpr std::size_t prefetch_bytes = 8192;
+
+/// Eight independent sums, and asking ahead, keep enough loads in flight for the memory, not the
+/// adder or the processor's own guesses, to be the limit.
 std::uint64_t sum_words(const std::uint64_t* words, std::size_t count) {
   std::uint64_t sums[8] = {};
-  for (std::size_t i = 0; i + 8 <= count; i += 8)
+  for (std::size_t i = 0; i + 8 <= count; i += 8) {
+    __builtin_prefetch(reinterpret_cast<const char*>(words + i) + prefetch_bytes, 0, 0);
     for (std::size_t lane = 0; lane < 8; ++lane) sums[lane] += words[i + lane];
+  }
   return std::accumulate(std::begin(sums), std::end(sums), std::uint64_t{0});
 }
 
