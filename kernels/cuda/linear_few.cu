@@ -9,7 +9,8 @@
 namespace sluice::kernels::cuda {
 namespace {
 
-/// Chunks whose weights are under way together: 16 bytes a lane, row and chunk where plain.
+/// Chunks whose weights and activations are under way together, in some 100 registers. Of plain
+/// weights in 16 bits, at one tile of activation rows, 8 KiB a warp.
 template <class U>
 constexpr std::uint32_t chunks_ahead = 4;
 template <>
@@ -17,12 +18,44 @@ constexpr std::uint32_t chunks_ahead<Unpack<Format::bf16>> = 8;
 template <>
 constexpr std::uint32_t chunks_ahead<Unpack<Format::f16>> = 8;
 template <>
-constexpr std::uint32_t chunks_ahead<UnpackE4m3> = 8;
+constexpr std::uint32_t chunks_ahead<UnpackE4m3> = 16;
+
+/// A lane's rows: two of weights, g and g + 8, and g of each tile of activations, at 8t.
+template <std::uint32_t tiles>
+struct LaneRows {
+  Bytes upper, lower;
+  const std::uint16_t* x[tiles];
+};
+
+/// Adds `count` chunks from column k on; everything is asked for before the first is used.
+template <class U, std::uint32_t count, std::uint32_t tiles>
+__device__ void multiply_chunks(TileSums (&sums)[tiles], const LaneRows<tiles>& rows,
+                                std::uint32_t k) {
+  Raw<U> upper[count], lower[count];
+  uint4 x[count][tiles];
+  SLUICE_UNROLL
+  for (std::uint32_t i = 0; i < count; ++i) {
+    upper[i] = load_packed<U>(rows.upper, k + i * chunk + 8 * (lane_index() % 4));
+    lower[i] = load_packed<U>(rows.lower, k + i * chunk + 8 * (lane_index() % 4));
+    SLUICE_UNROLL
+    for (std::uint32_t n = 0; n < tiles; ++n) {
+      x[i][n] = *reinterpret_cast<const uint4*>(rows.x[n] + k + i * chunk);
+    }
+  }
+  // Or the compiler puts each read right before its use, for the sake of fewer registers.
+  __syncwarp();
+  SLUICE_UNROLL
+  for (std::uint32_t i = 0; i < count; ++i) {
+    const uint4 w[2] = {packed<U>(upper[i]), packed<U>(lower[i])};
+    SLUICE_UNROLL
+    for (std::uint32_t n = 0; n < tiles; ++n) multiply_chunk(sums[n], w[0], w[1], x[i][n]);
+  }
+}
 
 template <class U, std::uint32_t tiles>
 __global__ void __launch_bounds__(sections* warp_lanes) few_kernel(LinearArgs args) {
   constexpr std::uint32_t tokens = tiles * tile_inputs;
-  constexpr std::uint32_t ahead = chunks_ahead<U>;
+  constexpr std::uint32_t ahead = chunks_ahead<U> / tiles;
   const std::uint32_t rows = row_count(args.step, args.space);
   const std::uint32_t first = blockIdx.y * tokens;
   if (first >= rows) return;
@@ -35,34 +68,21 @@ __global__ void __launch_bounds__(sections* warp_lanes) few_kernel(LinearArgs ar
   const std::uint32_t section = warp_index();
   const std::uint32_t width = section_columns(weight.cols);
   const std::uint32_t end = least((section + 1) * width, padded(weight.cols));
-  Bytes upper = weight.data + least(place.row + g, weight.rows - 1) * weight.stride;
-  Bytes lower = weight.data + least(place.row + g + 8, weight.rows - 1) * weight.stride;
-  const std::uint16_t* x[tiles];
+  LaneRows<tiles> lane_rows;
+  lane_rows.upper = weight.data + least(place.row + g, weight.rows - 1) * weight.stride;
+  lane_rows.lower = weight.data + least(place.row + g + 8, weight.rows - 1) * weight.stride;
   TileSums sums[tiles];
   SLUICE_UNROLL
   for (std::uint32_t n = 0; n < tiles; ++n) {
     const std::uint32_t r = least(first + n * tile_inputs + g, rows - 1);
-    x[n] = args.in.narrow + std::size_t{r} * args.in.stride + 8 * t;
+    lane_rows.x[n] = args.in.narrow + std::size_t{r} * args.in.stride + 8 * t;
     sums[n] = {};
   }
-  for (std::uint32_t k = section * width; k < end; k += ahead * chunk) {
-    uint4 w[ahead][2];
-    SLUICE_UNROLL
-    for (std::uint32_t i = 0; i < ahead; ++i) {
-      if (k + i * chunk >= end) continue;
-      w[i][0] = pack_eight<U>(upper, k + i * chunk + 8 * t);
-      w[i][1] = pack_eight<U>(lower, k + i * chunk + 8 * t);
-    }
-    SLUICE_UNROLL
-    for (std::uint32_t i = 0; i < ahead; ++i) {
-      if (k + i * chunk >= end) continue;
-      SLUICE_UNROLL
-      for (std::uint32_t n = 0; n < tiles; ++n) {
-        const uint4 mine = *reinterpret_cast<const uint4*>(x[n] + k + i * chunk);
-        multiply_chunk(sums[n], w[i][0], w[i][1], mine);
-      }
-    }
+  std::uint32_t k = section * width;
+  for (; k + ahead * chunk <= end; k += ahead * chunk) {
+    multiply_chunks<U, ahead>(sums, lane_rows, k);
   }
+  for (; k < end; k += chunk) multiply_chunks<U, 1>(sums, lane_rows, k);
   SLUICE_UNROLL
   for (std::uint32_t n = 0; n < tiles; ++n) {
     SLUICE_UNROLL

@@ -78,7 +78,7 @@ class Stager {
       SLUICE_UNROLL
       for (std::uint32_t i = 0; i < pieces_each; ++i) {
         const Piece p = piece_of(i, k);
-        held_[i] = p.valid ? pack_eight<U>(p.row, p.column) : uint4{0, 0, 0, 0};
+        held_[i] = p.valid ? packed<U>(load_packed<U>(p.row, p.column)) : uint4{0, 0, 0, 0};
       }
     }
   }

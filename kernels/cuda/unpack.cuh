@@ -223,8 +223,7 @@ struct UnpackE4m3 {
     const std::uint32_t next = (q >> 8 & 0x7FU) << 4 | (q & 0x8000U);
     return scale_bf16(bits | next << 16, 0x7B80U);  // 2^120
   }
-  static __device__ uint4 packed(Bytes block) {
-    const Eight q = load_eight<8>(block);
+  static __device__ uint4 packed(const Eight& q) {
     return {two(q.low), two(q.low >> 16), two(q.high), two(q.high >> 16)};
   }
 };
@@ -237,11 +236,15 @@ __device__ void unpack_eight(Bytes row, std::uint32_t column, float w[8]) {
   U::eight(row + std::size_t{block} * U::bytes, static_cast<int>(column % elements), w);
 }
 
-/// The same, rounded to bf16, two in a word.
+/// Eight elements as `load_packed` leaves them on their way to bf16: so that many can be under way
+/// at once, nothing is made larger, or waited for, before it must be.
 template <class U>
-__device__ uint4 pack_eight(Bytes row, std::uint32_t column) {
+using Raw = std::conditional_t<std::is_same_v<U, UnpackE4m3>, Eight, uint4>;
+
+template <class U>
+__device__ Raw<U> load_packed(Bytes row, std::uint32_t column) {
   if constexpr (std::is_same_v<U, UnpackE4m3>) {
-    return U::packed(row + column);
+    return load_eight<8>(row + column);
   } else if constexpr (std::is_same_v<U, Unpack<Format::bf16>>) {
     return *reinterpret_cast<const uint4*>(row + 2 * std::size_t{column});
   } else {
@@ -249,6 +252,16 @@ __device__ uint4 pack_eight(Bytes row, std::uint32_t column) {
     unpack_eight<U>(row, column, w);
     return {pack_bf16(w[0], w[1]), pack_bf16(w[2], w[3]), pack_bf16(w[4], w[5]),
             pack_bf16(w[6], w[7])};
+  }
+}
+
+/// Rounded to bf16, two in a word.
+template <class U>
+__device__ uint4 packed(const Raw<U>& raw) {
+  if constexpr (std::is_same_v<U, UnpackE4m3>) {
+    return U::packed(raw);
+  } else {
+    return raw;
   }
 }
 

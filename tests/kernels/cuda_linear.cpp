@@ -202,7 +202,7 @@ BOOST_AUTO_TEST_CASE(eight_bit_floats) {
   alignas(8) std::uint8_t all[256];
   for (std::uint32_t i = 0; i < 256; ++i) all[i] = static_cast<std::uint8_t>(i);
   for (std::uint32_t i = 0; i < 256; i += 8) {
-    const uint4 packed = cuda::UnpackE4m3::packed(all + i);
+    const uint4 packed = cuda::UnpackE4m3::packed(cuda::load_eight<8>(all + i));
     const std::uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
     for (std::uint32_t k = 0; k < 8; ++k) {
       if (((i + k) & 0x7FU) == 0x7FU) continue;  // not a number, and never written
