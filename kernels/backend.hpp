@@ -208,6 +208,8 @@ struct DeviceInfo {
   std::uint32_t int8_block_columns = 0;
   /// Products round their input and weights to bf16, but for float32 weights.
   bool bf16_products = false;
+  /// Attention rounds queries to f16, multiplied by its scale and log2(e), or by scale / soft_cap.
+  bool half_queries = false;
   std::uint32_t threads = 0;
   std::size_t memory_free_bytes = 0;
   /// Weights are copied to memory that nothing else is meant to use: the KV pool may have the rest.

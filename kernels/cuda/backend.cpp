@@ -1,6 +1,7 @@
 #include "kernels/cuda/backend.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <limits>
 #include <optional>
 #include <utility>
@@ -51,11 +52,12 @@ class CudaBackend final : public Backend {
     SLUICE_CUDA(cudaMemGetInfo(&free, &total));
     info_.backend = "cuda";
     info_.device = name_of(properties_);
-    info_.arithmetic = fmt::format("sm_{}{}-bf16-split{}/2", properties_.major, properties_.minor,
-                                   options_.split_tokens);
+    info_.arithmetic = fmt::format("sm_{}{}-bf16-attention-f16-split{}/3", properties_.major,
+                                   properties_.minor, options_.split_tokens);
     info_.bf16_products = true;
     info_.paths_equal = true;
     info_.dedicated_memory = true;
+    info_.half_queries = true;
     info_.memory_free_bytes = free - std::min(free, options_.reserve_bytes);
     return flights_.start(options_.device);
   }
@@ -295,10 +297,10 @@ class CudaBackend final : public Backend {
     kv.blocks = shape.blocks;
     kv.kv_heads = shape.kv_heads;
     kv.block_tokens = shape.block_tokens;
+    kv.block_shift = static_cast<std::uint32_t>(std::countr_zero(shape.block_tokens));
     kv.head_stride = (shape.head_dim + 7) / 8 * 8;
-    const std::size_t halves = std::size_t{2} * shape.layers * shape.blocks * shape.kv_heads *
-                               shape.block_tokens * kv.head_stride;
-    return give(kv.data, halves, "the KV pool");
+    kv.block_stride = std::size_t{2} * shape.kv_heads * shape.block_tokens * kv.head_stride;
+    return give(kv.data, shape.layers * shape.blocks * kv.block_stride, "the KV pool");
   }
 
   Result<void> allocate_slots(const PoolShape& shape) {
@@ -324,8 +326,7 @@ class CudaBackend final : public Backend {
     SLUICE_TRY(give(step, step_bytes_, "a step's metadata"));
     state_.step = step_ = step;
     state_.split_tokens = options_.split_tokens;
-    state_.split_groups =
-        split_groups_max(shape, static_cast<std::uint32_t>(properties_.multiProcessorCount));
+    state_.splits_max = split_room(shape, options_.split_tokens);
     return {};
   }
 
@@ -432,9 +433,11 @@ class CudaBackend final : public Backend {
 
 Result<std::unique_ptr<Backend>> make_cuda_backend(const CudaOptions& options,
                                                    Completion completion) {
-  if (options.split_tokens == 0 || options.split_tokens % tile_tokens != 0) {
-    return fail(ErrorCode::bad_request, "splits of {} positions: a multiple of {} is needed",
-                options.split_tokens, tile_tokens);
+  if (options.split_tokens == 0 || options.split_tokens % tile_tokens != 0 ||
+      options.split_tokens > split_tiles_max * tile_tokens) {
+    return fail(ErrorCode::bad_request,
+                "splits of {} positions: a multiple of {} is needed, {} at most",
+                options.split_tokens, tile_tokens, split_tiles_max * tile_tokens);
   }
   auto devices = cuda_devices();
   if (!devices) return tl::unexpected(devices.error());

@@ -17,9 +17,9 @@ struct CudaOptions {
   int device = 0;
   /// Left free for the driver, graphs and others: `allocate` and `load` stop short of it.
   std::size_t reserve_bytes = std::size_t{512} << 20;
-  /// Positions of a sequence that one block attends to in a decode step; a multiple of 32, and part
-  /// of the arithmetic. 256 positions are 128 KiB of keys and values of 128 elements: enough to
-  /// hide a block's start, and 32 blocks a key head at 8,192 positions.
+  /// Positions of a sequence that one block attends to in a decode step: 64, 128, 192 or 256, and
+  /// part of the arithmetic. 256 positions are 128 KiB of keys and values of 128 elements: enough
+  /// to hide a block's start, and 32 blocks a key head at 8,192 positions.
   std::uint32_t split_tokens = 256;
   bool graphs = true;  ///< of decode steps; without, each kernel is launched by itself
   /// NCCL's library, for ranks of a group; where a rank has none, or shares its device, their

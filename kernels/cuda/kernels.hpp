@@ -41,6 +41,9 @@ struct StepRow {
 struct RowGroup {
   std::uint32_t row = 0;
   std::uint32_t rows = 0;
+  std::uint32_t slot = 0;
+  std::uint32_t position = 0;  ///< of the first row
+  std::uint32_t partials = 0;  ///< of a single row whose splits run apart: its first one's place
 };
 
 struct StepOpen {
@@ -140,7 +143,9 @@ struct KvArrays {
   std::uint32_t blocks = 0;
   std::uint32_t kv_heads = 0;
   std::uint32_t block_tokens = 0;
+  std::uint32_t block_shift = 0;  ///< block_tokens = 1 << block_shift
   std::uint32_t head_stride = 0;  ///< head_dim in whole eights, so that 16-byte reads stay inside
+  std::size_t block_stride = 0;   ///< halves of a block, of one layer
 };
 
 /// A weight on the device: rows of `stride` bytes, a multiple of 32.
@@ -250,11 +255,17 @@ struct RopeArgs {
   float epsilon = 0.0F;
 };
 
-/// Positions of a tile of keys, and of the part of a sequence that one block works on.
-inline constexpr std::uint32_t tile_tokens = 32;
+/// Positions of a tile of keys and values.
+inline constexpr std::uint32_t tile_tokens = 64;
 
-/// Most rows of a group.
-inline constexpr std::uint32_t group_rows = 4;
+/// Most tiles of a split: a warp of its block takes one.
+inline constexpr std::uint32_t split_tiles_max = 4;
+
+/// Most rows of a group: with one head to a key head, they fill a block of attention().
+inline constexpr std::uint32_t group_rows = 128;
+
+/// Most elements of a head.
+inline constexpr std::uint32_t attention_width_max = 256;
 
 struct AttentionArgs {
   const std::byte* step = nullptr;
@@ -266,10 +277,9 @@ struct AttentionArgs {
   float scale = 0.0F;
   std::uint32_t window = 0;
   float soft_cap = 0.0F;           ///< 0: none
-  std::uint32_t split_tokens = 0;  ///< a multiple of tile_tokens
-  float* partials = nullptr;       ///< of attention_splits: [groups, heads, splits, 2 + head_dim]
-  std::uint32_t splits_max = 0;
-  std::uint32_t first_group = 0;  ///< of attention(): those before it are attention_splits' own
+  std::uint32_t split_tokens = 0;  ///< whole tiles, at most split_tiles_max
+  float* partials = nullptr;       ///< of attention_splits: [splits, heads, 2 + head_dim]
+  std::uint32_t first_group = 0;   ///< of attention(): those before it are attention_splits' own
 };
 
 struct GateArgs {
@@ -354,11 +364,10 @@ cudaError_t prepare_linear(const DeviceWeight& weight);
 /// Once for each shape of heads, before the two below: reserves their shared memory.
 cudaError_t prepare_attention(const Heads& heads);
 
-/// A block a group, from `first_group` on, and key head walks all its positions.
+/// Groups from `first_group` on, each whole: for many rows of a sequence.
 cudaError_t attention(const AttentionArgs& args, std::uint32_t groups, cudaStream_t stream);
 
-/// The same result to the bit, for the single-row groups, with a block for every split: for few
-/// rows.
+/// The same result to the bit, for the single-row groups, with a block for every split.
 cudaError_t attention_splits(const AttentionArgs& args, std::uint32_t groups, std::uint32_t splits,
                              cudaStream_t stream);
 

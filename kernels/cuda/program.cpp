@@ -5,9 +5,11 @@
 
 namespace sluice::kernels::cuda {
 
-std::uint32_t split_groups_max(const PoolShape& pool, std::uint32_t multiprocessors) {
-  constexpr std::uint32_t blocks_each = 4;  // enough warps to hide what memory takes
-  return std::clamp(multiprocessors * blocks_each / pool.kv_heads, 1U, pool.slots);
+std::uint32_t split_room(const PoolShape& pool, std::uint32_t split_tokens) {
+  const std::uint64_t tokens = std::uint64_t{pool.blocks} * pool.block_tokens;
+  const std::uint64_t each = split_count(pool.context_tokens, split_tokens);
+  const std::uint64_t whole = tokens / split_tokens + pool.slots;  // each slot's last is a part
+  return static_cast<std::uint32_t>(std::min(whole, each * pool.slots));
 }
 
 std::uint32_t split_count(std::uint32_t positions, std::uint32_t split_tokens) {
@@ -253,6 +255,12 @@ class Compiler {
   }
 
   Result<void> add(const Attention& op) {
+    if (op.shape.head_dim > attention_width_max || op.shape.head_dim % 2 != 0) {
+      return fail(ErrorCode::unsupported,
+                  "heads of {} elements: the cuda backend attends with an even number, {} at most; "
+                  "use the cpu backend",
+                  op.shape.head_dim, attention_width_max);
+    }
     leave_narrow(op.out);
     AttentionArgs args;
     args.step = state_.step;
@@ -266,7 +274,6 @@ class Compiler {
     args.window = op.window;
     args.soft_cap = op.soft_cap;
     args.split_tokens = state_.split_tokens;
-    args.splits_max = split_count(pool_.context_tokens, state_.split_tokens);
     SLUICE_TRY(reserve_partials(args));
     SLUICE_CUDA(prepare_attention(args.heads));
     program_.launches_.push_back(args);
@@ -275,8 +282,8 @@ class Compiler {
 
   /// Room for the splits' results, which all layers share.
   Result<void> reserve_partials(AttentionArgs& args) {
-    const std::size_t floats = std::size_t{state_.split_groups} * args.heads.heads *
-                               args.splits_max * (2 + args.heads.head_dim);
+    const std::size_t floats =
+        std::size_t{state_.splits_max} * args.heads.heads * (2 + args.heads.head_dim);
     if (floats > partial_floats_) {
       auto data = make_memory(floats * sizeof(float));
       if (!data) return tl::unexpected(data.error());

@@ -30,7 +30,7 @@ struct DeviceState {
   float* adjusted = nullptr;  ///< [sampled, vocabulary]
   DrawnRow* drawn = nullptr;  ///< [sampled]
   std::uint32_t split_tokens = 0;
-  std::uint32_t split_groups = 0;  ///< most groups whose attention is split
+  std::uint32_t splits_max = 0;  ///< of a step's single rows, that there is room for
 };
 
 /// Sizes of a step's launches.
@@ -88,9 +88,8 @@ class Program {
   std::vector<DeviceMemory> memory_;
 };
 
-/// Rows up to which a step's attention is split, on a device of so many multiprocessors: beyond, a
-/// block a sequence and key head fills it.
-std::uint32_t split_groups_max(const PoolShape& pool, std::uint32_t multiprocessors);
+/// Splits that a step's single rows have at most, where no two slots share a block of the pool.
+std::uint32_t split_room(const PoolShape& pool, std::uint32_t split_tokens);
 
 /// Splits of a sequence of so many positions.
 std::uint32_t split_count(std::uint32_t positions, std::uint32_t split_tokens);

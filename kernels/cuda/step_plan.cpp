@@ -173,7 +173,7 @@ void plan_batch(const Batch& batch, const PoolShape& pool, const DeviceState& st
   std::vector<StepRow> rows;
   std::vector<std::uint32_t> sampled;
   std::vector<RowGroup> singles, groups;
-  std::uint32_t longest = 0;
+  std::uint32_t longest = 0, splits = 0;
   plan.drawn.clear();
   for (const Segment& segment : batch.segments) {
     slots.check(segment);
@@ -182,12 +182,15 @@ void plan_batch(const Batch& batch, const PoolShape& pool, const DeviceState& st
     for (std::uint32_t i = 0; i < segment.rows; ++i) {
       rows.push_back({segment.slot.slot, segment.position + i});
     }
+    const std::uint32_t slot = segment.slot.slot, position = segment.position;
     if (segment.rows == 1) {
-      singles.push_back({first, 1});
-      longest = std::max(longest, segment.position + 1);
+      singles.push_back({first, 1, slot, position, splits});
+      longest = std::max(longest, position + 1);
+      splits += split_count(position + 1, state.split_tokens);
     }
     for (std::uint32_t i = 0; segment.rows > 1 && i < segment.rows; i += group_rows) {
-      groups.push_back({first + i, std::min(group_rows, segment.rows - i)});
+      const std::uint32_t count = std::min(group_rows, segment.rows - i);
+      groups.push_back({first + i, count, slot, position + i, 0});
     }
     if (!segment.sample) continue;
     sampled.push_back(count_of(rows.size()) - 1);
@@ -213,7 +216,8 @@ void plan_batch(const Batch& batch, const PoolShape& pool, const DeviceState& st
   plan.held = 0;
   plan.counts = {header.rows, header.sampled,  header.groups, header.single_groups,
                  0,           batch.sample_now};
-  if (header.single_groups <= state.split_groups) {
+  // Slots that share blocks may have more than there is room for: then each walks all of its own.
+  if (splits <= state.splits_max) {
     plan.counts.splits = split_count(longest, state.split_tokens);
   }
   for (const SlotRef& ref : batch.closes) slots.close(ref);

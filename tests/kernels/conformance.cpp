@@ -2,8 +2,8 @@
 // prompt chunks and decode rows side by side, shuffled blocks, slots used again) run on the backend
 // and on a reference in double (reference.hpp), and every buffer must agree. A buffer's elements
 // may differ by 2e-3 of its largest: half-precision keys and values can round to neighbours, 2^-11
-// apart. Where a backend rounds the input of products, the reference rounds what the backend has
-// there. Run against every backend this machine has.
+// apart. Where a backend rounds the input of products, or queries, the reference rounds what the
+// backend has there. Run against every backend this machine has.
 
 #include <boost/test/unit_test.hpp>
 #include <cmath>

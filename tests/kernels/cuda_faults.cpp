@@ -150,7 +150,9 @@ BOOST_AUTO_TEST_CASE(options_and_devices_out_of_range) {
     BOOST_CHECK(backend.error().code == code);
   };
   refused({.device = 1}, ErrorCode::bad_request);
-  refused({.split_tokens = 48}, ErrorCode::bad_request);
+  for (const std::uint32_t tokens : {0U, 96U, 320U}) {
+    refused({.split_tokens = tokens}, ErrorCode::bad_request);
+  }
   const CleanDevice clean;
   cuda_host::fail_call("cudaGetDeviceCount", 1, cudaErrorInvalidDevice);
   refused({}, ErrorCode::unavailable);

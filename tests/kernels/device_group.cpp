@@ -119,7 +119,7 @@ struct Rank : LoadedDevice {
       : LoadedDevice(
             [&](Completion done) {
               return require(make_cuda_backend(
-                  {.reserve_bytes = 0, .split_tokens = 32, .nccl = library}, std::move(done)));
+                  {.reserve_bytes = 0, .split_tokens = 64, .nccl = library}, std::move(done)));
             },
             tiny) {
     if (group) join(group);

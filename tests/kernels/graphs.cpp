@@ -22,7 +22,7 @@ struct CleanDevice {
 Factory with_graphs(bool graphs) {
   return [graphs](Completion done) {
     return require(make_cuda_backend(
-        {.reserve_bytes = 0, .split_tokens = 32, .graphs = graphs, .nccl = ""}, std::move(done)));
+        {.reserve_bytes = 0, .split_tokens = 64, .graphs = graphs, .nccl = ""}, std::move(done)));
   };
 }
 

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <numbers>
 #include <random>
 #include <span>
 #include <vector>
@@ -225,7 +226,8 @@ class Reference {
   Reference(const TinyModel& model, const DeviceInfo& device)
       : model_(model),
         int8_block_columns_(device.int8_block_columns),
-        bf16_products_(device.bf16_products) {}
+        bf16_products_(device.bf16_products),
+        half_queries_(device.half_queries) {}
 
   /// Buffers after the batch ran: [rows][width]
   std::vector<std::vector<std::vector<double>>> buffers;
@@ -393,8 +395,23 @@ class Reference {
     }
   }
 
+  /// Queries as the backend multiplies them with keys, but for its scale: rows of qkv.
+  std::vector<std::vector<double>> queries(const Attention& op) const {
+    std::vector<std::vector<double>> rows = buffers[op.qkv.index];
+    if (!half_queries_) return rows;
+    const float scale = op.soft_cap == 0 ? op.scale * std::numbers::log2e_v<float>
+                                         : op.scale / op.soft_cap;
+    const std::vector<float> device = read_(op.qkv, rows.size());
+    std::size_t i = 0;
+    for (std::vector<double>& row : rows) {
+      for (double& x : row) x = half(device[i++] * scale) / static_cast<double>(scale);
+    }
+    return rows;
+  }
+
   void apply(const Attention& op) {
     const HeadShape& h = op.shape;
+    const auto all_queries = queries(op);
     for (std::size_t r = 0; r < rows_.size(); ++r) {
       auto& cache = cache_[rows_[r].slot][op.layer];
       const std::uint32_t end = rows_[r].position + 1;
@@ -406,8 +423,7 @@ class Reference {
         for (std::uint32_t p = begin; p < end; ++p) {
           double dot = 0;
           for (std::uint32_t d = 0; d < h.head_dim; ++d) {
-            dot +=
-                buffers[op.qkv.index][r][head * h.head_dim + d] * cache.at(p)[kv * h.head_dim + d];
+            dot += all_queries[r][head * h.head_dim + d] * cache.at(p)[kv * h.head_dim + d];
           }
           weights.push_back(capped(dot * op.scale, op.soft_cap));
           top = std::max(top, weights.back());
@@ -457,6 +473,7 @@ class Reference {
   std::function<std::vector<float>(Buffer, std::size_t)> read_;
   std::uint32_t int8_block_columns_;
   bool bf16_products_;
+  bool half_queries_;
   std::vector<Row> rows_;
   std::vector<std::size_t> sampled_;
   std::map<SlotIndex, std::map<std::uint32_t, std::map<std::uint32_t, std::vector<double>>>> cache_;

@@ -37,7 +37,7 @@ inline Factory on_cpu(std::uint32_t threads) {
 
 /// The CUDA backend's own sources over tests/kernels/cuda_host. Splits as short as they can be, so
 /// that short sequences have several.
-inline Factory on_cuda_host(std::uint32_t split_tokens = 32) {
+inline Factory on_cuda_host(std::uint32_t split_tokens = 64) {
   return [split_tokens](Completion done) {
     return require(make_cuda_backend({.reserve_bytes = 0, .split_tokens = split_tokens, .nccl = ""},
                                      std::move(done)));

@@ -1,0 +1,252 @@
+#pragma once
+// Attention on tensor cores: what a warp does with sixteen queries and a tile of 64 positions. Both
+// kernels that attend are made of these steps, so that a query's bits are the same in either.
+//
+// Queries are the rows of every product: those of one key head, row by row and head by head, so
+// that heads of a group share each read of keys and values. A query's result takes these steps:
+//   query    times scale and log2(e) (or scale / cap), rounded to f16
+//   score    query . key, float32 sums over the head's elements, sixteen at a time in their order
+//   weight   2^(score - peak), peak the split's greatest score so far, rounded to f16
+//   tile     sum of the rounded weights, and of weight . value, sixteen positions at a time
+//   split    each tile added in its turn to what the tiles before it came to, scaled to its peak
+//   whole    splits of `split_tokens` positions folded, in their order, into the query's own
+// Tiles and splits start at multiples of their size. A tile that a query does not see leaves its
+// state untouched, so that not even the sign of a zero depends on what others of the block see;
+// within a tile that it sees, other positions weigh 0 and sums start at +0. A row of a product
+// depends on its own row of the operand alone, and a factor of zero changes nothing: that is what
+// this takes from the tensor cores, whatever they round within. Where a weight of 0 meets a value
+// that is not finite, the sum is no number: values beyond f16 are past what the pool can hold.
+
+#include <type_traits>
+
+#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/step.cuh"
+#include "kernels/elementary.hpp"
+
+namespace sluice::kernels::cuda {
+
+inline constexpr std::uint32_t warp_queries = 16;
+inline constexpr std::uint32_t score_tiles = tile_tokens / 8;
+inline constexpr std::uint32_t weight_tiles = tile_tokens / 16;
+
+/// Halves from one position to the next in shared memory: an odd number of sixteen bytes, so that
+/// the eight rows of a matrix lie in different banks. `width` is a multiple of 16.
+template <std::uint32_t width>
+inline constexpr std::uint32_t row_halves = (width / 8 | 1) * 8;
+
+__device__ inline float minus_infinity() { return float_from_bits(0xFF800000U); }
+
+/// Positions [begin, end).
+struct Range {
+  std::uint32_t begin = 0, end = 0;
+
+  __device__ bool meets(std::uint32_t first, std::uint32_t count) const {
+    return first < end && first + count > begin;
+  }
+};
+
+__device__ inline Range seen(const AttentionArgs& args, std::uint32_t position) {
+  const std::uint32_t end = position + 1;
+  return {args.window != 0 && end > args.window ? end - args.window : 0, end};
+}
+
+__device__ inline const RowGroup& row_group(const AttentionArgs& args, std::uint32_t index) {
+  return part<RowGroup>(args.step, header(args.step).group_offset)[index];
+}
+
+/// The greater; of a number and none, the number.
+__device__ inline float higher(float a, float b) { return fmaxf(a, b); }
+
+/// 2^x for x of about 0 and less: within 3e-6 of itself, for what is rounded to f16; 1 for 0, and
+/// never below 2^-125. The polynomial is the least greatest relative error's on [-1/2, 1/2].
+__device__ inline float power_of_two(float x) {
+  constexpr float lowest = -125.0F;
+#ifdef __CUDACC__
+  asm("max.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(lowest));
+#else
+  x = x < lowest ? lowest : x;
+#endif
+  const float shifted = x + ExpSteps::round;
+  const float f = x - (shifted - ExpSteps::round);
+  float p = fma_f32(0.00958285481F, f, 0.0559064373F);
+  p = fma_f32(p, f, 0.240240991F);
+  p = fma_f32(p, f, 0.693124175F);
+  p = fma_f32(p, f, 1.0F);
+  return float_of(bits_of(p) + (bits_of(shifted) << 23));
+}
+
+/// Two halves of a word, rounded to nearest, the first in the low half.
+__device__ inline std::uint32_t pack_halves(float low, float high) {
+#ifdef __CUDACC__
+  std::uint32_t both;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+#else
+  return narrow_f16(low) | std::uint32_t{narrow_f16(high)} << 16;
+#endif
+}
+
+/// What queries are multiplied with before they are rounded: scores come out as powers of two, or
+/// ready for their cap's tanh.
+__device__ inline float query_scale(const AttentionArgs& args) {
+  return args.soft_cap == 0.0F ? args.scale * ExpSteps::log2_e : args.scale / args.soft_cap;
+}
+
+/// The part of a query's elements 16 k .. 16 k + 15 that a lane holds for it: word 0 and word 1 are
+/// two pairs, eight elements apart. Zeros behind head_dim, which is even.
+__device__ inline void load_query(const AttentionArgs& args, const float* query, std::uint32_t k,
+                                  std::uint32_t (&words)[2]) {
+  const float scale = query_scale(args);
+  SLUICE_UNROLL
+  for (std::uint32_t i = 0; i < 2; ++i) {
+    const std::uint32_t d = 16 * k + 8 * i + lane_index() % 4 * 2;
+    float2 pair{0.0F, 0.0F};
+    if (d < args.heads.head_dim) pair = *reinterpret_cast<const float2*>(query + d);
+    words[i] = pack_halves(pair.x * scale, pair.y * scale);
+  }
+}
+
+/// scores += elements 16 k .. 16 k + 15 of queries . keys of sixteen positions.
+template <std::uint32_t width>
+__device__ void multiply_keys(TileSums* scores, const TileA& queries, const std::uint16_t* keys,
+                              std::uint32_t k) {
+  const std::uint32_t lane = lane_index();
+  const std::uint32_t token = lane / 16 * 8 + lane % 8, eight = 2 * k + lane / 8 % 2;
+  std::uint32_t words[4];
+  load_matrices<false>(words, keys + token * row_halves<width> + eight * 8);
+  multiply_f16(scores[0], queries, {{words[0], words[1]}});
+  multiply_f16(scores[1], queries, {{words[2], words[3]}});
+}
+
+/// out += weights of sixteen positions . elements 16 d .. 16 d + 15 of their values.
+template <std::uint32_t width>
+__device__ void multiply_values(TileSums* out, const TileA& weights, const std::uint16_t* values,
+                                std::uint32_t d) {
+  const std::uint32_t lane = lane_index();
+  const std::uint32_t token = lane % 16, eight = 2 * d + lane / 16;
+  std::uint32_t words[4];
+  load_matrices<true>(words, values + token * row_halves<width> + eight * 8);
+  multiply_f16(out[0], weights, {{words[0], words[1]}});
+  multiply_f16(out[1], weights, {{words[2], words[3]}});
+}
+
+/// Scores of a tile; a lane has two positions of each eight, of rows lane / 4 and lane / 4 + 8.
+using Scores = TileSums[score_tiles];
+
+/// Soft caps, as powers of two.
+__device__ inline void cap_scores(const AttentionArgs& args, Scores& scores) {
+  if (args.soft_cap == 0.0F) return;
+  const float cap = args.soft_cap * ExpSteps::log2_e;
+  SLUICE_UNROLL
+  for (TileSums& tile : scores) {
+    SLUICE_UNROLL
+    for (float& score : tile.at) score = tanh_f32(score) * cap;
+  }
+}
+
+/// What the lane's two queries do not see of the tile becomes minus infinity.
+__device__ inline void mask_scores(Scores& scores, std::uint32_t tile, const Range (&range)[2]) {
+  SLUICE_UNROLL
+  for (std::uint32_t n = 0; n < score_tiles; ++n) {
+    SLUICE_UNROLL
+    for (std::uint32_t i = 0; i < 4; ++i) {
+      const std::uint32_t position = tile + 8 * n + lane_index() % 4 * 2 + i % 2;
+      if (!range[i / 2].meets(position, 1)) scores[n].at[i] = minus_infinity();
+    }
+  }
+}
+
+/// The greatest score of the lane's row i, the same in the row's four lanes.
+__device__ inline float tile_peak(const Scores& scores, std::uint32_t i) {
+  float peak = higher(scores[0].at[2 * i], scores[0].at[2 * i + 1]);
+  SLUICE_UNROLL
+  for (std::uint32_t n = 1; n < score_tiles; ++n) {
+    peak = higher(peak, higher(scores[n].at[2 * i], scores[n].at[2 * i + 1]));
+  }
+  peak = higher(peak, __shfl_xor_sync(all_lanes, peak, 1));
+  return higher(peak, __shfl_xor_sync(all_lanes, peak, 2));
+}
+
+/// Weights of a tile, in the places of a product's first operand.
+using Weights = TileA[weight_tiles];
+
+__device__ inline void weigh(const Scores& scores, const float (&peak)[2], Weights& weights) {
+  SLUICE_UNROLL
+  for (std::uint32_t n = 0; n < score_tiles; ++n) {
+    SLUICE_UNROLL
+    for (std::uint32_t i = 0; i < 2; ++i) {
+      const float low = power_of_two(scores[n].at[2 * i] - peak[i]);
+      const float high = power_of_two(scores[n].at[2 * i + 1] - peak[i]);
+      weights[n / 2].pairs[n % 2 * 2 + i] = pack_halves(low, high);
+    }
+  }
+}
+
+/// Sums of a tile's weights, as the tensor cores add their products with values: of row lane / 4 in
+/// element 0 and of row lane / 4 + 8 in element 2.
+__device__ inline TileSums sum_weights(const Weights& weights) {
+  constexpr std::uint32_t ones = 0x3C003C00U;
+  TileSums sums{};
+  SLUICE_UNROLL
+  for (const TileA& some : weights) multiply_f16(sums, some, {{ones, ones}});
+  return sums;
+}
+
+/// Folds a split into a query's own softmax.
+struct Fold {
+  float old_scale, new_scale;
+
+  __device__ Fold(float& peak, float& sum, float split_peak, float split_sum) {
+    const float top = higher(peak, split_peak);
+    old_scale = power_of_two(peak - top);
+    new_scale = power_of_two(split_peak - top);
+    sum = fma_f32(split_sum, new_scale, sum * old_scale);
+    peak = top;
+  }
+  __device__ float operator()(float out, float split_out) const {
+    return fma_f32(split_out, new_scale, out * old_scale);
+  }
+};
+
+/// Where keys and values of a sequence lie, for one layer and key head.
+struct Pages {
+  const KvArrays& kv;
+  const std::uint32_t* table;  ///< the slot's blocks
+  const std::uint16_t* first;  ///< keys of block 0
+
+  __device__ Pages(const AttentionArgs& args, std::uint32_t slot, std::uint32_t kv_head)
+      : kv(args.kv),
+        table(args.slots.blocks + std::size_t{slot} * args.slots.block_capacity),
+        first(keys_of(args.kv, args.layer, 0, kv_head)) {}
+
+  __device__ std::uint32_t block_of(std::uint32_t position) const {
+    return table[position >> kv.block_shift];
+  }
+
+  /// Keys of a position of that block, or its values.
+  __device__ const std::uint16_t* at(std::uint32_t block, std::uint32_t position,
+                                     bool values) const {
+    const std::uint32_t token = (position & (kv.block_tokens - 1)) + (values ? kv.block_tokens : 0);
+    return first + block * kv.block_stride + std::size_t{token} * kv.head_stride;
+  }
+};
+
+/// Calls kernels(width) with the narrowest width that kernels are made for and the head fits, as a
+/// constant.
+template <class Kernels>
+cudaError_t with_width(std::uint32_t head_dim, Kernels kernels) {
+  if (head_dim <= 32) return kernels(std::integral_constant<std::uint32_t, 32>());
+  if (head_dim <= 64) return kernels(std::integral_constant<std::uint32_t, 64>());
+  if (head_dim <= 80) return kernels(std::integral_constant<std::uint32_t, 80>());
+  if (head_dim <= 96) return kernels(std::integral_constant<std::uint32_t, 96>());
+  if (head_dim <= 128) return kernels(std::integral_constant<std::uint32_t, 128>());
+  if (head_dim <= attention_width_max) {
+    return kernels(std::integral_constant<std::uint32_t, attention_width_max>());
+  }
+  return cudaErrorInvalidValue;
+}
+
+/// The part of prepare_attention that is attention_splits' own.
+cudaError_t prepare_splits(const Heads& heads);
+
+}  // namespace sluice::kernels::cuda
