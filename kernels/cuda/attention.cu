@@ -148,9 +148,9 @@ struct Queries {
   __device__ std::uint32_t of_lane(std::uint32_t i) const {
     return of_warp() + lane_index() / 4 + 8 * i;
   }
-  /// Its elements in a row of the batch.
-  __device__ float* in(const Rows& rows, std::uint32_t query, std::uint32_t head_dim) const {
-    return row_of(rows, row + query / of_kv) + (kv_head * of_kv + query % of_kv) * head_dim;
+  __device__ std::uint32_t row_of(std::uint32_t query) const { return row + query / of_kv; }
+  __device__ std::uint32_t head_of(std::uint32_t query) const {
+    return kv_head * of_kv + query % of_kv;
   }
 };
 
@@ -211,13 +211,13 @@ __device__ void write_out(const AttentionArgs& args, const Queries& q, std::uint
     const std::uint32_t query = q.of_lane(i);
     if (query > q.last) continue;
     const float norm = 1.0F / whole.sum[i];
-    float* to = q.in(args.out, query, args.heads.head_dim);
+    const std::uint32_t row = q.row_of(query), head = q.head_of(query) * args.heads.head_dim;
     SLUICE_UNROLL
     for (std::uint32_t n = 0; n < columns / 8; ++n) {
       const std::uint32_t d = first + 8 * n + lane_index() % 4 * 2;
       if (d >= args.heads.head_dim) continue;
       const TileSums& out = whole.out[n];
-      *reinterpret_cast<float2*>(to + d) = {out.at[2 * i] * norm, out.at[2 * i + 1] * norm};
+      put_pair(args.out, row, head + d, {out.at[2 * i] * norm, out.at[2 * i + 1] * norm});
     }
   }
 }
@@ -256,7 +256,8 @@ __global__ void __launch_bounds__(block_threads, 1) attention_kernel(AttentionAr
     SLUICE_UNROLL
     for (std::uint32_t i = 0; i < 2; ++i) {
       const std::uint32_t query = least(q.of_lane(i), q.last);
-      load_query(args, q.in(args.qkv, query, args.heads.head_dim), k, words[i]);
+      const float* row = row_of(args.qkv, q.row_of(query));
+      load_query(args, row + q.head_of(query) * args.heads.head_dim, k, words[i]);
     }
     own[k * warp_lanes] = {{words[0][0], words[1][0], words[0][1], words[1][1]}};
   }

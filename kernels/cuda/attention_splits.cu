@@ -195,8 +195,13 @@ __device__ void attend_tile(const AttentionArgs& args, const RowGroup& group, co
   }
 }
 
+/// Blocks of an A100's multiprocessor, by its shared memory: so many registers they may have.
 template <std::uint32_t width>
-__global__ void __launch_bounds__(split_tiles_max* warp_lanes) split_kernel(AttentionArgs args) {
+constexpr std::uint32_t blocks_each = width <= 64 ? 4 : width <= 128 ? 2 : 1;
+
+template <std::uint32_t width>
+__global__ void __launch_bounds__(split_tiles_max* warp_lanes, blocks_each<width>)
+    split_kernel(AttentionArgs args) {
   static_assert(results_fit<width>);
   const std::uint32_t index = blockIdx.z, split = blockIdx.x;
   if (index >= header(args.step).single_groups) return;
@@ -233,8 +238,8 @@ __global__ void __launch_bounds__(split_tiles_max* warp_lanes) split_kernel(Atte
     if (whole) {
       float top = minus_infinity(), total = 0.0F;
       const Fold fold(top, total, peak, sum);
-      float* to = row_of(args.out, group.row) + (head + query) * args.heads.head_dim;
-      to[d] = fold(0.0F, out) * (1.0F / total);
+      const std::uint32_t column = (head + query) * args.heads.head_dim + d;
+      put(args.out, group.row, column, fold(0.0F, out) * (1.0F / total));
       continue;
     }
     float* to = partial_of(args, group, split, head + query);
@@ -259,7 +264,6 @@ __global__ void __launch_bounds__(combine_threads) combine_kernel(AttentionArgs 
   const std::uint32_t begin = range.begin / args.split_tokens;
   const std::uint32_t last = (range.end - 1) / args.split_tokens;
   if (is_whole(args, range, begin)) return;  // its block has written the result
-  float* to = row_of(args.out, group.row) + head * args.heads.head_dim;
   for (std::uint32_t d = threadIdx.x; d < args.heads.head_dim; d += combine_threads) {
     float peak = minus_infinity(), sum = 0.0F, out = 0.0F;
     for (std::uint32_t first = begin; first <= last; first += combine_splits) {
@@ -278,7 +282,7 @@ __global__ void __launch_bounds__(combine_threads) combine_kernel(AttentionArgs 
         out = fold(out, outs[i]);
       }
     }
-    to[d] = out * (1.0F / sum);
+    put(args.out, group.row, head * args.heads.head_dim + d, out * (1.0F / sum));
   }
 }
 

@@ -255,13 +255,13 @@ class Compiler {
   }
 
   Result<void> add(const Attention& op) {
+    keep_narrow(op.out);
     if (op.shape.head_dim > attention_width_max || op.shape.head_dim % 2 != 0) {
       return fail(ErrorCode::unsupported,
                   "heads of {} elements: the cuda backend attends with an even number, {} at most; "
                   "use the cpu backend",
                   op.shape.head_dim, attention_width_max);
     }
-    leave_narrow(op.out);
     AttentionArgs args;
     args.step = state_.step;
     args.slots = state_.slots;

@@ -35,6 +35,14 @@ __device__ inline void put(const Rows& rows, std::uint32_t r, std::uint32_t i, f
   if (rows.narrow != nullptr) rows.narrow[at] = narrow_bf16(value);
 }
 
+/// Elements i, which is even, and i + 1.
+__device__ inline void put_pair(const Rows& rows, std::uint32_t r, std::uint32_t i, float2 pair) {
+  const std::size_t at = std::size_t{r} * rows.stride + i;
+  *reinterpret_cast<float2*>(rows.data + at) = pair;
+  if (rows.narrow == nullptr) return;
+  *reinterpret_cast<std::uint32_t*>(rows.narrow + at) = pack_bf16(pair.x, pair.y);
+}
+
 /// Keys of one block and head: [block_tokens, head_stride]; its values lie behind them.
 __device__ inline std::uint16_t* keys_of(const KvArrays& kv, std::uint32_t layer,
                                          std::uint32_t block, std::uint32_t kv_head) {
