@@ -65,7 +65,8 @@ class Conformance {
 
   void start(Sequence& s, SlotIndex slot) {
     s.slot = {slot, ++generation_};
-    s.tokens = random_tokens(random_, model_, 1 + random_() % 40);
+    const std::uint32_t most = model_.traits.context_tokens * 5 / 12;
+    s.tokens = random_tokens(random_, model_, 1 + random_() % most);
     s.prompt_tokens = static_cast<std::uint32_t>(s.tokens.size());
     s.sampling.seed = random_();
   }
@@ -177,6 +178,44 @@ BOOST_AUTO_TEST_CASE(widths_that_fill_no_vector) {
 
 BOOST_AUTO_TEST_CASE(many_heads_share_one_key_head) {
   check({.format = Format::f32, .heads = {7, 1, 16}, .pairs = 8});
+}
+
+// Several tiles and splits of positions, several blocks of queries, widths that have kernels of
+// their own, windows that cut tiles. CUDA's splits as they are by default, too.
+BOOST_AUTO_TEST_CASE(long_sequences) {
+  const auto check_heads = [](HeadShape heads, std::uint32_t window, float cap = 0.0F) {
+    BOOST_TEST_CONTEXT(heads.heads << " heads of " << heads.head_dim) {
+      const Traits traits{.format = Format::f16,
+                          .hidden = 32,
+                          .heads = heads,
+                          .feed_forward = 32,
+                          .vocabulary = 40,
+                          .layers = 1,
+                          .pairs = heads.head_dim / 2,
+                          .window = window,
+                          .score_cap = cap,
+                          .context_tokens = 320};
+      check(traits, 20);
+      Conformance(on_cuda_host(256), traits, 8).run(3);
+    }
+  };
+  check_heads({2, 2, 80}, 0);
+  check_heads({3, 1, 96}, 150);
+  check_heads({2, 1, 128}, 70, 2.0F);
+  check_heads({2, 1, 256}, 0);
+  check_heads({1, 1, 160}, 100);
+}
+
+// More heads to a key head than a tensor core's tile has rows.
+BOOST_AUTO_TEST_CASE(more_heads_to_a_key_head_than_queries_of_a_warp) {
+  check({.format = Format::f16,
+         .hidden = 32,
+         .heads = {20, 1, 16},
+         .feed_forward = 32,
+         .vocabulary = 40,
+         .layers = 1,
+         .pairs = 8},
+        10);
 }
 
 BOOST_AUTO_TEST_CASE(blocks_of_any_power_of_two) {

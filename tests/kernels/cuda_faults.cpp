@@ -143,6 +143,21 @@ BOOST_AUTO_TEST_CASE(memory_that_runs_out_is_a_typed_error) {
   BOOST_CHECK(loaded.error().code == ErrorCode::out_of_memory);
 }
 
+BOOST_AUTO_TEST_CASE(heads_that_no_kernel_is_made_for) {
+  for (const std::uint32_t elements : {258U, 7U}) {
+    const TinyModel model =
+        tiny_model({.format = Format::f32, .heads = {1, 1, elements}, .layers = 1, .pairs = 2});
+    Results results;
+    const auto backend = on_cuda_host()(results.completion());
+    for (const Tensor& tensor : model.tensors) require(backend->load(tensor.host));
+    BOOST_REQUIRE(backend->allocate(model.pool()).has_value());
+    const auto program = backend->record(model.program);
+    BOOST_REQUIRE(!program.has_value());
+    BOOST_CHECK(program.error().code == ErrorCode::unsupported);
+    BOOST_TEST(says(program.error().message, "use the cpu backend"), program.error().message);
+  }
+}
+
 BOOST_AUTO_TEST_CASE(options_and_devices_out_of_range) {
   const auto refused = [](const CudaOptions& options, ErrorCode code) {
     const auto backend = make_cuda_backend(options, [](StepResult&&) {});

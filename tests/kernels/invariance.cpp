@@ -9,9 +9,12 @@
 
 #include <bit>
 #include <boost/test/unit_test.hpp>
+#include <cmath>
+#include <numeric>
 #include <random>
 #include <vector>
 
+#include "kernels/cuda/program.hpp"
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/tested.hpp"
 
@@ -126,6 +129,133 @@ BOOST_AUTO_TEST_CASE(chunks_do_not_matter_whatever_heads_share) {
         }
       }
     }
+  });
+}
+
+/// Long enough for several tiles, splits and blocks of queries; cheap but for its attention.
+TinyModel long_model(HeadShape heads, std::uint32_t pool_contexts = 8) {
+  return tiny_model({.format = Format::f16,
+                     .hidden = 32,
+                     .heads = heads,
+                     .feed_forward = 32,
+                     .vocabulary = 40,
+                     .pairs = heads.head_dim / 2,
+                     .window = 75,
+                     .mixed_layers = true,
+                     .context_tokens = 320,
+                     .pool_contexts = pool_contexts,
+                     .sample = false});
+}
+
+std::vector<std::uint32_t> first_logits(Device& device) {
+  std::vector<std::uint32_t> bits;
+  for (const float x : device.read(device.model.logits, 1)) {
+    BOOST_TEST(std::isfinite(x));
+    bits.push_back(std::bit_cast<std::uint32_t>(x));
+  }
+  return bits;
+}
+
+/// Logits of a prompt's last row, its rows computed in chunks of these sizes.
+std::vector<std::uint32_t> logits_of(const TinyModel& model, const Factory& make,
+                                     const std::vector<std::uint32_t>& chunks) {
+  std::mt19937 random(9);
+  Device device(make, model);
+  Blocks blocks(model, random);
+  Sequence s;
+  for (const std::uint32_t rows : chunks) s.prompt_tokens += rows;
+  std::mt19937 text(10);
+  s.tokens = random_tokens(text, model, s.prompt_tokens);
+  for (const std::uint32_t rows : chunks) {
+    Batch batch;
+    s.plan(batch, rows, s.computed + rows == s.prompt_tokens, blocks, model.traits.block_tokens);
+    device.run(batch);
+  }
+  return first_logits(device);
+}
+
+BOOST_AUTO_TEST_CASE(chunks_of_long_prompts_do_not_matter) {
+  std::vector<Factory> factories{on_cuda_host(64), on_cuda_host(128), on_cuda_host(256)};
+  for (const Tested& backend : tested_backends()) {
+    if (!backend.emulated) factories.push_back(backend.make);
+  }
+  for (const HeadShape heads : {HeadShape{6, 2, 32}, HeadShape{1, 1, 64}}) {
+    const TinyModel model = long_model(heads);
+    for (const Factory& make : factories) {
+      const auto whole = logits_of(model, make, {293});
+      BOOST_CHECK(logits_of(model, make, {150, 100, 40, 1, 1, 1}) == whole);
+      BOOST_CHECK(logits_of(model, make, {3, 289, 1}) == whole);
+    }
+  }
+}
+
+/// Logits of the last row of a prompt of so many tokens, alone or in one step with other prompts'.
+std::vector<std::uint32_t> logits_beside(const TinyModel& model, const Factory& make,
+                                         const std::vector<std::uint32_t>& prompts) {
+  std::mt19937 random(9);
+  Device device(make, model);
+  Blocks blocks(model, random);
+  std::vector<Sequence> sequences;
+  Batch last;
+  for (const std::uint32_t tokens : prompts) {
+    Sequence s;
+    s.slot = {static_cast<SlotIndex>(sequences.size()), 0};
+    std::mt19937 text(tokens);
+    s.tokens = random_tokens(text, model, tokens);
+    s.prompt_tokens = tokens;
+    Batch batch;
+    s.plan(batch, tokens - 1, false, blocks, model.traits.block_tokens);
+    device.run(batch);
+    s.plan(last, 1, true, blocks, model.traits.block_tokens);
+    sequences.push_back(s);
+  }
+  device.run(last);
+  return first_logits(device);
+}
+
+// Rows of one split beside rows of several.
+BOOST_AUTO_TEST_CASE(neighbours_of_other_lengths_do_not_matter) {
+  on_every_backend([](const Tested& backend) {
+    const TinyModel model = long_model({3, 1, 32});
+    for (const std::uint32_t own : {50U, 290U}) {
+      const auto alone = logits_beside(model, backend.make, {own});
+      BOOST_CHECK(logits_beside(model, backend.make, {own, 140, 65, 230}) == alone);
+    }
+  });
+}
+
+// Slots that share their blocks have more splits than a pool of so many blocks makes room for: rows
+// then attend by the kernel of many rows.
+BOOST_AUTO_TEST_CASE(shared_blocks_do_not_matter) {
+  on_every_backend([](const Tested& backend) {
+    const TinyModel model = long_model({2, 1, 32}, 1);
+    constexpr std::uint32_t rows = 300;
+    std::mt19937 random(11);
+    Device device(backend.make, model);
+    Sequence first;
+    first.tokens = random_tokens(random, model, rows + 1);
+    first.prompt_tokens = rows + 1;
+    const PoolShape pool = model.pool();
+    BOOST_TEST(cuda::split_room(pool, 64) < pool.slots * cuda::split_count(rows + 1, 64));
+    std::vector<std::uint32_t> blocks(rows / model.traits.block_tokens + 1);
+    std::iota(blocks.begin(), blocks.end(), 0U);
+    const auto open = [&](Batch& batch, SlotIndex slot) {
+      batch.opens.push_back({{slot, 0}, first.tokens, first.prompt_tokens, {}});
+      batch.grants.push_back({slot, 0, blocks});
+    };
+    Batch prompt, one, all;
+    open(prompt, 0);
+    prompt.segments.push_back({{0, 0}, 0, rows, Path::prompt, false});
+    device.run(prompt);
+    one.segments.push_back({{0, 0}, rows, 1, Path::prompt, true});
+    device.run(one);
+    const auto alone = first_logits(device);
+    for (SlotIndex slot = 0; slot < pool.slots; ++slot) {
+      if (slot > 0) open(all, slot);
+      all.segments.push_back({{slot, 0}, rows, 1, Path::prompt, true});
+    }
+    device.run(all);
+    BOOST_CHECK(first_logits(device) == alone);
   });
 }
 

@@ -103,6 +103,8 @@ struct Traits {
   float score_cap = 0.0F;
   float logit_cap = 0.0F;
   std::uint32_t block_tokens = 16;
+  std::uint32_t context_tokens = 96;
+  std::uint32_t pool_contexts = 8;  ///< that the pool's blocks hold
   bool sample = true;
 };
 
@@ -119,10 +121,10 @@ struct TinyModel {
     p.kv_heads = traits.heads.kv_heads;
     p.head_dim = traits.heads.head_dim;
     p.block_tokens = traits.block_tokens;
-    p.context_tokens = 96;
-    p.blocks = 8 * 96 / traits.block_tokens;
+    p.context_tokens = traits.context_tokens;
+    p.blocks = traits.pool_contexts * traits.context_tokens / traits.block_tokens;
     p.slots = 6;
-    p.rows_max = 96;
+    p.rows_max = traits.context_tokens;
     p.vocabulary = traits.vocabulary;
     return p;
   }
@@ -416,6 +418,8 @@ class Reference {
       auto& cache = cache_[rows_[r].slot][op.layer];
       const std::uint32_t end = rows_[r].position + 1;
       const std::uint32_t begin = op.window != 0 && end > op.window ? end - op.window : 0;
+      std::vector<const double*> seen;  // keys and values of each position
+      for (std::uint32_t p = begin; p < end; ++p) seen.push_back(cache.at(p).data());
       for (std::uint32_t head = 0; head < h.heads; ++head) {
         const std::uint32_t kv = head / (h.heads / h.kv_heads);
         std::vector<double> weights;
@@ -423,7 +427,7 @@ class Reference {
         for (std::uint32_t p = begin; p < end; ++p) {
           double dot = 0;
           for (std::uint32_t d = 0; d < h.head_dim; ++d) {
-            dot += all_queries[r][head * h.head_dim + d] * cache.at(p)[kv * h.head_dim + d];
+            dot += all_queries[r][head * h.head_dim + d] * seen[p - begin][kv * h.head_dim + d];
           }
           weights.push_back(capped(dot * op.scale, op.soft_cap));
           top = std::max(top, weights.back());
@@ -432,7 +436,7 @@ class Reference {
         for (std::uint32_t d = 0; d < h.head_dim; ++d) {
           double sum = 0;
           for (std::uint32_t p = begin; p < end; ++p) {
-            sum += weights[p - begin] * cache.at(p)[(h.kv_heads + kv) * h.head_dim + d];
+            sum += weights[p - begin] * seen[p - begin][(h.kv_heads + kv) * h.head_dim + d];
           }
           buffers[op.out.index][r][head * h.head_dim + d] = sum / total;
         }
