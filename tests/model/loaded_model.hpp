@@ -50,7 +50,7 @@ inline Result<std::unique_ptr<kernels::Backend>> make_backend(const std::string&
                                                               std::uint32_t threads,
                                                               kernels::Completion completion) {
   if (name != emulated) return kernels::make_backend(name, {.threads = threads}, completion);
-  return kernels::make_cuda_backend({.reserve_bytes = 0, .split_tokens = 32, .nccl = ""},
+  return kernels::make_cuda_backend({.reserve_bytes = 0, .split_tokens = 64, .nccl = ""},
                                     completion);
 }
 
