@@ -14,9 +14,7 @@
 // state untouched, so that not even the sign of a zero depends on what others of the block see;
 // within a tile that it sees, other positions weigh 0 and sums start at +0. A row of a product
 // depends on its own row of the operand alone, and a factor of zero changes nothing: that is what
-// this takes from the tensor cores, whatever they round within; no GPU has confirmed it yet. A
-// value beyond f16 is infinite in the pool, and 0 times that no number: then, and then alone, a
-// row's result may be lost to a position of its tile that it does not see.
+// this takes from the tensor cores, whatever they round within; no GPU has confirmed it yet.
 
 #include <type_traits>
 

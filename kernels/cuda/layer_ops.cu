@@ -149,6 +149,13 @@ __device__ float normed(const float* head, std::uint32_t d, float scale, const f
   return gain == nullptr ? head[d] : head[d] * scale * gain[d];
 }
 
+/// A key's or a value's element in the pool: the greatest half where it is beyond, for an infinity
+/// would reach, by way of 0 times it, rows that do not see its position.
+__device__ std::uint16_t narrow_kept(float value) {
+  constexpr float largest = 65504.0F;
+  return narrow_f16(value > largest ? largest : value < -largest ? -largest : value);
+}
+
 /// A block a row, a warp a head: norms and rotates queries in place, and writes normed and rotated
 /// keys, and values, to the pool.
 __global__ void rope_kernel(RopeArgs args) {
@@ -190,9 +197,9 @@ __global__ void rope_kernel(RopeArgs args) {
         keys[d] = values[d] = 0;
         continue;
       }
-      values[d] = narrow_f16(value[d]);
+      values[d] = narrow_kept(value[d]);
       if (d >= 2 * args.pairs) {
-        keys[d] = narrow_f16(normed(key, d, scale, args.k_gain));
+        keys[d] = narrow_kept(normed(key, d, scale, args.k_gain));
         continue;
       }
       const std::uint32_t k = args.halves ? d % args.pairs : d / 2;
@@ -200,7 +207,7 @@ __global__ void rope_kernel(RopeArgs args) {
       const float x = normed(key, p.left, scale, args.k_gain);
       const float y = normed(key, p.right, scale, args.k_gain);
       const float turned = d == p.left ? x * cosine[k] - y * sine[k] : x * sine[k] + y * cosine[k];
-      keys[d] = narrow_f16(turned);
+      keys[d] = narrow_kept(turned);
     }
   }
 }
