@@ -23,6 +23,9 @@ using namespace cuda;
 // The oldest devices with what the kernels use: bf16 and asynchronous copies.
 constexpr int major_min = 8;
 
+// Of a block: what an A100 and everything larger has, and smaller devices of its time do not.
+constexpr std::size_t shared_bytes_min = std::size_t{163} << 10;
+
 // A launch's second and third dimension; a row there is a row of the batch.
 constexpr std::uint32_t rows_most = 65535;
 
@@ -44,6 +47,13 @@ class CudaBackend final : public Backend {
                   "device {}, {}, is older than sm_{}0: use the cpu backend", options_.device,
                   name_of(properties_), major_min);
     }
+    if (properties_.sharedMemPerBlockOptin < shared_bytes_min) {
+      return fail(ErrorCode::unavailable,
+                  "device {}, {}, gives a block {} KiB of shared memory, and the kernels need {}: "
+                  "use the cpu backend",
+                  options_.device, name_of(properties_), properties_.sharedMemPerBlockOptin >> 10,
+                  shared_bytes_min >> 10);
+    }
     auto stream = make_stream();
     if (!stream) return tl::unexpected(stream.error());
     stream_ = std::move(*stream);
@@ -52,10 +62,13 @@ class CudaBackend final : public Backend {
     SLUICE_CUDA(cudaMemGetInfo(&free, &total));
     info_.backend = "cuda";
     info_.device = name_of(properties_);
-    info_.arithmetic = fmt::format("sm_{}{}-bf16-attention-f16-split{}/3", properties_.major,
-                                   properties_.minor, options_.split_tokens);
+    const auto exact = ignores_zeros();
+    if (!exact) return tl::unexpected(exact.error());
+    info_.arithmetic = fmt::format("sm_{}{}-bf16-attention-f16{}-split{}/3", properties_.major,
+                                   properties_.minor, *exact ? "" : "-inexact",
+                                   options_.split_tokens);
     info_.bf16_products = true;
-    info_.paths_equal = true;
+    info_.paths_equal = *exact;
     info_.dedicated_memory = true;
     info_.half_queries = true;
     info_.memory_free_bytes = free - std::min(free, options_.reserve_bytes);
@@ -231,6 +244,19 @@ class CudaBackend final : public Backend {
       if (*launched) return {};
     }
     return programs_[program].enqueue(plan_.counts, flights_.group(), stream_.get());
+  }
+
+  /// Whether a tensor core's sums do not feel factors of zero: attention weighs with 0 what a row
+  /// does not see, and where a prompt is cut into steps decides what lies there.
+  Result<bool> ignores_zeros() {
+    auto memory = DeviceMemory::make(probe_zeros_floats * sizeof(float), "a probe");
+    if (!memory) return tl::unexpected(memory.error());
+    float sums[probe_zeros_floats] = {};
+    SLUICE_CUDA(probe_zeros(memory->as<float>(), stream_.get()));
+    SLUICE_CUDA(cudaMemcpyAsync(sums, memory->as<float>(), sizeof sums, cudaMemcpyDeviceToHost,
+                                stream_.get()));
+    SLUICE_CUDA(cudaStreamSynchronize(stream_.get()));
+    return sums[0] != 0.0F && sums[0] == sums[1] && sums[2] == sums[3];
   }
 
   /// The kernels' bits are the project's only if the compiler left products and sums apart.

@@ -388,4 +388,10 @@ cudaError_t probe_rounding(float* out, cudaStream_t stream);
 /// What probe_rounding writes when it did not.
 inline constexpr float uncontracted = 0.0F;
 
+/// Writes to out[0] and out[2] what a tensor core makes of one small product beside zeros, the
+/// first and the last of a step; to out[1] and out[3] the same beside 0 times something large.
+/// Attention's bits depend on the rows of a block alone if these agree.
+cudaError_t probe_zeros(float* out, cudaStream_t stream);
+inline constexpr std::uint32_t probe_zeros_floats = 4;
+
 }  // namespace sluice::kernels::cuda

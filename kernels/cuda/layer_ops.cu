@@ -1,5 +1,6 @@
 // The row-wise operations of a layer: a block a row, or a thread an element.
 
+#include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/step.cuh"
 #include "kernels/cuda/unpack.cuh"
 #include "kernels/elementary.hpp"
@@ -253,6 +254,25 @@ __global__ void probe_kernel(float* out) {
   out[0] = x * x - (1.0F + 0x1p-11F);
 }
 
+/// 2^-12 times (1 + 2^-10) 2^-6 in column 0, 0 times 2^15 or 0 in column 1 or 15.
+__global__ void probe_zeros_kernel(float* out) {
+  constexpr std::uint32_t weight = 0x0C00U, value = 0x2401U, large = 0x7800U;
+  const std::uint32_t t = lane_index() % 4;
+  for (std::uint32_t probe = 0; probe < probe_zeros_floats; ++probe) {
+    const std::uint32_t other = probe % 2 == 1 ? large << 16 : 0U;
+    TileA a{};
+    TileB b{};
+    if (t == 0) {
+      a.pairs[0] = weight;
+      b.pairs[0] = value | (probe < 2 ? other : 0U);
+    }
+    if (t == 3 && probe >= 2) b.pairs[1] = other;
+    TileSums sums{};
+    multiply_f16(sums, a, b);
+    if (lane_index() == 0) out[probe] = sums.at[0];
+  }
+}
+
 }  // namespace
 
 cudaError_t open_slots(const std::byte* step, const SlotArrays& slots, std::uint32_t opens,
@@ -298,6 +318,10 @@ cudaError_t soft_cap(const SoftCapArgs& args, std::uint32_t rows, cudaStream_t s
 
 cudaError_t select(const SelectArgs& args, std::uint32_t sampled, cudaStream_t stream) {
   return launch(select_kernel, sampled, row_threads, 0, stream, args);
+}
+
+cudaError_t probe_zeros(float* out, cudaStream_t stream) {
+  return launch(probe_zeros_kernel, 1, warp_lanes, 0, stream, out);
 }
 
 cudaError_t probe_rounding(float* out, cudaStream_t stream) {

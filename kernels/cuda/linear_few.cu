@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(sections* warp_lanes) few_kernel(LinearArgs ar
   for (std::uint32_t i = threadIdx.x; i < tokens * tile_rows; i += blockDim.x) {
     const std::uint32_t o = place.row + i % tile_rows, r = first + i / tile_rows;
     if (o >= weight.rows || r >= rows) continue;
-    float sum = partial[i];
+    float sum = 0.0F + partial[i];  // of -0 it is 0, as in linear_many.cu
     for (std::uint32_t s = 1; s * width < weight.cols; ++s) {
       sum += partial[s * tokens * tile_rows + i];
     }

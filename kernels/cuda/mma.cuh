@@ -63,7 +63,7 @@ void multiply_on_host(TileSums& d, const TileA& a, const TileB& b, const cuda_ho
 #else
 #define SLUICE_MMA(name, type, widen)                                                     \
   __device__ inline void name(TileSums& d, const TileA& a, const TileB& b) {              \
-    asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                            \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                            \
         ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"            \
         : "+f"(d.at[0]), "+f"(d.at[1]), "+f"(d.at[2]), "+f"(d.at[3])                      \
         : "r"(a.pairs[0]), "r"(a.pairs[1]), "r"(a.pairs[2]), "r"(a.pairs[3]),             \
@@ -71,7 +71,8 @@ void multiply_on_host(TileSums& d, const TileA& a, const TileB& b, const cuda_ho
   }
 #endif
 
-/// d += a b, of bf16 or of f16, by all lanes of a warp together.
+/// d += a b, of bf16 or of f16, by all lanes of a warp together. Volatile, so that none is moved to
+/// where lanes go different ways.
 SLUICE_MMA(multiply_bf16, "bf16", widen_bf16)
 SLUICE_MMA(multiply_f16, "f16", widen_f16)
 #undef SLUICE_MMA

@@ -26,6 +26,7 @@ struct CleanDevice {
   ~CleanDevice() {
     cuda_host::take_complaints();
     cuda_host::set_memory_bytes(std::size_t{4} << 30);
+    cuda_host::set_shared_bytes(std::size_t{227} << 10);
   }
 };
 
@@ -174,6 +175,10 @@ BOOST_AUTO_TEST_CASE(options_and_devices_out_of_range) {
   const CleanDevice clean;
   cuda_host::fail_call("cudaGetDeviceCount", 1, cudaErrorInvalidDevice);
   refused({}, ErrorCode::unavailable);
+  cuda_host::set_shared_bytes(std::size_t{99} << 10);  // as on sm_86 and sm_89
+  refused({}, ErrorCode::unavailable);
+  cuda_host::set_shared_bytes(std::size_t{163} << 10);
+  BOOST_TEST(make_cuda_backend({}, [](StepResult&&) {}).has_value());
 }
 
 /// Whatever call fails, the step's result says so, and no step after it pretends to run.

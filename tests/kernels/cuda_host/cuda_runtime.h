@@ -58,6 +58,7 @@ struct cudaDeviceProp {
   char name[256];
   cudaUUID_t uuid;  ///< each process has a device of its own
   int major, minor, multiProcessorCount;
+  std::size_t sharedMemPerBlockOptin;
 };
 
 struct cudaLaunchConfig_t {
@@ -116,6 +117,9 @@ std::uint64_t calls(const std::string& name);
 
 /// What kernels complained of so far; clears the list and the device's lost state.
 std::vector<std::string> take_complaints();
+
+/// Shared memory that a block may have; for tests of smaller devices.
+void set_shared_bytes(std::size_t bytes);
 
 /// Memory the device has; for tests of running out.
 void set_memory_bytes(std::size_t bytes);

@@ -20,7 +20,6 @@
 namespace {
 
 constexpr std::size_t shared_bytes_default = std::size_t{48} << 10;
-constexpr std::size_t shared_bytes_most = std::size_t{227} << 10;  // an sm_90 block
 
 /// What the calls of all threads share.
 struct Device {
@@ -33,6 +32,7 @@ struct Device {
   std::map<void*, std::size_t> memory;
   std::size_t memory_used = 0;
   std::size_t memory_bytes = std::size_t{4} << 30;
+  std::size_t shared_bytes_most = std::size_t{227} << 10;  ///< an sm_90 block's
   std::map<const void*, std::size_t> shared_limits;
   std::set<CudaHostStream*> streams;
 };
@@ -183,6 +183,11 @@ std::vector<std::string> take_complaints() {
   return std::exchange(device().complaints, {});
 }
 
+void set_shared_bytes(std::size_t bytes) {
+  const std::lock_guard lock(device().mutex);
+  device().shared_bytes_most = bytes;
+}
+
 void set_memory_bytes(std::size_t bytes) {
   const std::lock_guard lock(device().mutex);
   device().memory_bytes = bytes;
@@ -239,6 +244,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int index) {
   properties->major = 9;
   properties->minor = 0;
   properties->multiProcessorCount = 2;
+  properties->sharedMemPerBlockOptin = device().shared_bytes_most;
   return cudaSuccess;
 }
 
@@ -412,7 +418,7 @@ cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t begin_event, cudaEvent_t
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
   BEGIN("cudaFuncSetAttribute");
-  if (value < 0 || static_cast<std::size_t>(value) > shared_bytes_most) {
+  if (value < 0 || static_cast<std::size_t>(value) > device().shared_bytes_most) {
     return refuse(cudaErrorInvalidValue);
   }
   const std::lock_guard lock(device().mutex);
