@@ -224,6 +224,7 @@ struct RanksElsewhere {
 
 BOOST_AUTO_TEST_SUITE(group)
 
+#if !defined(__SANITIZE_THREAD__)  // how libcaf hands on what this thread spawns and says is unseen
 // A bug once: links between actors pass on no normal exit, so a group that its stopping node ended
 // left rank 0 behind, and the node waited for that for ever.
 BOOST_AUTO_TEST_CASE(group_takes_rank_0_with_it_when_its_node_stops) {
@@ -238,6 +239,8 @@ BOOST_AUTO_TEST_CASE(group_ends_when_a_rank_does_not_answer) {
   TwoRanks ranks(20);
   BOOST_TEST(ranks.rank_0_ends());
 }
+
+#endif
 
 BOOST_AUTO_TEST_CASE(ranks_elsewhere_form_a_group_and_agree) {
   RanksElsewhere ranks;
