@@ -214,12 +214,12 @@ Result<LoadedEngine> load(const EngineConfig& config, const SiteConfig& site,
   if (!backend) return tl::unexpected(backend.error());
   loaded.backend = std::move(*backend);
   const auto& device = loaded.backend->device();
-  const auto quantization =
-      config.quantization == "fp8" ? model::Quantization::fp8 : model::Quantization::none;
+  const auto quantization = model::find_quantization(config.quantization);
+  if (!quantization) return tl::unexpected(quantization.error());
   const auto tensors = model::find_tensors(**file, *model_config);
   if (!tensors) return tl::unexpected(tensors.error());
   auto pool = plan_pool(config, *part, device,
-                        model::device_bytes(*tensors, **file, quantization) / shard.size);
+                        model::device_bytes(*tensors, **file, *quantization) / shard.size);
   if (!pool) return tl::unexpected(pool.error());
   // Before the weights load: a backend that copies them gives the file's pages back.
   const std::string weights = model::weights_fingerprint(**file) + config.quantization;
@@ -236,7 +236,7 @@ Result<LoadedEngine> load(const EngineConfig& config, const SiteConfig& site,
       [&](std::size_t done, std::size_t total) {
         if (progress) progress(name, done, total);
       },
-      shard, quantization);
+      shard, *quantization);
   if (!decoder) return tl::unexpected(decoder.error());
   auto read = making.get();
   if (!read) return tl::unexpected(read.error());

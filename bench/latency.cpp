@@ -131,12 +131,9 @@ Result<std::unique_ptr<Rig>> load(const LatencyOptions& options) {
       std::max({options.prompt_tokens, options.streams, std::min(options.depth, depth_rows_max)});
   pool.vocabulary = config->vocabulary;
   if (auto done = rig->backend->allocate(pool); !done) return tl::unexpected(done.error());
-  if (!options.quantization.empty() && options.quantization != "fp8") {
-    return fail(ErrorCode::bad_request, "no quantization {}: there is fp8", options.quantization);
-  }
-  auto decoder = model::load_decoder(
-      **file, *config, *rig->backend, {}, {},
-      options.quantization.empty() ? model::Quantization::none : model::Quantization::fp8);
+  const auto quantization = model::find_quantization(options.quantization);
+  if (!quantization) return tl::unexpected(quantization.error());
+  auto decoder = model::load_decoder(**file, *config, *rig->backend, {}, {}, *quantization);
   if (!decoder) return tl::unexpected(decoder.error());
   rig->decoder = std::move(*decoder);
   return rig;

@@ -159,6 +159,13 @@ Result<ModelTensors> find_tensors(const Checkpoint& file, const ModelConfig& con
   return found;
 }
 
+Result<Quantization> find_quantization(std::string_view name) {
+  if (name.empty()) return Quantization::none;
+  if (name == "fp8") return Quantization::fp8;
+  return fail(ErrorCode::bad_request, "there is no quantization '{}': write fp8, or leave it out",
+              name);
+}
+
 bool is_narrowed(const Tensor& matrix, Quantization quantization) {
   return quantization == Quantization::fp8 &&
          kernels::info(matrix.format).block_elements == 1;

@@ -46,6 +46,9 @@ enum class Quantization : std::uint8_t {
   fp8,   ///< layers' matrices of plain floats as 8-bit floats, e4m3, with a scale for each output
 };
 
+/// As configurations spell it: "fp8", or nothing. `bad_request` names what there is.
+Result<Quantization> find_quantization(std::string_view name);
+
 /// Whether this matrix of a layer is kept otherwise than the file has it.
 bool is_narrowed(const Tensor& matrix, Quantization quantization);
 

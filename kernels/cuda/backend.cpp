@@ -326,7 +326,7 @@ class CudaBackend final : public Backend {
     kv.block_shift = static_cast<std::uint32_t>(std::countr_zero(shape.block_tokens));
     kv.head_stride = (shape.head_dim + 7) / 8 * 8;
     kv.block_stride = std::size_t{2} * shape.kv_heads * shape.block_tokens * kv.head_stride;
-    return give(kv.data, shape.layers * shape.blocks * kv.block_stride, "the KV pool");
+    return give(kv.data, std::size_t{shape.layers} * shape.blocks * kv.block_stride, "the KV pool");
   }
 
   Result<void> allocate_slots(const PoolShape& shape) {

@@ -61,6 +61,12 @@ BOOST_AUTO_TEST_CASE(layers_in_8_bits) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(quantizations_by_name) {
+  BOOST_CHECK(find_quantization("").value() == Quantization::none);
+  BOOST_CHECK(find_quantization("fp8").value() == Quantization::fp8);
+  BOOST_CHECK(find_quantization("fp9").error().code == ErrorCode::bad_request);
+}
+
 BOOST_AUTO_TEST_CASE(the_cpu_refuses_8_bits_and_names_the_tensor) {
   const auto file = testing::require(open_checkpoint(path_of("plain", ".gguf")));
   const auto config = testing::require(file->config());
