@@ -21,22 +21,23 @@ using cpu::Product;
 
 using Bytes = const std::uint8_t*;
 
-// Each format: bytes of a column of a strip, and how to widen one; equal to `dequantize`.
+// Each format: strips that lie interleaved (packed.hpp), and how to widen a column of one; equal
+// to `dequantize`.
 
 struct ColumnF32 {
-  static constexpr std::size_t bytes = 64;
+  static constexpr std::size_t beside = cpu::packed_layout(Format::f32).beside;
   static HWY_INLINE Lanes widen(Bytes at) { return load(reinterpret_cast<const float*>(at)); }
 };
 
 struct ColumnF16 {
-  static constexpr std::size_t bytes = 32;
+  static constexpr std::size_t beside = cpu::packed_layout(Format::f16).beside;
   static HWY_INLINE Lanes widen(Bytes at) {
     return load_half(reinterpret_cast<const std::uint16_t*>(at));
   }
 };
 
 struct ColumnBF16 {
-  static constexpr std::size_t bytes = 32;
+  static constexpr std::size_t beside = cpu::packed_layout(Format::bf16).beside;
   static HWY_INLINE Lanes widen(Bytes at) {
     const hn::Rebind<std::uint16_t, F> u16;
     Lanes v;
@@ -58,13 +59,15 @@ constexpr std::size_t tile_strips = 1, tile_rows = 1;
 constexpr std::size_t tile_strips = 1, tile_rows = 6;   // 12 of 16 (AVX2), 24 of 32 (NEON)
 #endif
 
+// For one or two rows: a chain of multiply-adds waits four cycles for itself, in which memory gives
+// two strips' columns; and of 16-bit floats two strips share each line.
+constexpr std::size_t few_strips = SLUICE_PORTABLE ? 1 : 2;
+
 // Strips that all rows go over together: they come from the second-level cache, often enough for
 // the multiply-adds.
 constexpr std::uint32_t cached_strips = 4;
 
-// How far ahead of its use a weight is asked for, in one stream: SmolLM2 in F16 decodes 195 tokens
-// a second without, 203 with 2 KiB, 210 with 4, 218 with 8; two or four strips at once, with chains
-// that do not wait for each other, are slower than one (190 and 203).
+// How far ahead of its use a weight is asked for.
 constexpr std::size_t prefetch_bytes = 8192;
 
 template <class Column, std::size_t S, std::size_t N>
@@ -81,8 +84,8 @@ HWY_NOINLINE void multiply_tile(const Product& p, std::size_t r, std::size_t str
   for (std::size_t k = 0; k < cols; ++k) {
     Lanes w[S];
     unroll<S>([&](auto s) SLUICE_INLINE {
-      Bytes at = weights[s] + k * Column::bytes;
-      __builtin_prefetch(at + prefetch_bytes);
+      Bytes at = weights[s] + k * cpu::column_bytes;
+      if (s % Column::beside == 0) __builtin_prefetch(at + prefetch_bytes);
       w[s] = Column::widen(at);
     });
     unroll<N>([&](auto n) SLUICE_INLINE {
@@ -107,7 +110,7 @@ HWY_INLINE void multiply_strips(const Product& p, std::size_t r, std::size_t fir
 template <class Column, std::size_t N>
 HWY_INLINE void multiply_rows(const Product& p, std::size_t r, std::size_t rows, std::size_t first,
                               std::size_t last) {
-  constexpr std::size_t strips = N <= 2 ? 1 : tile_strips;
+  constexpr std::size_t strips = N <= 2 ? few_strips : tile_strips;
   for (; r + N <= rows; r += N) multiply_strips<Column, strips, N>(p, r, first, last);
   if constexpr (N > 1) {
     multiply_rows<Column, (N > 4 ? 4 : N / 2)>(p, r, rows, first, last);

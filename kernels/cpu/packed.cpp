@@ -142,7 +142,7 @@ void write_row(Bytes row, std::uint32_t r, const PackedWeight& weight, std::uint
 template <class Element>
 void write_floats(Bytes row, std::uint32_t r, std::uint32_t cols, std::uint8_t* to) {
   for (std::size_t c = 0; c < cols; ++c) {
-    std::memcpy(to + (c * strip_rows + r) * sizeof(Element), row + c * sizeof(Element),
+    std::memcpy(to + c * column_bytes + r * sizeof(Element), row + c * sizeof(Element),
                 sizeof(Element));
   }
 }
@@ -165,7 +165,7 @@ PackedWeight PackedWeight::of(const WeightShape& shape) {
 
 void PackedWeight::fill(std::uint32_t index, const std::byte* rows_in_file,
                         std::size_t row_stride) {
-  std::uint8_t* to = data + index * strip_bytes;
+  std::uint8_t* to = data + strip_at(index);
   const std::uint32_t first = index * strip_rows;
   for (std::uint32_t r = 0; r < std::min(strip_rows, rows - first); ++r) {
     Bytes row = reinterpret_cast<Bytes>(rows_in_file) + (first + r) * row_stride;

@@ -4,7 +4,8 @@
 // many bytes as in the file (the K formats' scales take 3% more).
 //
 // A strip is sixteen rows, zeros beyond the last row and the last column. A block is 32 columns.
-// Floats lie column by column, sixteen rows each. A quantized strip has first the scales of all its
+// Floats lie column by column, sixteen rows each; of 16 bits, two strips side by side, so that
+// a column fills a line. A quantized strip has first the scales of all its
 // blocks, then, at a multiple of 64 bytes, the quants. Of a block, vector j of 0..7 means
 // columns 4j .. 4j + 3, byte 4 r + i being column 4j + i of row r:
 //   nibbles   4 vectors; vector j in the low half of vector j % 4's bytes, 4 + j in the high half
@@ -24,10 +25,14 @@ namespace sluice::kernels::cpu {
 inline constexpr std::uint32_t strip_rows = 16;
 inline constexpr std::uint32_t block_cols = 32;
 
+/// From one column of a strip of floats to its next.
+inline constexpr std::uint32_t column_bytes = 64;
+
 struct PackedLayout {
   std::uint32_t quant_bytes = 0;  ///< of a block, for sixteen rows
   std::uint32_t scale_bytes = 0;  ///< of a block
   std::uint32_t head_bytes = 0;   ///< of eight blocks, before their scales
+  std::uint32_t beside = 1;       ///< strips whose columns lie interleaved
 
   constexpr std::size_t scale_at(std::size_t block) const {
     const std::size_t heads = head_bytes == 0 ? 0 : block / 8 + 1;
@@ -47,7 +52,7 @@ constexpr PackedLayout packed_layout(Format format) {
     case Format::q6_k: return {256 + 128, 32, 32};
     case Format::f32: return {2048, 0, 0};
     case Format::f16:
-    case Format::bf16: return {1024, 0, 0};
+    case Format::bf16: return {1024, 0, 0, 2};
   }
   return {};
 }
@@ -64,15 +69,17 @@ struct PackedWeight {
   std::uint32_t cols = 0;
   std::size_t quants_at = 0;    ///< bytes of a strip's scales, rounded up to 64
   std::size_t strip_bytes = 0;
-  std::uint8_t* data = nullptr; ///< strips() * strip_bytes, aligned to 64, zeros before fill()
+  std::uint8_t* data = nullptr; ///< bytes(), aligned to 64, zeros before fill()
 
   std::uint32_t strips() const { return (rows + strip_rows - 1) / strip_rows; }
   std::uint32_t blocks() const { return (cols + block_cols - 1) / block_cols; }
-  const std::uint8_t* strip(std::uint32_t index) const {
-    return data + index * strip_bytes;
-  }
+  /// Strips that lie interleaved, the first of them at a multiple of this.
+  std::uint32_t beside() const { return packed_layout(format).beside; }
+  const std::uint8_t* strip(std::uint32_t index) const { return data + strip_at(index); }
 
-  std::size_t bytes() const { return strips() * strip_bytes; }
+  std::size_t bytes() const {
+    return (strips() + beside() - 1) / beside() * beside() * strip_bytes;
+  }
 
   /// Of this shape; `data` is for the caller to give.
   static PackedWeight of(const WeightShape& shape);
@@ -80,6 +87,12 @@ struct PackedWeight {
   /// Fills a strip from the weight's rows as the file has them, `row_stride` bytes apart. Any
   /// thread, a strip each.
   void fill(std::uint32_t index, const std::byte* rows_in_file, std::size_t row_stride);
+
+ private:
+  std::size_t strip_at(std::uint32_t index) const {
+    const std::uint32_t among = index % beside();
+    return (index - among) * strip_bytes + among * (column_bytes / beside());
+  }
 };
 
 }  // namespace sluice::kernels::cpu

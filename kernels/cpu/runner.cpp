@@ -233,10 +233,15 @@ std::uint32_t StepRunner::tasks(const LinearStage& stage) const {
 
 void StepRunner::task(const LinearStage& stage, std::uint32_t index, std::uint32_t) {
   const std::uint32_t rows = row_count(stage.space);
-  const std::uint64_t all = strips(stage);
+  const std::uint32_t all = strips(stage);
   const std::uint32_t count = tasks(stage);
-  auto first = static_cast<std::uint32_t>(all * index / count);
-  auto last = static_cast<std::uint32_t>(all * (index + 1) / count);
+  const std::uint32_t beside = stage.products.front().weight->beside();
+  // Tasks part what lies interleaved only where a product ends.
+  const auto cut = [&](std::uint32_t task) {
+    const std::uint64_t units = divide_up(all, beside);
+    return std::min(all, static_cast<std::uint32_t>(units * task / count * beside));
+  };
+  std::uint32_t first = cut(index), last = cut(index + 1);
   for (const Product& product : stage.products) {
     const std::uint32_t size = product.weight->strips();
     if (first < size && first < last) multiply(product, rows, first, std::min(last, size));
