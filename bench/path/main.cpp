@@ -1,13 +1,17 @@
 // What the path through a node costs: client -> node -> client with a device that answers at once,
 // beside a raw ZeroMQ ping-pong of frames of the same sizes, in alternating rounds of one run.
 //
-//   sluice-bench-path --model models/SmolLM2-135M-Instruct-Q4_1.gguf [--rounds N] [--json]
+//   sluice-bench-path --model models/SmolLM2-135M-Instruct-Q4_1.gguf [--rounds N] [--awake] [--json]
 //
 // A path sample is the time from `submit` (16 prompt tokens, one token wanted) to its first chunk;
 // it crosses the I/O thread, session, tokenizer, batcher, executor, batcher, streamer and the I/O
 // thread. The same again with the executor on another node, joined over tcp: the difference is what
 // a plan's way there and its result's way back add. The way there alone is the difference in when
-// the plan reaches the device, which runs in this process on either node.
+// the plan reaches the device, which runs in this process on either node; beside it how long a
+// frame takes from one ZeroMQ socket to another, likewise after a rest. With --awake no processor
+// goes to sleep in a rest: a thread each, which anything else displaces, keeps them busy.
+
+#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -15,6 +19,7 @@
 #include <cstdio>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -103,6 +108,9 @@ Result<Way> through_node(transport::Client& client) {
   }
 }
 
+/// When the last frame reached echo's ROUTER.
+std::atomic<Clock::time_point> echoed;
+
 /// A ROUTER that answers every frame with one of `reply_bytes`, until told to stop by an empty one.
 void echo(zmq::context_t& context, const std::string& address, std::size_t reply_bytes) {
   zmq::socket_t router(context, zmq::socket_type::router);
@@ -111,10 +119,32 @@ void echo(zmq::context_t& context, const std::string& address, std::size_t reply
   for (;;) {
     zmq::message_t peer, frame;
     if (!router.recv(peer) || !router.recv(frame) || frame.size() == 0) return;
+    echoed = Clock::now();
     router.send(peer, zmq::send_flags::sndmore);
     router.send(zmq::buffer(reply), zmq::send_flags::none);
   }
 }
+
+/// A thread for every processor that keeps it from sleeping and gives way to anything else.
+class Awake {
+ public:
+  Awake() {
+    for (unsigned i = 0; i < std::thread::hardware_concurrency(); ++i) {
+      threads_.emplace_back([](std::stop_token stop) {
+        const sched_param none{};
+        if (sched_setscheduler(0, SCHED_IDLE, &none) != 0) {
+          std::perror("sluice-bench-path: --awake: sched_setscheduler");
+          std::_Exit(1);
+        }
+        while (!stop.stop_requested()) {
+        }
+      });
+    }
+  }
+
+ private:
+  std::vector<std::jthread> threads_;
+};
 
 struct Ways {
   std::vector<double> plan_us, chunk_us;
@@ -122,7 +152,7 @@ struct Ways {
 
 struct Samples {
   Ways local, remote;
-  std::vector<double> raw_us;
+  std::vector<double> raw_us, raw_there_us;
   std::size_t submit_bytes = 0, chunk_bytes = 0;
 };
 
@@ -172,6 +202,14 @@ Result<Samples> measure(transport::Client& client, transport::Client& remote, in
       (void)dealer.recv(pong);
       samples.raw_us.push_back(us_since(start));
     }
+    for (int i = 0; i < plans_per_round; ++i) {
+      std::this_thread::sleep_for(rest);
+      const auto start = Clock::now();
+      dealer.send(zmq::buffer(ping), zmq::send_flags::none);
+      (void)dealer.recv(pong);
+      samples.raw_there_us.push_back(
+          std::chrono::duration<double, std::micro>(echoed.load() - start).count());
+    }
   }
   dealer.send(zmq::message_t(), zmq::send_flags::none);
   echoer.join();
@@ -218,10 +256,12 @@ Result<Samples> run(const std::string& model, int rounds) {
 int main(int argc, char** argv) {
   std::string model;
   int rounds = 20;
-  bool json = false;
+  bool json = false, keep_awake = false;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--json") == 0)
       json = true;
+    else if (std::strcmp(argv[i], "--awake") == 0)
+      keep_awake = true;
     else if (std::strcmp(argv[i], "--model") == 0 && i + 1 < argc)
       model = argv[++i];
     else if (std::strcmp(argv[i], "--rounds") == 0 && i + 1 < argc)
@@ -230,9 +270,11 @@ int main(int argc, char** argv) {
       rounds = 0;
   }
   if (model.empty() || rounds < 1) {
-    std::fprintf(stderr, "usage: sluice-bench-path --model FILE [--rounds N] [--json]\n");
+    std::fprintf(stderr, "usage: sluice-bench-path --model FILE [--rounds N] [--awake] [--json]\n");
     return 2;
   }
+  std::optional<Awake> awake;
+  if (keep_awake) awake.emplace();
   const auto samples = run(model, rounds);
   if (!samples) {
     std::fprintf(stderr, "sluice-bench-path: %s\n", samples.error().message.c_str());
@@ -243,6 +285,7 @@ int main(int argc, char** argv) {
   const auto plan = quantiles(samples->local.plan_us);
   const auto remote_plan = quantiles(samples->remote.plan_us);
   const auto raw = quantiles(samples->raw_us);
+  const auto raw_there = quantiles(samples->raw_there_us);
   if (json) {
     const nlohmann::ordered_json result{{"samples", samples->raw_us.size()},
                                         {"submit_bytes", samples->submit_bytes},
@@ -251,7 +294,8 @@ int main(int argc, char** argv) {
                                         {"plan_us", json_of(plan)},
                                         {"remote_executor_us", json_of(remote)},
                                         {"remote_plan_us", json_of(remote_plan)},
-                                        {"raw_us", json_of(raw)}};
+                                        {"raw_us", json_of(raw)},
+                                        {"raw_there_us", json_of(raw_there)}};
     std::printf("%s\n", result.dump().c_str());
     return 0;
   }
@@ -267,5 +311,6 @@ int main(int argc, char** argv) {
   row("difference", path, raw);
   row("there and back", remote, path);
   row("there alone", remote_plan, plan);
+  row("raw, there alone", raw_there, {});
   return 0;
 }
