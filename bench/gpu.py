@@ -3,25 +3,32 @@
 
   check     test_kernels, which compares the device with a model of it in double
   sanitize  the same kernels under compute-sanitizer's memcheck and racecheck
-  measure   sluice-bench on random weights of known shapes, each beside its limit and goal
+  measure   sluice-bench on random weights of known shapes, each beside its limit and goal, and how
+            busy the device was while it generated
+  peer      PyTorch and transformers on the same shape (gpu_torch.py), after `measure`
+  start     16 GB of weights from the page cache to the first token (gpu_checkpoint.py)
 
-Needs the programs of the bare build and nothing else of the project: build/bare, or the unpacked
-archive of `scripts/bundle.sh --bare`. What compute-sanitizer or PyTorch (for the rate of cuBLAS)
-would tell is left out where they are missing. Goes on after a failure; exit code 1 tells of one.
-Writes OUT/gpu.json and each step's output beside it.
+Needs the programs of the bare build and, of the project, this folder: build/bare, or the unpacked
+archive of `scripts/bundle.sh --bare`. What compute-sanitizer or PyTorch (for the rate of cuBLAS
+and as the peer) would tell is left out where they are missing. Goes on after a failure; exit code 1
+tells of one. Writes OUT/gpu.json and each step's output beside it.
 
-Usage: bench/gpu.py --bin FOLDER --out FOLDER [--parts check,sanitize,measure] [--quick]
+Usage: bench/gpu.py --bin FOLDER --out FOLDER [--parts check,measure,peer,start,sanitize] [--quick]
                     [--backend cpu]   to try the script itself where there is no GPU
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+
+import gpu_checkpoint
 
 # Products of a prompt's token with all layers; the head multiplies the last row alone.
 LAYER_WEIGHTS = {"llama-3.1-8b": 6.98e9, "llama-3.2-1b": 0.97e9, "smollm2-135m": 0.106e9}
@@ -30,6 +37,8 @@ LAYER_WEIGHTS = {"llama-3.1-8b": 6.98e9, "llama-3.2-1b": 0.97e9, "smollm2-135m":
 ROWS = [
     ("8B bf16, 1 stream at 1,024", "llama-3.1-8b:bf16",
      "--prompt 0 --generate 128 --depth 1024", "bandwidth", 0.85),
+    ("8B bf16, 32 streams at 1,024", "llama-3.1-8b:bf16",
+     "--prompt 0 --generate 128 --streams 32 --depth 1024", "bandwidth", None),
     ("8B fp8, 1 stream at 1,024", "llama-3.1-8b:bf16",
      "--quantization fp8 --prompt 0 --generate 128 --depth 1024", "bandwidth", 0.80),
     ("1B bf16, 1 stream at 1,024", "llama-3.2-1b:bf16",
@@ -140,7 +149,47 @@ class Run:
                                       if key.startswith("tg") and key.endswith("_tok_s"))
             self.found["rows"].append(row)
             print(f"       reached {row['reached']}, goal {goal}", flush=True)
+            if "device_busy" in result:  # goals: 0.99 and 20
+                print(f"       busy {result['device_busy']:.3f}, a step rests "
+                      f"{result['idle_step_us']:.1f} us", flush=True)
         self.found["cublas_flops"] = cublas
+
+    def peer(self, quick):
+        if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+            print("no PyTorch with transformers: left out")
+            return
+        shape, depth = ("small", 16) if quick else ("llama-3.1-8b", 1024)
+        script = pathlib.Path(__file__).with_name("gpu_torch.py")
+        for streams, name in ((1, "8B bf16, 1 stream at 1,024"),
+                              (32, "8B bf16, 32 streams at 1,024")):
+            text = self.step(f"PyTorch, {streams} streams", [
+                sys.executable, script, "--shape", shape, "--streams", str(streams), "--depth",
+                str(depth), "--device", self.backend])
+            if text is None:
+                continue
+            row = {"name": f"PyTorch, {name}", "result": json.loads(text.splitlines()[-1]),
+                   "goal": 1.5}
+            ours = [one["result"]["tg128_tok_s"] for one in self.found["rows"]
+                    if one["name"] == name]
+            row["reached"] = ours[0] / row["result"]["tok_s"] if ours else None
+            self.found["rows"].append(row)
+            print(f"       ours / its {row['reached']}, goal 1.5", flush=True)
+
+    def start(self, quick):
+        with tempfile.TemporaryDirectory() as folder:
+            shape = gpu_checkpoint.SHAPES["small" if quick else "llama-3.1-8b"]
+            size = gpu_checkpoint.write(pathlib.Path(folder), shape)
+            for name in ("start, first", "start"):  # the second counts
+                text = self.step(name, [self.bin / "sluice-bench", "--model", folder, "--backend",
+                                        self.backend, "--prompt", "128", "--generate", "0",
+                                        "--repetitions", "1", "--json"])
+                if text is None:
+                    continue
+                seconds = json.loads(text.splitlines()[-1])["first_token_s"]
+                self.found["rows"].append({"name": name, "bytes": size, "reached": seconds,
+                                           "goal": 10})
+                print(f"       {size / 1e9:.1f} GB to the first token in {seconds:.2f} s, goal 10",
+                      flush=True)
 
 
 def main():
@@ -148,7 +197,7 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", required=True)
     parser.add_argument("--out", required=True)
-    parser.add_argument("--parts", default="check,sanitize,measure")
+    parser.add_argument("--parts", default="check,measure,peer,start,sanitize")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--backend", default="cuda")
     options = parser.parse_args()
@@ -159,6 +208,10 @@ def main():
         run.check()
     if "measure" in parts:
         run.measure(QUICK if options.quick else ROWS)
+    if "peer" in parts:
+        run.peer(options.quick)
+    if "start" in parts:
+        run.start(options.quick)
     if "sanitize" in parts and options.backend == "cuda":
         run.sanitize()
     (run.out / "gpu.json").write_text(json.dumps(run.found, indent=1, default=str) + "\n",

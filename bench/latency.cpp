@@ -30,6 +30,8 @@ class Progress {
   void complete(const kernels::StepResult& result) {
     const std::scoped_lock lock(mutex_);
     ticket_ = result.ticket;
+    device_ns_ += result.device_ns;
+    if (!first_token_ && !result.slots.empty()) first_token_ = Clock::now();
     if (result.failed) error_ = result.error;
     for (const auto& slot : result.slots)
       if (slot.error) error_ = *slot.error;
@@ -41,11 +43,23 @@ class Progress {
     if (error_) return tl::unexpected(*error_);
     return {};
   }
+  /// Of all steps so far.
+  std::uint64_t device_ns() {
+    const std::scoped_lock lock(mutex_);
+    return device_ns_;
+  }
+  /// When the first token of all was there.
+  std::optional<Clock::time_point> first_token() {
+    const std::scoped_lock lock(mutex_);
+    return first_token_;
+  }
 
  private:
   std::mutex mutex_;
   std::condition_variable changed_;
   kernels::Ticket ticket_ = 0;
+  std::uint64_t device_ns_ = 0;
+  std::optional<Clock::time_point> first_token_;
   std::optional<Error> error_;
 };
 
@@ -175,10 +189,17 @@ Result<kernels::Batch> open_streams(Rig& rig, std::uint32_t depth) {
   return batch;
 }
 
-Result<double> generation_rate(Rig& rig, std::uint32_t depth, std::uint32_t tokens) {
+struct Generation {
+  double tok_s = 0;
+  double s = 0;         ///< that passed
+  double device_s = 0;  ///< of these in steps
+};
+
+Result<Generation> generate(Rig& rig, std::uint32_t depth, std::uint32_t tokens) {
   auto opened = open_streams(rig, depth);
   if (!opened) return tl::unexpected(opened.error());
   const auto start = Clock::now();
+  const auto device_before = rig.progress.device_ns();
   const auto before = rig.ticket;
   for (std::uint32_t i = 0; i < tokens; ++i) {
     auto batch = std::exchange(*opened, {});
@@ -193,7 +214,11 @@ Result<double> generation_rate(Rig& rig, std::uint32_t depth, std::uint32_t toke
       return tl::unexpected(done.error());
   }
   if (auto done = rig.wait(); !done) return tl::unexpected(done.error());
-  return rig.pool.slots * tokens / std::chrono::duration<double>(Clock::now() - start).count();
+  Generation took;
+  took.s = std::chrono::duration<double>(Clock::now() - start).count();
+  took.device_s = static_cast<double>(rig.progress.device_ns() - device_before) * 1e-9;
+  took.tok_s = rig.pool.slots * tokens / took.s;
+  return took;
 }
 
 Rate summarise(const std::vector<double>& samples) {
@@ -226,10 +251,12 @@ Result<LatencyResult> measure_latency(const LatencyOptions& options) {
     return fail(ErrorCode::bad_request, "prompt or generated tokens must be at least 1");
   if (options.repetitions == 0 || options.streams == 0)
     return fail(ErrorCode::bad_request, "repetitions and streams must be at least 1");
+  const auto start = Clock::now();
   auto loaded = load(options);
   if (!loaded) return tl::unexpected(loaded.error());
   auto& rig = **loaded;
   std::vector<double> prompt, generated;
+  Generation all;
   for (std::uint32_t i = 0; i <= options.repetitions; ++i) {
     // The first is not counted: pages in, caches and clocks up.
     if (options.prompt_tokens > 0) {
@@ -238,9 +265,12 @@ Result<LatencyResult> measure_latency(const LatencyOptions& options) {
       if (i > 0) prompt.push_back(*rate);
     }
     if (options.generated_tokens > 0) {
-      const auto rate = generation_rate(rig, options.depth, options.generated_tokens);
-      if (!rate) return tl::unexpected(rate.error());
-      if (i > 0) generated.push_back(*rate);
+      const auto took = generate(rig, options.depth, options.generated_tokens);
+      if (!took) return tl::unexpected(took.error());
+      if (i == 0) continue;
+      generated.push_back(took->tok_s);
+      all.s += took->s;
+      all.device_s += took->device_s;
     }
   }
   const auto& device = rig.backend->device();
@@ -253,8 +283,13 @@ Result<LatencyResult> measure_latency(const LatencyOptions& options) {
   result.backend = device.backend;
   result.device = device.device;
   if (!prompt.empty()) result.prompt_tok_s = summarise(prompt);
+  if (const auto first = rig.progress.first_token())
+    result.first_token_s = std::chrono::duration<double>(*first - start).count();
   if (!generated.empty()) {
     result.generated_tok_s = summarise(generated);
+    result.device_busy = all.device_s / all.s;
+    result.idle_step_us =
+        (all.s - all.device_s) * 1e6 / (options.repetitions * options.generated_tokens);
     if (auto done = set_limit(rig, result); !done) return tl::unexpected(done.error());
   }
   return result;
@@ -275,9 +310,12 @@ std::string to_json(const LatencyResult& result) {
     json["read_bandwidth_gb_s"] = result.read_bandwidth_gb_s;
     json["limit_tok_s"] = result.limit_tok_s;
     json["ratio_to_limit"] = result.ratio_to_limit;
+    json["device_busy"] = result.device_busy;
+    json["idle_step_us"] = result.idle_step_us;
     json["streams"] = result.streams;
     json["depth"] = result.depth;
   }
+  json["first_token_s"] = result.first_token_s;
   json["threads"] = result.threads;
   json["backend"] = result.backend;
   json["device"] = result.device;
@@ -296,10 +334,12 @@ std::string to_text(const LatencyResult& result) {
     if (result.depth > 0) text += fmt::format(", after {} tokens", result.depth);
     text += fmt::format(
         "\nlimit    {:9.1f} tok/s, {:.1f} MB a token at {:.1f} GB/s read bandwidth\n"
-        "ratio    {:9.3f}\n",
+        "ratio    {:9.3f}\n"
+        "busy     {:9.3f}, {:.1f} us a step that the device rests\n",
         result.limit_tok_s, result.bytes_per_token / 1e6, result.read_bandwidth_gb_s,
-        result.ratio_to_limit);
+        result.ratio_to_limit, result.device_busy, result.idle_step_us);
   }
+  text += fmt::format("start    {:9.3f} s to the first token\n", result.first_token_s);
   return text + fmt::format("{}, {} threads: {}\n", result.backend, result.threads, result.device);
 }
 

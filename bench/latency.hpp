@@ -44,6 +44,11 @@ struct LatencyResult {
   double read_bandwidth_gb_s = 0;  ///< of the device at a step's bytes; GB are 10^9 bytes
   double limit_tok_s = 0;          ///< bandwidth over bytes
   double ratio_to_limit = 0;
+  /// While generating: the device's time in steps over the time that passed, and what a step is
+  /// longer than the device's time in it.
+  double device_busy = 0;
+  double idle_step_us = 0;
+  double first_token_s = 0;  ///< from the call to the first token: loading and one prompt
   std::uint32_t threads = 0;
   std::string backend;
   std::string device;

@@ -1,7 +1,7 @@
 // What the path through a node costs: client -> node -> client with a device that answers at once,
 // beside a raw ZeroMQ ping-pong of frames of the same sizes, in alternating rounds of one run.
 //
-//   sluice-bench-path --model models/SmolLM2-135M-Instruct-Q4_1.gguf [--rounds N] [--awake] [--json]
+//   sluice-bench-path --model FILE [--rounds N] [--awake] [--json]
 //
 // A path sample is the time from `submit` (16 prompt tokens, one token wanted) to its first chunk;
 // it crosses the I/O thread, session, tokenizer, batcher, executor, batcher, streamer and the I/O

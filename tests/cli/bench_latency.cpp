@@ -30,6 +30,12 @@ double bytes_per_token(std::vector<std::string> more) {
   BOOST_TEST(out.at("ratio_to_limit").get<double>() ==
                  out.at("tg3_tok_s").get<double>() / out.at("limit_tok_s").get<double>(),
              boost::test_tools::tolerance(1e-9));
+  const double busy = out.at("device_busy"), idle_us = out.at("idle_step_us");
+  const double streams = out.at("streams");
+  BOOST_TEST(busy > 0.0);
+  BOOST_TEST(idle_us == (1 - busy) * streams / out.at("tg3_tok_s").get<double>() * 1e6,
+             boost::test_tools::tolerance(1e-6));
+  BOOST_TEST(out.at("first_token_s").get<double>() > 0.0);
   return out.at("bytes_per_token");
 }
 
