@@ -7,13 +7,15 @@
             busy the device was while it generated
   peer      PyTorch and transformers on the same shape (gpu_torch.py), after `measure`
   start     16 GB of weights from the page cache to the first token (gpu_checkpoint.py)
+  serve     a node of the whole bundle, end to end (with --bundle)
 
 Needs the programs of the bare build and, of the project, this folder: build/bare, or the unpacked
 archive of `scripts/bundle.sh --bare`. What compute-sanitizer or PyTorch (for the rate of cuBLAS
 and as the peer) would tell is left out where they are missing. Goes on after a failure; exit code 1
 tells of one. Writes OUT/gpu.json and each step's output beside it.
 
-Usage: bench/gpu.py --bin FOLDER --out FOLDER [--parts check,measure,peer,start,sanitize] [--quick]
+Usage: bench/gpu.py --bin FOLDER --out FOLDER [--bundle FOLDER] [--quick]
+                    [--parts check,measure,peer,start,serve,sanitize]
                     [--backend cpu]   to try the script itself where there is no GPU
 """
 
@@ -55,6 +57,18 @@ ROWS = [
      "tokens", 0.7 * 17744)
     for streams in (32, 128, 256, 384)
 ]
+# name, what `sluice bench serve` is told, its result, goal
+SERVED = [
+    ("8B fp8, 128 in, 500 out, 1 client",
+     "--num-prompts 5 --max-concurrency 1 --random-input-len 128 --output-len 500",
+     "median_e2el_ms", 1100),
+    ("8B fp8, 1,000 in, 1,000 out, 256 clients",
+     "--num-prompts 512 --max-concurrency 256 --random-input-len 1000 --output-len 1000",
+     "output_throughput", 0.7 * 17744),
+]
+SERVED_QUICK = [("small, 16 in, 8 out, 2 clients",
+                 "--num-prompts 4 --max-concurrency 2 --random-input-len 16 --output-len 8",
+                 "output_throughput", None)]
 QUICK = [
     ("135M bf16, 1 stream", "smollm2-135m:bf16", "--prompt 0 --generate 8", "bandwidth", None),
     ("135M bf16, prompt of 64", "smollm2-135m:bf16", "--prompt 64 --generate 0", "cublas", None),
@@ -191,13 +205,41 @@ class Run:
                 print(f"       {size / 1e9:.1f} GB to the first token in {seconds:.2f} s, goal 10",
                       flush=True)
 
+    def serve(self, bundle, quick):
+        sluice = pathlib.Path(bundle).resolve() / "bin" / "sluice"
+        with tempfile.TemporaryDirectory() as folder:
+            shape = gpu_checkpoint.SHAPES["small" if quick else "llama-3.1-8b"]
+            gpu_checkpoint.write(pathlib.Path(folder), shape)
+            command = [sluice, "node", "--model", folder, "--backend", self.backend, "--context",
+                       "4096", "--slots", "256", "--listen", "tcp://127.0.0.1:0"]
+            command += ["--quantization", "fp8"] if self.backend == "cuda" else []
+            log = open(self.out / "node.log", "w", encoding="utf-8")
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as node:
+                try:
+                    ready = node.stdout.readline().split()
+                    if ready[:1] != ["ready"]:
+                        self.failed.append("the node's start: see node.log")
+                        return
+                    for name, arguments, figure, goal in SERVED_QUICK if quick else SERVED:
+                        text = self.step(name, [sluice, "bench", "serve", "--connect", ready[1],
+                                                "--json", *arguments.split()])
+                        if text is None:
+                            continue
+                        result = json.loads(text.splitlines()[-1])
+                        self.found["rows"].append({"name": name, "result": result, "goal": goal,
+                                                   "reached": result[figure]})
+                        print(f"       {figure} {result[figure]}, goal {goal}", flush=True)
+                finally:
+                    node.terminate()
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", required=True)
     parser.add_argument("--out", required=True)
-    parser.add_argument("--parts", default="check,measure,peer,start,sanitize")
+    parser.add_argument("--parts", default="check,measure,peer,start,serve,sanitize")
+    parser.add_argument("--bundle")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--backend", default="cuda")
     options = parser.parse_args()
@@ -212,6 +254,8 @@ def main():
         run.peer(options.quick)
     if "start" in parts:
         run.start(options.quick)
+    if "serve" in parts and options.bundle:
+        run.serve(options.bundle, options.quick)
     if "sanitize" in parts and options.backend == "cuda":
         run.sanitize()
     (run.out / "gpu.json").write_text(json.dumps(run.found, indent=1, default=str) + "\n",

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Writes a Hugging Face folder of the shape of Llama 3.1 8B, or a small one, with random bfloat16
-weights of about 0.01: for start times, which depend on bytes alone. Needs Python's own library.
+weights of about 0.01: for times that depend on shapes alone. Its tokenizer has a token for each
+byte, and fills the vocabulary up with words that no text has. Needs Python's own library.
 
 Usage: bench/gpu_checkpoint.py FOLDER [--shape llama-3.1-8b|small]
 """
@@ -39,13 +40,40 @@ def tensors(shape):
     yield "lm_head.weight", (shape["vocab_size"], hidden)
 
 
+def byte_names():
+    """The characters by which byte-level vocabularies write the bytes 0 to 255."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    return [chr(byte if byte in plain else next(others)) for byte in range(256)]
+
+
+def tokenizer(size):
+    words = byte_names()
+    words += [f"<filler {i}>" for i in range(size - 2 - len(words))]
+    words += ["<begin>", "<end>"]
+    special = [{"id": i, "content": words[i], "single_word": False, "lstrip": False,
+                "rstrip": False, "normalized": False, "special": True}
+               for i in (size - 2, size - 1)]
+    return {"version": "1.0", "added_tokens": special, "normalizer": None,
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False,
+                              "trim_offsets": True, "use_regex": True},
+            "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True,
+                        "use_regex": True},
+            "post_processor": None,
+            "model": {"type": "BPE", "vocab": {word: i for i, word in enumerate(words)},
+                      "merges": []}}
+
+
 def write(folder, shape):
     folder.mkdir(parents=True, exist_ok=True)
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
               "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
-              "tie_word_embeddings": False, "torch_dtype": "bfloat16", "bos_token_id": 1,
-              "eos_token_id": 2, **shape}
+              "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+              "bos_token_id": shape["vocab_size"] - 2, "eos_token_id": shape["vocab_size"] - 1,
+              **shape}
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer(shape["vocab_size"])),
+                                           encoding="utf-8")
     header, end = {}, 0
     for name, size in tensors(shape):
         begin, end = end, end + 2 * size[0] * (size[1] if len(size) > 1 else 1)
