@@ -35,6 +35,9 @@ std::size_t row_bytes(Format format, std::size_t elements);
 /// the reference package `gguf`; kernels are tested against it.
 void dequantize(Format format, std::span<const std::byte> row, std::span<float> out);
 
+/// The greatest finite half.
+inline constexpr float largest_f16 = 65504.0F;
+
 float f16_to_f32(std::uint16_t half);
 std::uint16_t f32_to_f16(float value);  ///< round to nearest even
 float bf16_to_f32(std::uint16_t value);

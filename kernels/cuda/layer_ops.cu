@@ -153,8 +153,8 @@ __device__ float normed(const float* head, std::uint32_t d, float scale, const f
 /// A key's or a value's element in the pool: the greatest half where it is beyond, for an infinity
 /// would reach, by way of 0 times it, rows that do not see its position.
 __device__ std::uint16_t narrow_kept(float value) {
-  constexpr float largest = 65504.0F;
-  return narrow_f16(value > largest ? largest : value < -largest ? -largest : value);
+  return narrow_f16(value > largest_f16 ? largest_f16
+                                        : value < -largest_f16 ? -largest_f16 : value);
 }
 
 /// A block a row, a warp a head: norms and rotates queries in place, and writes normed and rotated

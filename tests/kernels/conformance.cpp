@@ -7,6 +7,7 @@
 
 #include <boost/test/unit_test.hpp>
 #include <cmath>
+#include <cstring>
 #include <random>
 #include <vector>
 
@@ -250,6 +251,44 @@ BOOST_AUTO_TEST_CASE(norms_and_caps_that_do_not_fit_are_refused) {
     refused({}, [](Op& op) {
       if (auto* attention = std::get_if<Attention>(&op)) attention->soft_cap = -1.0F;
     }, "(Attention): a soft cap of -1");
+  });
+}
+
+// In the pool they would be infinite, and 0 times that no number for rows that do not see them.
+BOOST_AUTO_TEST_CASE(values_beyond_half_precision_stay_numbers) {
+  TinyModel model = tiny_model({.format = Format::f32, .layers = 1, .sample = false});
+  const HeadShape& heads = model.traits.heads;
+  Buffer attended;
+  for (const Op& op : model.program.ops) {
+    if (const auto* attention = std::get_if<Attention>(&op)) attended = attention->out;
+    const auto* linear = std::get_if<Linear>(&op);
+    const std::uint32_t values_at = (heads.heads + heads.kv_heads) * heads.head_dim;
+    if (linear == nullptr || linear->out_column != values_at) continue;
+    std::vector<std::byte>& bytes = model.tensors[linear->weight.index].bytes;
+    for (std::size_t at = 0; at < bytes.size(); at += sizeof(float)) {
+      float value;
+      std::memcpy(&value, &bytes[at], sizeof value);
+      value *= 1e6F;
+      std::memcpy(&bytes[at], &value, sizeof value);
+    }
+  }
+  on_every_backend([&](const Tested& backend) {
+    std::mt19937 random(2);
+    Device device(backend.make, model);
+    Blocks blocks(model, random);
+    Sequence s;
+    s.tokens = random_tokens(random, model, 5);
+    s.prompt_tokens = 5;
+    Batch batch;
+    s.plan(batch, 5, true, blocks, model.traits.block_tokens);
+    const StepResult result = device.run(std::move(batch));
+    BOOST_REQUIRE_MESSAGE(!result.failed, result.error.message);
+    float largest = 0;
+    for (const float value : device.read(attended, 5)) {
+      BOOST_TEST(std::isfinite(value));
+      largest = std::max(largest, std::abs(value));
+    }
+    BOOST_TEST(largest > 60000.0F);  // it is what was asked for
   });
 }
 
