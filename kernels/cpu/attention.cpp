@@ -54,6 +54,9 @@ constexpr std::size_t tiles_at_once(std::size_t queries) {
   return std::clamp<std::size_t>(few_scores / queries, 1, cpu::key_copies);
 }
 
+// How far ahead of their use values are asked for where few queries wait for memory.
+constexpr std::uint32_t ahead_blocks = 4;
+
 /// Halves of a tile of keys: element d of its sixteen positions at data[d * stride].
 struct KeyTile {
   const std::uint16_t* data;
@@ -195,9 +198,10 @@ HWY_INLINE void sum_values(const KvPool& pool, const Slot& slot, std::uint32_t l
     const std::uint32_t run = std::min(block_tokens - at, range.end - p);
     const std::uint16_t* from =
         pool.values(layer, slot.blocks[p / block_tokens], kv_head) + at * head_dim + d;
-    const bool more = p + run < range.end;
+    const std::uint32_t later = p + run + (ahead_blocks - 1) * block_tokens;
     const std::uint16_t* next =
-        more ? pool.values(layer, slot.blocks[(p + run) / block_tokens], kv_head) + d : from;
+        later < range.end ? pool.values(layer, slot.blocks[later / block_tokens], kv_head) + d
+                          : from;
     for (std::uint32_t t = 0; t < run; ++t, from += head_dim, next += head_dim) {
       for (std::size_t i = 0; N <= few_queries && i < D; i += 2) {
         __builtin_prefetch(next + 16 * i);  // 64 bytes
