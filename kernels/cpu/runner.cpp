@@ -180,6 +180,13 @@ std::uint32_t StepRunner::strips(const LinearStage& stage) const {
   return count;
 }
 
+/// Strips that tasks do not part: those that lie interleaved, and of many tasks the pairs that
+/// share what they load of many rows (matmul_int8.cpp). Of few tasks one would be longer by a pair.
+std::uint32_t StepRunner::strips_together(const LinearStage& stage) const {
+  if (row_count(stage.space) > stream_rows_max) return 2;
+  return stage.products.front().weight->beside();
+}
+
 /// Heads that attend together: those of one key head, which share its keys and values; single ones
 /// where some threads would have none.
 std::uint32_t StepRunner::heads_per_task(const HeadShape& shape) const {
@@ -228,18 +235,17 @@ std::uint32_t StepRunner::tasks(const LinearStage& stage) const {
   const std::uint32_t rows = row_count(stage.space);
   if (rows == 0) return 0;
   const std::uint32_t each = rows <= stream_rows_max ? stream_tasks : many_rows_tasks;
-  return std::min(strips(stage), each * threads_.threads());
+  return std::min(divide_up(strips(stage), strips_together(stage)), each * threads_.threads());
 }
 
 void StepRunner::task(const LinearStage& stage, std::uint32_t index, std::uint32_t) {
   const std::uint32_t rows = row_count(stage.space);
   const std::uint32_t all = strips(stage);
   const std::uint32_t count = tasks(stage);
-  const std::uint32_t beside = stage.products.front().weight->beside();
-  // Tasks part what lies interleaved only where a product ends.
+  const std::uint32_t together = strips_together(stage);
   const auto cut = [&](std::uint32_t task) {
-    const std::uint64_t units = divide_up(all, beside);
-    return std::min(all, static_cast<std::uint32_t>(units * task / count * beside));
+    const std::uint64_t units = divide_up(all, together);
+    return std::min(all, static_cast<std::uint32_t>(units * task / count * together));
   };
   std::uint32_t first = cut(index), last = cut(index + 1);
   for (const Product& product : stage.products) {

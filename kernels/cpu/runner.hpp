@@ -65,6 +65,7 @@ class StepRunner {
   std::uint32_t row_count(RowSpace space) const;
   std::uint32_t row_chunk(std::uint32_t rows) const;
   std::uint32_t strips(const LinearStage& stage) const;
+  std::uint32_t strips_together(const LinearStage& stage) const;
   std::uint32_t heads_per_task(const HeadShape& shape) const;
 
   std::uint32_t tasks(const EmbedStage& stage) const;
