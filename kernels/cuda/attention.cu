@@ -225,6 +225,7 @@ __device__ void write_out(const AttentionArgs& args, const Queries& q, std::uint
 /// Later groups of a prompt see more: they start first.
 template <std::uint32_t width>
 __global__ void __launch_bounds__(block_threads, 1) attention_kernel(AttentionArgs args) {
+  take_turn();
   constexpr std::uint32_t steps = width / 16, columns = columns_of<width>;
   const std::uint32_t index = args.first_group + (gridDim.x - 1 - blockIdx.x);
   if (index >= header(args.step).groups) return;
@@ -357,11 +358,11 @@ cudaError_t prepare_attention(const Heads& heads) {
   return status != cudaSuccess ? status : prepare_splits(heads);
 }
 
-cudaError_t attention(const AttentionArgs& args, std::uint32_t groups, cudaStream_t stream) {
+cudaError_t attention(const AttentionArgs& args, std::uint32_t groups, LaunchChain& chain) {
   return with_width(args.heads.head_dim, [&](auto width) {
     const dim3 grid(groups, args.heads.kv_heads * query_parts(args.heads),
                     width / columns_of<width>);
-    return launch(attention_kernel<width>, grid, block_threads, shared_bytes<width>, stream, args);
+    return launch(attention_kernel<width>, grid, block_threads, shared_bytes<width>, chain, args);
   });
 }
 

@@ -202,6 +202,7 @@ constexpr std::uint32_t blocks_each = width <= 64 ? 4 : width <= 128 ? 2 : 1;
 template <std::uint32_t width>
 __global__ void __launch_bounds__(split_tiles_max* warp_lanes, blocks_each<width>)
     split_kernel(AttentionArgs args) {
+  take_turn();
   static_assert(results_fit<width>);
   const std::uint32_t index = blockIdx.z, split = blockIdx.x;
   if (index >= header(args.step).single_groups) return;
@@ -257,6 +258,7 @@ constexpr std::uint32_t combine_splits = 8;
 
 /// A block a row and head: its splits in their order.
 __global__ void __launch_bounds__(combine_threads) combine_kernel(AttentionArgs args) {
+  take_turn();
   const std::uint32_t index = blockIdx.x, head = blockIdx.y;
   if (index >= header(args.step).single_groups) return;
   const RowGroup group = row_group(args, index);
@@ -304,15 +306,15 @@ cudaError_t prepare_splits(const Heads& heads) {
 }
 
 cudaError_t attention_splits(const AttentionArgs& args, std::uint32_t groups, std::uint32_t splits,
-                             cudaStream_t stream) {
+                             LaunchChain& chain) {
   const std::uint32_t warps = args.split_tokens / tile_tokens;
   const dim3 grid(splits, args.heads.kv_heads * head_parts(args.heads), groups);
   const cudaError_t status = with_width(args.heads.head_dim, [&](auto width) {
-    return launch(split_kernel<width>, grid, warps * warp_lanes, split_bytes<width>(warps), stream,
+    return launch(split_kernel<width>, grid, warps * warp_lanes, split_bytes<width>(warps), chain,
                   args);
   });
   if (status != cudaSuccess || splits == 1) return status;
-  return launch(combine_kernel, dim3(groups, args.heads.heads), combine_threads, 0, stream, args);
+  return launch(combine_kernel, dim3(groups, args.heads.heads), combine_threads, 0, chain, args);
 }
 
 }  // namespace sluice::kernels::cuda

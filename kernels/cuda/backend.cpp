@@ -23,6 +23,11 @@ using namespace cuda;
 // The oldest devices with what the kernels use: bf16 and asynchronous copies.
 constexpr int major_min = 8;
 
+// The oldest devices whose kernels can start early (chain.hpp), and the first driver whose graphs
+// keep that.
+constexpr int early_major_min = 9;
+constexpr int early_driver_min = 12030;
+
 // Of a block: what an A100 and everything larger has, and smaller devices of its time do not.
 constexpr std::size_t shared_bytes_min = std::size_t{163} << 10;
 
@@ -57,7 +62,7 @@ class CudaBackend final : public Backend {
     auto stream = make_stream();
     if (!stream) return tl::unexpected(stream.error());
     stream_ = std::move(*stream);
-    SLUICE_TRY(check_rounding());
+    SLUICE_TRY(check_code());
     std::size_t free = 0, total = 0;
     SLUICE_CUDA(cudaMemGetInfo(&free, &total));
     info_.backend = "cuda";
@@ -159,15 +164,16 @@ class CudaBackend final : public Backend {
     plan_batch(batch, pool_, state_, slots_, plan_);
     flights_.expect(ticket, plan_.drawn);
     if (!batch.sample_now) plan_.drawn.clear();
-    fly(ticket, batch.sample_now, [&] { return enqueue(program.index); });
+    fly(ticket, batch.sample_now,
+        [&](LaunchChain& chain) { return enqueue(program.index, chain); });
   }
 
   void sample(Ticket ticket, std::vector<Mask> masks) override {
     plan_masks(masks, slots_, plan_);
-    fly(ticket, true, [&]() -> Result<void> {
+    fly(ticket, true, [&](LaunchChain& chain) -> Result<void> {
       if (plan_.held == 0) return {};
       const SampleArgs args{state_.step, state_.slots, {}, state_.adjusted, state_.drawn};
-      SLUICE_CUDA(sample_held(args, plan_.held, stream_.get()));
+      SLUICE_CUDA(sample_held(args, plan_.held, chain));
       return {};
     });
   }
@@ -187,10 +193,10 @@ class CudaBackend final : public Backend {
     SLUICE_CUDA(cudaMemsetAsync(sum->as<void>(), 0, sizeof(std::uint32_t), stream_.get()));
     const auto blocks = static_cast<std::uint32_t>(8 * properties_.multiProcessorCount);
     float best_ms = std::numeric_limits<float>::infinity();
+    LaunchChain chain(stream_.get());
     for (int pass = 0; pass < passes; ++pass) {
       SLUICE_CUDA(cudaEventRecord(begin->get(), stream_.get()));
-      SLUICE_CUDA(
-          add_words(words->as<uint4>(), count, sum->as<std::uint32_t>(), blocks, stream_.get()));
+      SLUICE_CUDA(add_words(words->as<uint4>(), count, sum->as<std::uint32_t>(), blocks, chain));
       SLUICE_CUDA(cudaEventRecord(end->get(), stream_.get()));
       SLUICE_CUDA(cudaEventSynchronize(end->get()));
       float ms = 0;
@@ -236,14 +242,14 @@ class CudaBackend final : public Backend {
  private:
   /// The planned step's launches. Those of a group are no graph: what carries its collectives is
   /// called anew for each.
-  Result<void> enqueue(std::uint32_t program) {
+  Result<void> enqueue(std::uint32_t program, LaunchChain& chain) {
     if (options_.graphs && flights_.group() == nullptr) {
       const auto launched =
-          graphs_[program].launch(programs_[program], plan_.counts, pool_, state_, stream_.get());
+          graphs_[program].launch(programs_[program], plan_.counts, pool_, state_, chain);
       if (!launched) return tl::unexpected(launched.error());
       if (*launched) return {};
     }
-    return programs_[program].enqueue(plan_.counts, flights_.group(), stream_.get());
+    return programs_[program].enqueue(plan_.counts, flights_.group(), chain);
   }
 
   /// Whether a tensor core's sums do not feel factors of zero: attention weighs with 0 what a row
@@ -252,25 +258,32 @@ class CudaBackend final : public Backend {
     auto memory = DeviceMemory::make(probe_zeros_floats * sizeof(float), "a probe");
     if (!memory) return tl::unexpected(memory.error());
     float sums[probe_zeros_floats] = {};
-    SLUICE_CUDA(probe_zeros(memory->as<float>(), stream_.get()));
+    LaunchChain chain(stream_.get());
+    SLUICE_CUDA(probe_zeros(memory->as<float>(), chain));
     SLUICE_CUDA(cudaMemcpyAsync(sums, memory->as<float>(), sizeof sums, cudaMemcpyDeviceToHost,
                                 stream_.get()));
     SLUICE_CUDA(cudaStreamSynchronize(stream_.get()));
     return sums[0] != 0.0F && sums[0] == sums[1] && sums[2] == sums[3];
   }
 
-  /// The kernels' bits are the project's only if the compiler left products and sums apart.
-  Result<void> check_rounding() {
-    auto memory = DeviceMemory::make(sizeof(float), "a probe");
+  /// The kernels' bits are the project's only if the compiler left products and sums apart; and
+  /// they may start early only if they were compiled for devices that have the wait.
+  Result<void> check_code() {
+    auto memory = DeviceMemory::make(probe_floats * sizeof(float), "a probe");
     if (!memory) return tl::unexpected(memory.error());
-    float value = 1.0F + 0x1p-12F;
-    SLUICE_CUDA(cudaMemcpyAsync(memory->as<float>(), &value, sizeof value, cudaMemcpyHostToDevice,
+    float values[probe_floats] = {1.0F + 0x1p-12F, 0.0F};
+    SLUICE_CUDA(cudaMemcpyAsync(memory->as<float>(), values, sizeof values, cudaMemcpyHostToDevice,
                                 stream_.get()));
-    SLUICE_CUDA(probe_rounding(memory->as<float>(), stream_.get()));
-    SLUICE_CUDA(cudaMemcpyAsync(&value, memory->as<float>(), sizeof value, cudaMemcpyDeviceToHost,
+    LaunchChain chain(stream_.get());
+    SLUICE_CUDA(probe_code(memory->as<float>(), chain));
+    SLUICE_CUDA(cudaMemcpyAsync(values, memory->as<float>(), sizeof values, cudaMemcpyDeviceToHost,
                                 stream_.get()));
     SLUICE_CUDA(cudaStreamSynchronize(stream_.get()));
-    if (value == uncontracted) return {};
+    int driver = 0;
+    SLUICE_CUDA(cudaDriverGetVersion(&driver));
+    early_ = options_.early_launches && values[1] == code_waits &&
+             properties_.major >= early_major_min && driver >= early_driver_min;
+    if (values[0] == uncontracted) return {};
     return fail(ErrorCode::unsupported,
                 "the CUDA kernels were compiled with contraction: build them with -fmad=false");
   }
@@ -291,7 +304,8 @@ class CudaBackend final : public Backend {
     args.out = memory->as<std::uint8_t>();
     args.scales = reinterpret_cast<float*>(args.out + rows_bytes);
     SLUICE_TRY(uploader_.finish());
-    SLUICE_CUDA(narrow_weight(args, stream_.get()));
+    LaunchChain chain(stream_.get());
+    SLUICE_CUDA(narrow_weight(args, chain));
     SLUICE_CUDA(cudaStreamSynchronize(stream_.get()));
     weight.data = args.out;
     weight.stride = args.stride;
@@ -392,8 +406,9 @@ class CudaBackend final : public Backend {
     SLUICE_CUDA(cudaEventRecord(flight.begin.get(), stream_.get()));
     SLUICE_CUDA(cudaMemcpyAsync(step_, flight.input.as<std::byte>(), plan_.bytes.size(),
                                 cudaMemcpyHostToDevice, stream_.get()));
-    SLUICE_CUDA(open_slots(state_.step, state_.slots, plan_.opens, plan_.grants, stream_.get()));
-    SLUICE_TRY(launches());
+    LaunchChain chain(stream_.get(), early_);
+    SLUICE_CUDA(open_slots(state_.step, state_.slots, plan_.opens, plan_.grants, chain));
+    SLUICE_TRY(launches(chain));
     if (!flight.drawn.empty()) {
       SLUICE_CUDA(cudaMemcpyAsync(flight.output.as<DrawnRow>(), state_.drawn,
                                   flight.drawn.size() * sizeof(DrawnRow), cudaMemcpyDeviceToHost,
@@ -434,6 +449,7 @@ class CudaBackend final : public Backend {
   const CudaOptions options_;
   cudaDeviceProp properties_{};
   DeviceInfo info_;
+  bool early_ = false;  ///< whether kernels start early
 
   // The caller's own.
   Stream stream_;

@@ -22,6 +22,9 @@ struct CudaOptions {
   /// to hide a block's start, and 32 blocks a key head at 8,192 positions.
   std::uint32_t split_tokens = 256;
   bool graphs = true;  ///< of decode steps; without, each kernel is launched by itself
+  /// Kernels start while those before them end, where device and driver can (chain.hpp); without,
+  /// each starts when the one before has ended.
+  bool early_launches = true;
   /// NCCL's library, for ranks of a group; where a rank has none, or shares its device, their
   /// collectives go through host memory. Empty: always so.
   std::string nccl = "libnccl.so.2";

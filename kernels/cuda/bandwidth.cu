@@ -11,6 +11,7 @@ constexpr std::uint32_t reads = 4;
 
 __global__ void __launch_bounds__(row_threads)
     add_words_kernel(const uint4* words, std::size_t count, std::uint32_t* sum) {
+  take_turn();
   const std::size_t threads = std::size_t{gridDim.x} * blockDim.x;
   std::size_t at = std::size_t{blockIdx.x} * blockDim.x + threadIdx.x;
   std::uint32_t total = 0;
@@ -31,8 +32,8 @@ __global__ void __launch_bounds__(row_threads)
 }  // namespace
 
 cudaError_t add_words(const uint4* words, std::size_t count, std::uint32_t* sum,
-                      std::uint32_t blocks, cudaStream_t stream) {
-  return launch(add_words_kernel, blocks, row_threads, 0, stream, words, count, sum);
+                      std::uint32_t blocks, LaunchChain& chain) {
+  return launch(add_words_kernel, blocks, row_threads, 0, chain, words, count, sum);
 }
 
 }  // namespace sluice::kernels::cuda

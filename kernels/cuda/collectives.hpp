@@ -10,6 +10,7 @@
 #include <string>
 
 #include "kernels/communicator.hpp"
+#include "kernels/cuda/chain.hpp"
 
 namespace sluice::kernels::cuda {
 
@@ -25,9 +26,9 @@ class DeviceGroup {
   virtual std::string name() const = 0;
 
   /// values[i] becomes the sum of all ranks' values[i], in rank order. `floats` is a multiple of 4.
-  Result<void> all_reduce(float* values, std::size_t floats, cudaStream_t stream) {
+  Result<void> all_reduce(float* values, std::size_t floats, LaunchChain& chain) {
     for (std::size_t done = 0; done < floats; done += piece_floats) {
-      auto piece = reduce_piece(values + done, std::min(piece_floats, floats - done), stream);
+      auto piece = reduce_piece(values + done, std::min(piece_floats, floats - done), chain);
       if (!piece) return piece;
     }
     return {};
@@ -46,7 +47,7 @@ class DeviceGroup {
 
  protected:
   /// At most `piece_floats`.
-  virtual Result<void> reduce_piece(float* values, std::size_t floats, cudaStream_t stream) = 0;
+  virtual Result<void> reduce_piece(float* values, std::size_t floats, LaunchChain& chain) = 0;
 };
 
 }  // namespace sluice::kernels::cuda

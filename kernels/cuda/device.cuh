@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <utility>
 
+#include "kernels/cuda/chain.hpp"
+
 /// Before a loop whose arrays must stay in registers.
 #ifdef __CUDACC__
 #define SLUICE_UNROLL _Pragma("unroll")
@@ -17,16 +19,65 @@
 
 namespace sluice::kernels::cuda {
 
-/// Runs a kernel: the one place that launches. Errors of the kernel itself come with a later call.
+/// Runs a kernel, which keeps chain.hpp's rule: the one place that launches. Errors of the kernel
+/// itself come with a later call.
 template <class... Parameters, class... Args>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block,
-                   std::size_t dynamic_shared_bytes, cudaStream_t stream, Args&&... args) {
+                   std::size_t dynamic_shared_bytes, LaunchChain& chain, Args&&... args) {
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = dynamic_shared_bytes;
-  config.stream = stream;
-  return cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...);
+  config.stream = chain.stream();
+  config.attrs = &early;
+  config.numAttrs = chain.next_starts_early() ? 1 : 0;
+  const cudaError_t status = cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...);
+  chain.launched();
+  return status;
+}
+
+/// Whether this code waits: only then may its kernels start early.
+__device__ constexpr bool waits_in_turn() {
+#if defined(__CUDACC__) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  return false;
+#else
+  return true;
+#endif
+}
+
+/// Lets the kernel behind this one start; its own wait keeps it from what this one writes.
+__device__ inline void start_next() {
+#ifndef __CUDACC__
+  cuda_host::start_next();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+/// Waits until the kernels before this one have ended: what they wrote can be read then, and what
+/// they read be written.
+__device__ inline void await_previous() {
+#ifndef __CUDACC__
+  cuda_host::await_previous();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/// Asks for the 128 bytes of weights at `at`, for a read that comes after the wait.
+__device__ inline void prefetch_weight([[maybe_unused]] const void* at) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+#endif
+}
+
+/// Lets the next kernel start and waits, in a kernel that has nothing to do before.
+__device__ inline void take_turn() {
+  start_next();
+  await_previous();
 }
 
 /// Lets a kernel have more than 48 KiB of dynamic shared memory.

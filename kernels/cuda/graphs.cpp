@@ -32,7 +32,7 @@ StepCounts graph_size(const StepCounts& counts, const PoolShape& pool, const Dev
 
 Result<bool> StepGraphs::launch(const Program& program, const StepCounts& counts,
                                 const PoolShape& pool, const DeviceState& state,
-                                cudaStream_t stream) {
+                                LaunchChain& chain) {
   if (unusable_ || counts.rows == 0 || counts.groups != counts.single_groups) return false;
   const StepCounts size = graph_size(counts, pool, state);
   const Key key{size.rows, size.splits, size.sample_now};
@@ -42,21 +42,23 @@ Result<bool> StepGraphs::launch(const Program& program, const StepCounts& counts
     return false;
   }
   if (!found->second) {
-    auto graph = capture(program, size, stream);
+    auto graph = capture(program, size, chain);
     if (!graph) {  // kernel by kernel is as right; a device that is lost says so then
       unusable_ = true;
       return false;
     }
     found->second = std::move(*graph);
   }
-  SLUICE_CUDA(cudaGraphLaunch(found->second.get(), stream));
+  SLUICE_CUDA(cudaGraphLaunch(found->second.get(), chain.interrupted()));
   return true;
 }
 
 Result<GraphExec> StepGraphs::capture(const Program& program, const StepCounts& size,
-                                      cudaStream_t stream) {
+                                      LaunchChain& chain) {
+  const cudaStream_t stream = chain.interrupted();  // what a graph begins with waits for no kernel
   SLUICE_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  const auto enqueued = program.enqueue(size, nullptr, stream);
+  const auto enqueued = program.enqueue(size, nullptr, chain);
+  chain.interrupted();  // what was captured is not on the stream
   cudaGraph_t raw = nullptr;
   const cudaError_t ended = cudaStreamEndCapture(stream, &raw);
   const Graph graph(raw);

@@ -21,13 +21,13 @@ class StepGraphs {
   /// False: not put on the stream, for it has rows of a prompt, or its size is new, or graphs do
   /// not work here; then it goes kernel by kernel. An error is the device's.
   Result<bool> launch(const Program& program, const StepCounts& counts, const PoolShape& pool,
-                      const DeviceState& state, cudaStream_t stream);
+                      const DeviceState& state, LaunchChain& chain);
 
  private:
   using Key = std::tuple<std::uint32_t, std::uint32_t, bool>;  ///< rows, splits, sample_now
 
   static Result<GraphExec> capture(const Program& program, const StepCounts& size,
-                                   cudaStream_t stream);
+                                   LaunchChain& chain);
 
   std::map<Key, GraphExec> graphs_;  ///< empty ones: seen once
   bool unusable_ = false;

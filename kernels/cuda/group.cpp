@@ -54,7 +54,8 @@ class HostGroup final : public DeviceGroup {
     std::size_t floats = 0;
   };
 
-  Result<void> reduce_piece(float* values, std::size_t floats, cudaStream_t stream) override {
+  Result<void> reduce_piece(float* values, std::size_t floats, LaunchChain& chain) override {
+    const cudaStream_t stream = chain.interrupted();
     const std::size_t bytes = floats * sizeof(float);
     SLUICE_CUDA(cudaMemcpyAsync(own_piece(), values, bytes, cudaMemcpyDeviceToHost, stream));
     SLUICE_TRY(call(true, floats, stream));

@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cuda/chain.hpp"
 #include "kernels/quant.hpp"
 #include "kernels/token.hpp"
 
@@ -337,26 +338,26 @@ struct SampleArgs {
   DrawnRow* drawn = nullptr;  ///< [sampled]
 };
 
-// Each puts a kernel on the stream and returns at once. The counts bound the rows that the step's
-// header has: a launch may be larger than its step.
+// Each puts a kernel on the chain's stream and returns at once. The counts bound the rows that the
+// step's header has: a launch may be larger than its step.
 
 cudaError_t open_slots(const std::byte* step, const SlotArrays& slots, std::uint32_t opens,
-                       std::uint32_t grants, cudaStream_t stream);
-cudaError_t embed(const EmbedArgs& args, std::uint32_t rows, cudaStream_t stream);
-cudaError_t norm(const NormArgs& args, std::uint32_t rows, cudaStream_t stream);
-cudaError_t linear(const LinearArgs& args, std::uint32_t rows, cudaStream_t stream);
-cudaError_t narrow(const NarrowArgs& args, std::uint32_t rows, cudaStream_t stream);
-cudaError_t narrow_weight(const NarrowWeightArgs& args, cudaStream_t stream);
-cudaError_t angles(const AnglesArgs& args, std::uint32_t rows, cudaStream_t stream);
-cudaError_t rope_store(const RopeArgs& args, std::uint32_t rows, cudaStream_t stream);
-cudaError_t gate(const GateArgs& args, std::uint32_t rows, cudaStream_t stream);
-cudaError_t soft_cap(const SoftCapArgs& args, std::uint32_t rows, cudaStream_t stream);
-cudaError_t select(const SelectArgs& args, std::uint32_t sampled, cudaStream_t stream);
+                       std::uint32_t grants, LaunchChain& chain);
+cudaError_t embed(const EmbedArgs& args, std::uint32_t rows, LaunchChain& chain);
+cudaError_t norm(const NormArgs& args, std::uint32_t rows, LaunchChain& chain);
+cudaError_t linear(const LinearArgs& args, std::uint32_t rows, LaunchChain& chain);
+cudaError_t narrow(const NarrowArgs& args, std::uint32_t rows, LaunchChain& chain);
+cudaError_t narrow_weight(const NarrowWeightArgs& args, LaunchChain& chain);
+cudaError_t angles(const AnglesArgs& args, std::uint32_t rows, LaunchChain& chain);
+cudaError_t rope_store(const RopeArgs& args, std::uint32_t rows, LaunchChain& chain);
+cudaError_t gate(const GateArgs& args, std::uint32_t rows, LaunchChain& chain);
+cudaError_t soft_cap(const SoftCapArgs& args, std::uint32_t rows, LaunchChain& chain);
+cudaError_t select(const SelectArgs& args, std::uint32_t sampled, LaunchChain& chain);
 
 /// out[i] = ((all[0][i] + all[1][i]) + all[2][i]) + ...; `floats` of each rank, a multiple of 4.
 cudaError_t add_ranks(const float* all, std::uint32_t ranks, std::size_t floats, float* out,
-                      cudaStream_t stream);
-cudaError_t spread(const SpreadArgs& args, std::uint32_t rows, cudaStream_t stream);
+                      LaunchChain& chain);
+cudaError_t spread(const SpreadArgs& args, std::uint32_t rows, LaunchChain& chain);
 
 /// Once for each format of weights, before their products: reserves shared memory.
 cudaError_t prepare_linear(const DeviceWeight& weight);
@@ -365,33 +366,36 @@ cudaError_t prepare_linear(const DeviceWeight& weight);
 cudaError_t prepare_attention(const Heads& heads);
 
 /// Groups from `first_group` on, each whole: for many rows of a sequence.
-cudaError_t attention(const AttentionArgs& args, std::uint32_t groups, cudaStream_t stream);
+cudaError_t attention(const AttentionArgs& args, std::uint32_t groups, LaunchChain& chain);
 
 /// The same result to the bit, for the single-row groups, with a block for every split.
 cudaError_t attention_splits(const AttentionArgs& args, std::uint32_t groups, std::uint32_t splits,
-                             cudaStream_t stream);
+                             LaunchChain& chain);
 
 /// Draws every sampled row's token, or keeps its logits in the slot.
-cudaError_t sample(const SampleArgs& args, std::uint32_t sampled, cudaStream_t stream);
-cudaError_t hold(const SampleArgs& args, std::uint32_t sampled, cudaStream_t stream);
+cudaError_t sample(const SampleArgs& args, std::uint32_t sampled, LaunchChain& chain);
+cudaError_t hold(const SampleArgs& args, std::uint32_t sampled, LaunchChain& chain);
 
 /// Draws from kept logits, for the header's `held` rows.
-cudaError_t sample_held(const SampleArgs& args, std::uint32_t held, cudaStream_t stream);
+cudaError_t sample_held(const SampleArgs& args, std::uint32_t held, LaunchChain& chain);
 
 /// Adds the 32-bit words of `count` times 16 bytes to *sum, modulo 2^32.
 cudaError_t add_words(const uint4* words, std::size_t count, std::uint32_t* sum,
-                      std::uint32_t blocks, cudaStream_t stream);
+                      std::uint32_t blocks, LaunchChain& chain);
 
-/// Writes to out[0] a value that tells whether the compiler contracted multiplication and addition.
-cudaError_t probe_rounding(float* out, cudaStream_t stream);
+/// Makes of out[0], 1 + 2^-12, a value that tells whether the compiler contracted multiplication
+/// and addition, and writes to out[1] whether it was compiled with the waits of chain.hpp.
+cudaError_t probe_code(float* out, LaunchChain& chain);
+inline constexpr std::uint32_t probe_floats = 2;
 
-/// What probe_rounding writes when it did not.
+/// What probe_code writes when it did not, and when it was.
 inline constexpr float uncontracted = 0.0F;
+inline constexpr float code_waits = 1.0F;
 
 /// Writes to out[0] and out[2] what a tensor core makes of one small product beside zeros, the
 /// first and the last of a step; to out[1] and out[3] the same beside 0 times something large.
 /// Attention's bits depend on the rows of a block alone if these agree.
-cudaError_t probe_zeros(float* out, cudaStream_t stream);
+cudaError_t probe_zeros(float* out, LaunchChain& chain);
 inline constexpr std::uint32_t probe_zeros_floats = 4;
 
 }  // namespace sluice::kernels::cuda

@@ -10,6 +10,7 @@ namespace {
 
 /// Copies a slot's tokens and parameters, and counts the tokens that penalties look at.
 __global__ void open_kernel(const std::byte* step, SlotArrays slots) {
+  take_turn();
   if (blockIdx.x >= header(step).opens) return;
   const StepOpen& open = part<StepOpen>(step, header(step).open_offset)[blockIdx.x];
   SlotState& state = slots.states[open.slot];
@@ -46,6 +47,7 @@ __global__ void open_kernel(const std::byte* step, SlotArrays slots) {
 }
 
 __global__ void grant_kernel(const std::byte* step, SlotArrays slots) {
+  take_turn();
   if (blockIdx.x >= header(step).grants) return;
   const StepGrant& grant = part<StepGrant>(step, header(step).grant_offset)[blockIdx.x];
   const std::uint32_t* from = part<std::uint32_t>(step, grant.blocks);
@@ -63,6 +65,7 @@ __device__ Token input_token(const SlotArrays& slots, const StepRow& row) {
 
 template <class U>
 __global__ void embed_kernel(EmbedArgs args) {
+  take_turn();
   const std::uint32_t r = blockIdx.x;
   if (r >= header(args.step).rows) return;
   const Token drawn = input_token(args.slots, step_row(args.step, r));
@@ -94,6 +97,11 @@ __device__ float block_sum(float value, float* scratch) {
 }
 
 __global__ void norm_kernel(NormArgs args) {
+  start_next();
+  for (std::uint32_t i = threadIdx.x * 32; i < args.width; i += blockDim.x * 32) {
+    prefetch_weight(args.gain + i);
+  }
+  await_previous();
   SharedPieces shared;
   auto* scratch = shared.take<float>(row_threads / warp_lanes);
   const std::uint32_t r = blockIdx.x;
@@ -114,6 +122,7 @@ __global__ void norm_kernel(NormArgs args) {
 /// The angle is the float32 product of position and frequency, as transformers computes it; its
 /// functions are exact.
 __global__ void angles_kernel(AnglesArgs args) {
+  take_turn();
   const std::uint32_t r = blockIdx.x;
   if (r >= header(args.step).rows) return;
   const auto position = static_cast<float>(step_row(args.step, r).position);
@@ -160,6 +169,7 @@ __device__ std::uint16_t narrow_kept(float value) {
 /// A block a row, a warp a head: norms and rotates queries in place, and writes normed and rotated
 /// keys, and values, to the pool.
 __global__ void rope_kernel(RopeArgs args) {
+  take_turn();
   const std::uint32_t r = blockIdx.x;
   if (r >= header(args.step).rows) return;
   const StepRow at = step_row(args.step, r);
@@ -222,6 +232,7 @@ __device__ float gelu_tanh(float x) {
 }
 
 __global__ void gate_kernel(GateArgs args) {
+  take_turn();
   const std::uint32_t r = blockIdx.y;
   const std::uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
   if (r >= row_count(args.step, args.space) || i >= args.width) return;
@@ -231,6 +242,7 @@ __global__ void gate_kernel(GateArgs args) {
 }
 
 __global__ void soft_cap_kernel(SoftCapArgs args) {
+  take_turn();
   const std::uint32_t r = blockIdx.y;
   const std::uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
   if (r >= row_count(args.step, args.space) || i >= args.width) return;
@@ -239,6 +251,7 @@ __global__ void soft_cap_kernel(SoftCapArgs args) {
 }
 
 __global__ void select_kernel(SelectArgs args) {
+  take_turn();
   if (blockIdx.x >= header(args.step).sampled) return;
   const std::uint32_t row =
       part<std::uint32_t>(args.step, header(args.step).sampled_offset)[blockIdx.x];
@@ -250,12 +263,15 @@ __global__ void select_kernel(SelectArgs args) {
 /// 1 + 2^-12 squared is 1 + 2^-11 + 2^-24, a tie that rounds to even: without contraction the
 /// difference below is 0, with it 2^-24.
 __global__ void probe_kernel(float* out) {
+  take_turn();
   const float x = out[0];
   out[0] = x * x - (1.0F + 0x1p-11F);
+  out[1] = waits_in_turn() ? code_waits : 1.0F - code_waits;
 }
 
 /// 2^-12 times (1 + 2^-10) 2^-6 in column 0, 0 times 2^15 or 0 in column 1 or 15.
 __global__ void probe_zeros_kernel(float* out) {
+  take_turn();
   constexpr std::uint32_t weight = 0x0C00U, value = 0x2401U, large = 0x7800U;
   const std::uint32_t t = lane_index() % 4;
   for (std::uint32_t probe = 0; probe < probe_zeros_floats; ++probe) {
@@ -276,56 +292,56 @@ __global__ void probe_zeros_kernel(float* out) {
 }  // namespace
 
 cudaError_t open_slots(const std::byte* step, const SlotArrays& slots, std::uint32_t opens,
-                       std::uint32_t grants, cudaStream_t stream) {
+                       std::uint32_t grants, LaunchChain& chain) {
   cudaError_t status = cudaSuccess;
-  if (opens > 0) status = launch(open_kernel, opens, row_threads, 0, stream, step, slots);
+  if (opens > 0) status = launch(open_kernel, opens, row_threads, 0, chain, step, slots);
   if (status != cudaSuccess || grants == 0) return status;
-  return launch(grant_kernel, grants, row_threads, 0, stream, step, slots);
+  return launch(grant_kernel, grants, row_threads, 0, chain, step, slots);
 }
 
-cudaError_t embed(const EmbedArgs& args, std::uint32_t rows, cudaStream_t stream) {
+cudaError_t embed(const EmbedArgs& args, std::uint32_t rows, LaunchChain& chain) {
   return with_unpack(args.table, [&]<class U>(U) {
     if constexpr (std::is_same_v<U, UnpackE4m3>) {
       return cudaErrorInvalidValue;
     } else {
-      return launch(embed_kernel<U>, rows, row_threads, 0, stream, args);
+      return launch(embed_kernel<U>, rows, row_threads, 0, chain, args);
     }
   });
 }
 
-cudaError_t norm(const NormArgs& args, std::uint32_t rows, cudaStream_t stream) {
+cudaError_t norm(const NormArgs& args, std::uint32_t rows, LaunchChain& chain) {
   return launch(norm_kernel, rows, row_threads,
-                SharedPieces::bytes<float>(row_threads / warp_lanes), stream, args);
+                SharedPieces::bytes<float>(row_threads / warp_lanes), chain, args);
 }
 
-cudaError_t angles(const AnglesArgs& args, std::uint32_t rows, cudaStream_t stream) {
-  return launch(angles_kernel, rows, least(padded(args.pairs), row_threads), 0, stream, args);
+cudaError_t angles(const AnglesArgs& args, std::uint32_t rows, LaunchChain& chain) {
+  return launch(angles_kernel, rows, least(padded(args.pairs), row_threads), 0, chain, args);
 }
 
-cudaError_t rope_store(const RopeArgs& args, std::uint32_t rows, cudaStream_t stream) {
-  return launch(rope_kernel, rows, row_threads, 0, stream, args);
+cudaError_t rope_store(const RopeArgs& args, std::uint32_t rows, LaunchChain& chain) {
+  return launch(rope_kernel, rows, row_threads, 0, chain, args);
 }
 
-cudaError_t gate(const GateArgs& args, std::uint32_t rows, cudaStream_t stream) {
+cudaError_t gate(const GateArgs& args, std::uint32_t rows, LaunchChain& chain) {
   const dim3 grid(divide_up(args.width, row_threads), rows);
-  return launch(gate_kernel, grid, row_threads, 0, stream, args);
+  return launch(gate_kernel, grid, row_threads, 0, chain, args);
 }
 
-cudaError_t soft_cap(const SoftCapArgs& args, std::uint32_t rows, cudaStream_t stream) {
+cudaError_t soft_cap(const SoftCapArgs& args, std::uint32_t rows, LaunchChain& chain) {
   const dim3 grid(divide_up(args.width, row_threads), rows);
-  return launch(soft_cap_kernel, grid, row_threads, 0, stream, args);
+  return launch(soft_cap_kernel, grid, row_threads, 0, chain, args);
 }
 
-cudaError_t select(const SelectArgs& args, std::uint32_t sampled, cudaStream_t stream) {
-  return launch(select_kernel, sampled, row_threads, 0, stream, args);
+cudaError_t select(const SelectArgs& args, std::uint32_t sampled, LaunchChain& chain) {
+  return launch(select_kernel, sampled, row_threads, 0, chain, args);
 }
 
-cudaError_t probe_zeros(float* out, cudaStream_t stream) {
-  return launch(probe_zeros_kernel, 1, warp_lanes, 0, stream, out);
+cudaError_t probe_zeros(float* out, LaunchChain& chain) {
+  return launch(probe_zeros_kernel, 1, warp_lanes, 0, chain, out);
 }
 
-cudaError_t probe_rounding(float* out, cudaStream_t stream) {
-  return launch(probe_kernel, 1, 1, 0, stream, out);
+cudaError_t probe_code(float* out, LaunchChain& chain) {
+  return launch(probe_kernel, 1, 1, 0, chain, out);
 }
 
 }  // namespace sluice::kernels::cuda

@@ -13,6 +13,7 @@ constexpr std::uint32_t block_rows = block_warps * warp_rows;
 
 template <std::uint32_t N>
 __global__ void __launch_bounds__(block_warps* warp_lanes) full_kernel(LinearArgs args) {
+  take_turn();
   const std::uint32_t rows = row_count(args.step, args.space);
   const std::uint32_t first = blockIdx.y * N;
   if (first >= rows) return;
@@ -62,19 +63,19 @@ __global__ void __launch_bounds__(block_warps* warp_lanes) full_kernel(LinearArg
 }
 
 template <std::uint32_t N>
-cudaError_t launch_full(const LinearArgs& args, std::uint32_t rows, cudaStream_t stream) {
+cudaError_t launch_full(const LinearArgs& args, std::uint32_t rows, LaunchChain& chain) {
   return launch(full_kernel<N>, dim3(count_blocks(args, block_rows), divide_up(rows, N)),
-                block_warps * warp_lanes, 0, stream, args);
+                block_warps * warp_lanes, 0, chain, args);
 }
 
 }  // namespace
 
-cudaError_t linear(const LinearArgs& args, std::uint32_t rows, cudaStream_t stream) {
+cudaError_t linear(const LinearArgs& args, std::uint32_t rows, LaunchChain& chain) {
   if (takes_narrow(args.product[0].weight)) {
-    return rows <= few_rows ? linear_few(args, rows, stream) : linear_many(args, rows, stream);
+    return rows <= few_rows ? linear_few(args, rows, chain) : linear_many(args, rows, chain);
   }
-  if (rows == 1) return launch_full<1>(args, rows, stream);
-  return rows <= 4 ? launch_full<4>(args, rows, stream) : launch_full<8>(args, rows, stream);
+  if (rows == 1) return launch_full<1>(args, rows, chain);
+  return rows <= 4 ? launch_full<4>(args, rows, chain) : launch_full<8>(args, rows, chain);
 }
 
 }  // namespace sluice::kernels::cuda

@@ -67,8 +67,8 @@ __device__ inline void write_result(const Product& product, std::uint32_t o, std
 }
 
 // The kernels, for weights of any format but float32.
-cudaError_t linear_few(const LinearArgs& args, std::uint32_t rows, cudaStream_t stream);
-cudaError_t linear_many(const LinearArgs& args, std::uint32_t rows, cudaStream_t stream);
+cudaError_t linear_few(const LinearArgs& args, std::uint32_t rows, LaunchChain& chain);
+cudaError_t linear_many(const LinearArgs& args, std::uint32_t rows, LaunchChain& chain);
 
 /// Activation rows up to which linear_few is the faster.
 inline constexpr std::uint32_t few_rows = 16;

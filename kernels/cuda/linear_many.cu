@@ -50,11 +50,14 @@ template <class U, class S>
 class Stager {
  public:
   __device__ Stager(const LinearArgs& args, const DeviceWeight& weight, std::uint32_t row,
-                    std::uint32_t token, std::uint32_t tokens)
-      : in_(args.in), weight_(weight), row_(row), token_(token), last_(tokens - 1) {}
+                    std::uint32_t token)
+      : in_(args.in), weight_(weight), row_(row), token_(token) {}
 
-  /// Starts the copies to a stage.
-  __device__ void start(std::uint16_t* stage, std::uint32_t k) const {
+  /// Of so many activation rows in all; before the first is asked for.
+  __device__ void set_rows(std::uint32_t rows) { last_ = rows - 1; }
+
+  /// Starts the copies of activations to a stage.
+  __device__ void start_inputs(std::uint16_t* stage, std::uint32_t k) const {
     std::uint16_t* x = stage + S::weights * stage_columns;
     for (std::uint32_t i = threadIdx.x; i < S::tokens * stage_pieces; i += S::threads) {
       const std::uint32_t r = i / stage_pieces, piece = i % stage_pieces;
@@ -63,6 +66,10 @@ class Stager {
                  in_.narrow + std::size_t{least(token_ + r, last_)} * in_.stride + column,
                  column < padded(weight_.cols));
     }
+  }
+
+  /// And of weights in bf16.
+  __device__ void start_weights(std::uint16_t* stage, std::uint32_t k) const {
     if constexpr (plain) {
       SLUICE_UNROLL
       for (std::uint32_t i = 0; i < pieces_each; ++i) {
@@ -112,7 +119,7 @@ class Stager {
 
   const Rows& in_;
   const DeviceWeight& weight_;
-  std::uint32_t row_, token_, last_;
+  std::uint32_t row_, token_, last_ = 0;
   uint4 held_[plain ? 1 : pieces_each];
 };
 
@@ -190,41 +197,50 @@ __device__ void write_results(const Product& product, const Results<S>& results,
 
 template <class U, class S>
 __global__ void __launch_bounds__(S::threads) many_kernel(LinearArgs args, std::uint32_t blocks_m) {
-  const std::uint32_t rows = row_count(args.step, args.space);
+  start_next();
   const std::uint32_t blocks_n = gridDim.x / blocks_m;
   const std::uint32_t band = blockIdx.x / (neighbours * blocks_m);
   const std::uint32_t width = least(neighbours, blocks_n - band * neighbours);
   const std::uint32_t in_band = blockIdx.x - band * neighbours * blocks_m;
   const std::uint32_t token = (band * neighbours + in_band % width) * S::tokens;
-  if (token >= rows) return;
   SharedPieces shared;
   auto* memory = shared.take<std::uint16_t>(S::stages * S::stage_elements);
   const Place place = find_place(args, in_band / width, S::weights);
   const Product& product = args.product[place.product];
   const DeviceWeight& weight = product.weight;
-  Stager<U, S> stager(args, weight, place.row, token, rows);
-  Results<S> results;
-  results.clear();
+  Stager<U, S> stager(args, weight, place.row, token);
   const std::uint32_t end = padded(weight.cols);
   const std::uint32_t section = section_columns(weight.cols);
   const auto stage_at = [&](std::uint32_t k) {
     return memory + k / stage_columns % S::stages * S::stage_elements;
   };
   constexpr std::uint32_t ahead = (S::stages - 1) * stage_columns;
+  for (std::uint32_t k = 0; k < least(ahead, end); k += stage_columns) {
+    stager.start_weights(stage_at(k), k);  // of all these stages in the first one's group
+    stager.read(k);
+    stager.write(stage_at(k));
+  }
+  await_previous();
+  const std::uint32_t rows = row_count(args.step, args.space);
+  if (token >= rows) {
+    commit_copies();
+    wait_copies<0>();
+    return;
+  }
+  stager.set_rows(rows);
   for (std::uint32_t k = 0; k < ahead; k += stage_columns) {
-    if (k < end) {
-      stager.start(stage_at(k), k);
-      stager.read(k);
-      stager.write(stage_at(k));
-    }
+    if (k < end) stager.start_inputs(stage_at(k), k);
     commit_copies();
   }
+  Results<S> results;
+  results.clear();
   for (std::uint32_t k = 0; k < end; k += stage_columns) {
     wait_copies<S::stages - 2>();  // this stage's own are there
     __syncthreads();               // everyone's are, and the stage before this is done with
     const bool more = k + ahead < end;
     if (more) {
-      stager.start(stage_at(k + ahead), k + ahead);
+      stager.start_inputs(stage_at(k + ahead), k + ahead);
+      stager.start_weights(stage_at(k + ahead), k + ahead);
       stager.read(k + ahead);
     }
     commit_copies();
@@ -238,10 +254,10 @@ __global__ void __launch_bounds__(S::threads) many_kernel(LinearArgs args, std::
 }
 
 template <class U, class S>
-cudaError_t launch_many(const LinearArgs& args, std::uint32_t rows, cudaStream_t stream) {
+cudaError_t launch_many(const LinearArgs& args, std::uint32_t rows, LaunchChain& chain) {
   const std::uint32_t blocks_m = count_blocks(args, S::weights);
   return launch(many_kernel<U, S>, blocks_m * divide_up(rows, S::tokens), S::threads, S::bytes,
-                stream, args, blocks_m);
+                chain, args, blocks_m);
 }
 
 }  // namespace
@@ -257,13 +273,13 @@ cudaError_t prepare_linear(const DeviceWeight& weight) {
   });
 }
 
-cudaError_t linear_many(const LinearArgs& args, std::uint32_t rows, cudaStream_t stream) {
+cudaError_t linear_many(const LinearArgs& args, std::uint32_t rows, LaunchChain& chain) {
   return with_unpack(args.product[0].weight, [&]<class U>(U) {
     if constexpr (std::is_same_v<U, Unpack<Format::f32>>) {
       return cudaErrorInvalidValue;
     } else {
-      return rows <= small_rows ? launch_many<U, Small>(args, rows, stream)
-                                : launch_many<U, Large>(args, rows, stream);
+      return rows <= small_rows ? launch_many<U, Small>(args, rows, chain)
+                                : launch_many<U, Large>(args, rows, chain);
     }
   });
 }

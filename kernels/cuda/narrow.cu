@@ -8,6 +8,7 @@ namespace sluice::kernels::cuda {
 namespace {
 
 __global__ void narrow_kernel(NarrowArgs args) {
+  take_turn();
   const std::uint32_t r = blockIdx.y;
   const std::uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
   if (r >= row_count(args.step, args.space) || i >= args.width) return;
@@ -19,6 +20,7 @@ constexpr float e4m3_largest = 448.0F;
 /// A block a row.
 template <class U>
 __global__ void narrow_weight_kernel(NarrowWeightArgs args) {
+  take_turn();
   SharedPieces shared;
   auto* largest = shared.take<float>(row_threads / warp_lanes);
   Bytes row = args.in.data + blockIdx.x * args.in.stride;
@@ -56,18 +58,18 @@ __global__ void narrow_weight_kernel(NarrowWeightArgs args) {
 
 }  // namespace
 
-cudaError_t narrow(const NarrowArgs& args, std::uint32_t rows, cudaStream_t stream) {
+cudaError_t narrow(const NarrowArgs& args, std::uint32_t rows, LaunchChain& chain) {
   const dim3 grid(divide_up(args.width, row_threads), rows);
-  return launch(narrow_kernel, grid, row_threads, 0, stream, args);
+  return launch(narrow_kernel, grid, row_threads, 0, chain, args);
 }
 
-cudaError_t narrow_weight(const NarrowWeightArgs& args, cudaStream_t stream) {
+cudaError_t narrow_weight(const NarrowWeightArgs& args, LaunchChain& chain) {
   return with_unpack(args.in, [&]<class U>(U) {
     if constexpr (std::is_same_v<U, UnpackE4m3>) {
       return cudaErrorInvalidValue;
     } else {
       return launch(narrow_weight_kernel<U>, args.in.rows, row_threads,
-                    SharedPieces::bytes<float>(row_threads / warp_lanes), stream, args);
+                    SharedPieces::bytes<float>(row_threads / warp_lanes), chain, args);
     }
   });
 }

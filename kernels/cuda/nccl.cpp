@@ -121,9 +121,9 @@ class NcclGroup final : public DeviceGroup {
   }
 
  private:
-  Result<void> reduce_piece(float* values, std::size_t floats, cudaStream_t stream) override {
-    SLUICE_TRY(all_gather(values, gathered_.as<float>(), floats, stream));
-    SLUICE_CUDA(add_ranks(gathered_.as<float>(), shard_.size, floats, values, stream));
+  Result<void> reduce_piece(float* values, std::size_t floats, LaunchChain& chain) override {
+    SLUICE_TRY(all_gather(values, gathered_.as<float>(), floats, chain.interrupted()));
+    SLUICE_CUDA(add_ranks(gathered_.as<float>(), shard_.size, floats, values, chain));
     return {};
   }
 

@@ -350,11 +350,11 @@ Result<Program> Program::compile(const StepProgram& steps, std::span<const Loade
 
 namespace {
 
-/// Puts one launch on the stream; those without rows are left out.
+/// Puts one launch on the chain; those without rows are left out.
 struct Enqueue {
   const StepCounts& counts;
   DeviceGroup* group;
-  cudaStream_t stream;
+  LaunchChain& chain;
 
   std::uint32_t rows(Space space) const {
     return space == Space::batch ? counts.rows : counts.sampled;
@@ -366,49 +366,49 @@ struct Enqueue {
   }
 
   Result<void> operator()(const EmbedArgs& a) const {
-    return launched(embed(a, counts.rows, stream));
+    return launched(embed(a, counts.rows, chain));
   }
   Result<void> operator()(const AnglesArgs& a) const {
-    return launched(angles(a, counts.rows, stream));
+    return launched(angles(a, counts.rows, chain));
   }
   Result<void> operator()(const RopeArgs& a) const {
-    return launched(rope_store(a, counts.rows, stream));
+    return launched(rope_store(a, counts.rows, chain));
   }
   Result<void> operator()(const NormArgs& a) const {
-    return rows(a.space) == 0 ? Result<void>{} : launched(norm(a, rows(a.space), stream));
+    return rows(a.space) == 0 ? Result<void>{} : launched(norm(a, rows(a.space), chain));
   }
   Result<void> operator()(const LinearArgs& a) const {
-    return rows(a.space) == 0 ? Result<void>{} : launched(linear(a, rows(a.space), stream));
+    return rows(a.space) == 0 ? Result<void>{} : launched(linear(a, rows(a.space), chain));
   }
   Result<void> operator()(const NarrowArgs& a) const {
-    return rows(a.space) == 0 ? Result<void>{} : launched(narrow(a, rows(a.space), stream));
+    return rows(a.space) == 0 ? Result<void>{} : launched(narrow(a, rows(a.space), chain));
   }
   Result<void> operator()(const GateArgs& a) const {
-    return rows(a.space) == 0 ? Result<void>{} : launched(gate(a, rows(a.space), stream));
+    return rows(a.space) == 0 ? Result<void>{} : launched(gate(a, rows(a.space), chain));
   }
   Result<void> operator()(const SoftCapArgs& a) const {
-    return rows(a.space) == 0 ? Result<void>{} : launched(soft_cap(a, rows(a.space), stream));
+    return rows(a.space) == 0 ? Result<void>{} : launched(soft_cap(a, rows(a.space), chain));
   }
   Result<void> operator()(const SelectArgs& a) const {
-    return counts.sampled == 0 ? Result<void>{} : launched(select(a, counts.sampled, stream));
+    return counts.sampled == 0 ? Result<void>{} : launched(select(a, counts.sampled, chain));
   }
   Result<void> operator()(AttentionArgs a) const {
     const std::uint32_t split = counts.splits > 0 ? counts.single_groups : 0;
     if (split > 0) {
-      SLUICE_TRY(launched(attention_splits(a, split, counts.splits, stream)));
+      SLUICE_TRY(launched(attention_splits(a, split, counts.splits, chain)));
       if (split == counts.groups) return {};
     }
     a.first_group = split;
-    return launched(attention(a, counts.groups - split, stream));
+    return launched(attention(a, counts.groups - split, chain));
   }
   Result<void> operator()(const SampleArgs& a) const {
     if (counts.sampled == 0) return {};
-    return launched(counts.sample_now ? sample(a, counts.sampled, stream)
-                                      : hold(a, counts.sampled, stream));
+    return launched(counts.sample_now ? sample(a, counts.sampled, chain)
+                                      : hold(a, counts.sampled, chain));
   }
   Result<void> operator()(const ReduceRows& a) const {
     const std::size_t floats = std::size_t{rows(a.space)} * a.values.stride;
-    return group->all_reduce(a.values.data, floats, stream);
+    return group->all_reduce(a.values.data, floats, chain);
   }
   Result<void> operator()(const GatherRows& a) const {
     const std::size_t pitch = a.spread.widest * sizeof(float);
@@ -416,11 +416,12 @@ struct Enqueue {
       const std::uint32_t count = std::min(a.rows_each, rows(a.space) - first);
       SLUICE_CUDA(cudaMemcpy2DAsync(a.own, pitch, a.in.data + std::size_t{first} * a.in.stride,
                                     a.in.stride * sizeof(float), a.own_width * sizeof(float), count,
-                                    cudaMemcpyDeviceToDevice, stream));
-      SLUICE_TRY(group->all_gather(a.own, a.all, std::size_t{count} * a.spread.widest, stream));
+                                    cudaMemcpyDeviceToDevice, chain.interrupted()));
+      SLUICE_TRY(group->all_gather(a.own, a.all, std::size_t{count} * a.spread.widest,
+                                   chain.interrupted()));
       SpreadArgs args = a.spread;
       args.out.data += std::size_t{first} * args.out.stride;
-      SLUICE_TRY(launched(spread(args, count, stream)));
+      SLUICE_TRY(launched(spread(args, count, chain)));
     }
     return {};
   }
@@ -429,9 +430,9 @@ struct Enqueue {
 }  // namespace
 
 Result<void> Program::enqueue(const StepCounts& counts, DeviceGroup* group,
-                              cudaStream_t stream) const {
+                              LaunchChain& chain) const {
   if (counts.rows == 0) return {};
-  const Enqueue enqueue{counts, group, stream};
+  const Enqueue enqueue{counts, group, chain};
   for (const Launch& launch : launches_) SLUICE_TRY(std::visit(enqueue, launch));
   return {};
 }

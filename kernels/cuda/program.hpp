@@ -68,9 +68,9 @@ class Program {
                                  const PoolShape& pool, const std::optional<Shard>& shard,
                                  const DeviceState& state, cudaStream_t stream);
 
-  /// Puts a step's launches on the stream; its metadata must be on its way before. A program with
+  /// Puts a step's launches on the chain; its metadata must be on its way before. A program with
   /// collectives needs the group of the shard that it was compiled for.
-  Result<void> enqueue(const StepCounts& counts, DeviceGroup* group, cudaStream_t stream) const;
+  Result<void> enqueue(const StepCounts& counts, DeviceGroup* group, LaunchChain& chain) const;
 
   std::span<const BufferShape> shapes() const { return shapes_; }
   Rows rows(Buffer buffer) const { return rows_[buffer.index]; }

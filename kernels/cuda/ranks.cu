@@ -10,6 +10,7 @@ namespace {
 /// Four floats a thread: ((r0 + r1) + r2) + ...
 __global__ void add_kernel(const float* all, std::uint32_t ranks, std::size_t floats,
                            float* out) {
+  take_turn();
   const std::size_t i = (std::size_t{blockIdx.x} * blockDim.x + threadIdx.x) * 4;
   if (i >= floats) return;
   float4 sum = *reinterpret_cast<const float4*>(all + i);
@@ -25,6 +26,7 @@ __global__ void add_kernel(const float* all, std::uint32_t ranks, std::size_t fl
 
 /// A grid of columns, rows and ranks.
 __global__ void spread_kernel(SpreadArgs args) {
+  take_turn();
   const std::uint32_t column = blockIdx.x * blockDim.x + threadIdx.x;
   const std::uint32_t rank = blockIdx.z;
   const auto begin = static_cast<std::uint32_t>(std::uint64_t{args.width} * rank / args.ranks);
@@ -38,15 +40,15 @@ __global__ void spread_kernel(SpreadArgs args) {
 }  // namespace
 
 cudaError_t add_ranks(const float* all, std::uint32_t ranks, std::size_t floats, float* out,
-                      cudaStream_t stream) {
+                      LaunchChain& chain) {
   constexpr std::size_t each = std::size_t{row_threads} * 4;
   const auto blocks = static_cast<std::uint32_t>((floats + each - 1) / each);
-  return launch(add_kernel, blocks, row_threads, 0, stream, all, ranks, floats, out);
+  return launch(add_kernel, blocks, row_threads, 0, chain, all, ranks, floats, out);
 }
 
-cudaError_t spread(const SpreadArgs& args, std::uint32_t rows, cudaStream_t stream) {
+cudaError_t spread(const SpreadArgs& args, std::uint32_t rows, LaunchChain& chain) {
   const dim3 grid((args.widest + row_threads - 1) / row_threads, rows, args.ranks);
-  return launch(spread_kernel, grid, row_threads, 0, stream, args);
+  return launch(spread_kernel, grid, row_threads, 0, chain, args);
 }
 
 }  // namespace sluice::kernels::cuda

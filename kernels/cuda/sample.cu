@@ -324,6 +324,7 @@ __device__ void draw(Row& row, const SlotArrays& slots, DrawnRow& out, SharedPie
 }
 
 __global__ void __launch_bounds__(block_threads, 1) sample_kernel(SampleArgs args) {
+  take_turn();
   const std::uint32_t index = blockIdx.x;
   if (index >= header(args.step).sampled) return;
   SharedPieces pieces;
@@ -343,6 +344,7 @@ __global__ void __launch_bounds__(block_threads, 1) sample_kernel(SampleArgs arg
 }
 
 __global__ void hold_kernel(SampleArgs args) {
+  take_turn();
   const std::uint32_t index = blockIdx.y;
   const Token t = blockIdx.x * blockDim.x + threadIdx.x;
   if (index >= header(args.step).sampled || t >= args.slots.vocabulary) return;
@@ -352,6 +354,7 @@ __global__ void hold_kernel(SampleArgs args) {
 }
 
 __global__ void __launch_bounds__(block_threads, 1) held_kernel(SampleArgs args) {
+  take_turn();
   const std::uint32_t index = blockIdx.x;
   if (index >= header(args.step).held) return;
   SharedPieces pieces;
@@ -367,17 +370,17 @@ __global__ void __launch_bounds__(block_threads, 1) held_kernel(SampleArgs args)
 
 }  // namespace
 
-cudaError_t sample(const SampleArgs& args, std::uint32_t sampled, cudaStream_t stream) {
-  return launch(sample_kernel, sampled, block_threads, Shared::bytes(), stream, args);
+cudaError_t sample(const SampleArgs& args, std::uint32_t sampled, LaunchChain& chain) {
+  return launch(sample_kernel, sampled, block_threads, Shared::bytes(), chain, args);
 }
 
-cudaError_t hold(const SampleArgs& args, std::uint32_t sampled, cudaStream_t stream) {
+cudaError_t hold(const SampleArgs& args, std::uint32_t sampled, LaunchChain& chain) {
   const dim3 grid(divide_up(args.slots.vocabulary, row_threads), sampled);
-  return launch(hold_kernel, grid, row_threads, 0, stream, args);
+  return launch(hold_kernel, grid, row_threads, 0, chain, args);
 }
 
-cudaError_t sample_held(const SampleArgs& args, std::uint32_t held, cudaStream_t stream) {
-  return launch(held_kernel, held, block_threads, Shared::bytes(), stream, args);
+cudaError_t sample_held(const SampleArgs& args, std::uint32_t held, LaunchChain& chain) {
+  return launch(held_kernel, held, block_threads, Shared::bytes(), chain, args);
 }
 
 }  // namespace sluice::kernels::cuda

@@ -115,14 +115,15 @@ BOOST_AUTO_TEST_CASE(launches_that_a_device_refuses) {
   const CleanDevice clean;
   cudaStream_t stream = nullptr;
   cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
-  const auto nothing = +[](int) {};
-  BOOST_TEST(cuda::launch(nothing, 1, 1025, 0, stream, 0) == cudaErrorInvalidConfiguration);
-  BOOST_TEST(cuda::launch(nothing, 0, 32, 0, stream, 0) == cudaErrorInvalidConfiguration);
-  BOOST_TEST(cuda::launch(nothing, dim3(1, 65536), 32, 0, stream, 0) ==
+  cuda::LaunchChain chain(stream);
+  const auto nothing = +[](int) { cuda::take_turn(); };
+  BOOST_TEST(cuda::launch(nothing, 1, 1025, 0, chain, 0) == cudaErrorInvalidConfiguration);
+  BOOST_TEST(cuda::launch(nothing, 0, 32, 0, chain, 0) == cudaErrorInvalidConfiguration);
+  BOOST_TEST(cuda::launch(nothing, dim3(1, 65536), 32, 0, chain, 0) ==
              cudaErrorInvalidConfiguration);
-  BOOST_TEST(cuda::launch(nothing, 1, 32, 60000, stream, 0) == cudaErrorInvalidValue);
+  BOOST_TEST(cuda::launch(nothing, 1, 32, 60000, chain, 0) == cudaErrorInvalidValue);
   BOOST_TEST(cuda::allow_shared(nothing, 60000) == cudaSuccess);
-  BOOST_TEST(cuda::launch(nothing, 1, 32, 60000, stream, 0) == cudaSuccess);
+  BOOST_TEST(cuda::launch(nothing, 1, 32, 60000, chain, 0) == cudaSuccess);
   cudaStreamDestroy(stream);
 }
 

@@ -211,6 +211,15 @@ BOOST_AUTO_TEST_CASE(weights_narrowed_to_8_bits) {
   }
 }
 
+// So much that a warp asks for weights several times, the first before its kernel's turn.
+BOOST_AUTO_TEST_CASE(columns_beyond_what_is_asked_for_at_once) {
+  for (std::size_t f = 0; f < format_count; ++f) {
+    const auto format = static_cast<Format>(f);
+    BOOST_TEST_CONTEXT(info(format).name) { check(Products(format, 2304, {20}), {3, 12, 18}); }
+  }
+  check(Products(Format::bf16, 2304, {20}, true), {3, 12, 18});
+}
+
 BOOST_AUTO_TEST_CASE(eight_bit_floats) {
   alignas(8) std::uint8_t all[256];
   for (std::uint32_t i = 0; i < 256; ++i) all[i] = static_cast<std::uint8_t>(i);

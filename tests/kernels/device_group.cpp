@@ -54,7 +54,8 @@ std::string check_sums_and_gathers(DeviceGroup& group, const Shard& shard) {
     std::vector<float> values = values_of(shard.rank, count);
     cudaMemcpyAsync(memory.as<float>(), values.data(), count * sizeof(float),
                     cudaMemcpyHostToDevice, stream.get());
-    if (auto done = group.all_reduce(memory.as<float>(), count, stream.get()); !done) {
+    cuda::LaunchChain chain(stream.get(), true);
+    if (auto done = group.all_reduce(memory.as<float>(), count, chain); !done) {
       return said(done);
     }
     cudaMemcpyAsync(values.data(), memory.as<float>(), count * sizeof(float),

@@ -2,6 +2,7 @@
 
 #include "tests/kernels/cuda_host/block.hpp"
 
+#include <signal.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -118,13 +119,63 @@ class Stack {
   std::byte* data_ = nullptr;
 };
 
+/// Memory that faults while it is closed: whoever touches it is noted, and goes on.
+class ClosedPages {
+ public:
+  /// Until the grid's end.
+  void watch(const Pages& pages) {
+    pages_ = pages;
+    if (!any()) return;
+    watching = this;
+    struct sigaction action {};
+    action.sa_sigaction = &on_fault;
+    action.sa_flags = SA_SIGINFO;
+    ::sigaction(SIGSEGV, &action, &before_);
+  }
+  void unwatch() {
+    if (any()) ::sigaction(SIGSEGV, &before_, nullptr);
+    watching = nullptr;
+  }
+
+  bool any() const { return pages_.bytes != 0; }
+  void close() { protect(PROT_NONE); }
+  void open() { protect(PROT_READ | PROT_WRITE); }
+  bool take_touched() { return std::exchange(touched_, false); }
+
+ private:
+  void protect(int access) const {
+    if (any() && ::mprotect(pages_.begin, pages_.bytes, access) != 0) std::abort();
+  }
+
+  static void on_fault(int, siginfo_t* info, void*) {
+    const auto* at = static_cast<const std::byte*>(info->si_addr);
+    const Pages& pages = watching->pages_;
+    if (at < pages.begin || at >= pages.begin + pages.bytes) {
+      ::sigaction(SIGSEGV, &watching->before_, nullptr);  // faults again, for whoever had it before
+      return;
+    }
+    watching->open();
+    watching->touched_ = true;
+  }
+
+  static thread_local ClosedPages* watching;
+
+  Pages pages_;
+  struct sigaction before_ {};
+  bool touched_ = false;
+};
+
+thread_local ClosedPages* ClosedPages::watching = nullptr;
+
 struct Stopped {};  ///< unwinds a fiber of a kernel that has failed
 
 class BlockRunner {
  public:
   std::string run(dim3 grid, dim3 block, std::size_t shared_bytes,
-                  const std::function<void()>& thread) {
+                  const std::function<void()>& thread, const Turn& turn) {
     body_ = &thread;
+    in_turn_ = turn.owed;
+    closed_.watch(turn.closed);
     threads_ = block.x * block.y * block.z;
     while (stacks_.size() < threads_) stacks_.emplace_back();
     fibers_.resize(threads_);
@@ -141,6 +192,7 @@ class BlockRunner {
         }
       }
     }
+    closed_.unwatch();
     return failure_;
   }
 
@@ -231,6 +283,17 @@ class BlockRunner {
     me.copies.erase(me.copies.begin(), later);
   }
 
+  void start_next() { fibers_[current_].let_next_start = true; }
+  void await_previous(const Where& where) {
+    Fiber& me = fibers_[current_];
+    if (closed_.any() && !me.waited) {
+      meet_block(where);
+      closed_.open();
+      if (closed_.take_touched()) complain("touched, before its wait, what is no weight");
+    }
+    me.waited = true;
+  }
+
   [[noreturn]] void complain(const std::string& what) {
     fail(what);
     throw Stopped();
@@ -251,6 +314,7 @@ class BlockRunner {
       if (failure_.empty() && !fibers_[current_].copies.empty()) {
         fail("a thread ended with copies that it did not wait for");
       }
+      if (in_turn_ && failure_.empty()) check_turn(fibers_[current_]);
     } catch (const Stopped&) {
     }
     fibers_[current_].state = State::ended;
@@ -276,6 +340,7 @@ class BlockRunner {
     Where where;
     std::vector<Copy> copies;  ///< not yet made, in their order
     int commits = 0;
+    bool let_next_start = false, waited = false;
   };
 
   struct Warp {
@@ -283,6 +348,11 @@ class BlockRunner {
     Where where;
     alignas(16) std::byte payloads[2][32 * payload_bytes];
   };
+
+  void check_turn(const Fiber& fiber) {
+    if (!fiber.waited) fail("a thread ended and had not waited for the kernels before");
+    if (!fiber.let_next_start) fail("a thread ended and never let the next kernel start");
+  }
 
   static bool same(const Where& a, const Where& b) {
     return a.line() == b.line() && a.column() == b.column() &&
@@ -330,11 +400,14 @@ class BlockRunner {
       fibers_[i].state = State::ready;
       fibers_[i].copies.clear();
       fibers_[i].commits = 0;
+      fibers_[i].let_next_start = fibers_[i].waited = false;
       fibers_[i].context.start(stacks_[i].data());
     }
+    closed_.close();
     select(backwards_ ? threads_ - 1 : 0);
     from_main_ = true;
     switch_to(main_, fibers_[current_].context, stacks_[current_].data());
+    closed_.open();
     check_guards();
   }
 
@@ -422,7 +495,8 @@ class BlockRunner {
 
   const std::function<void()>* body_ = nullptr;
   std::uint32_t threads_ = 0, current_ = 0, waiting_ = 0, alive_ = 0;
-  bool backwards_ = false;
+  bool backwards_ = false, in_turn_ = false;
+  ClosedPages closed_;
   Where barrier_;
   std::vector<Stack> stacks_;
   std::vector<Fiber> fibers_;
@@ -455,10 +529,12 @@ void copy_later(void* shared, const void* from, bool valid) {
 }
 void commit_copies() { runner.commit_copies(); }
 void wait_copies(int pending) { runner.wait_copies(pending); }
+void start_next() { runner.start_next(); }
+void await_previous(const Where& where) { runner.await_previous(where); }
 void complain(const std::string& what) { runner.complain(what); }
 std::string run_grid(dim3 grid, dim3 block, std::size_t shared_bytes,
-                     const std::function<void()>& thread) {
-  return runner.run(grid, block, shared_bytes, thread);
+                     const std::function<void()>& thread, const Turn& turn) {
+  return runner.run(grid, block, shared_bytes, thread, turn);
 }
 
 }  // namespace cuda_host

@@ -2,8 +2,8 @@
 // A CUDA block on the host: every thread is a fiber, and threads meet at barriers and warp
 // exchanges. What a GPU would leave undefined is reported instead: threads of a block that wait at
 // different barriers or never come, lanes missing from an exchange, shared memory beyond what was
-// asked for. Odd blocks run their threads in reverse, so that a missing barrier shows as a wrong
-// result.
+// asked for; and kernels that end without having waited for those before them. Odd blocks run their
+// threads in reverse, so that a missing barrier shows as a wrong result.
 
 #include <cstddef>
 #include <cstdint>
@@ -29,9 +29,25 @@ namespace cuda_host {
 
 using Where = std::source_location;
 
+/// Whole pages of memory.
+struct Pages {
+  std::byte* begin = nullptr;
+  std::size_t bytes = 0;
+};
+
+/// What a kernel's threads owe those around it (kernels/cuda/chain.hpp).
+struct Turn {
+  bool owed = false;  ///< each must call the two below
+  Pages closed = {};  ///< and before it has, none may touch these; a block's wait together
+};
+
 /// Runs every block of a grid, one after the other; returns what went wrong, or "".
 std::string run_grid(dim3 grid, dim3 block, std::size_t shared_bytes,
-                     const std::function<void()>& thread);
+                     const std::function<void()>& thread, const Turn& turn = {});
+
+/// The device's griddepcontrol.launch_dependents and .wait. Kernels run one after the other here.
+void start_next();
+void await_previous(const Where& where = Where::current());
 
 unsigned char* dynamic_shared();
 void check_shared_end(const unsigned char* end);

@@ -61,10 +61,23 @@ struct cudaDeviceProp {
   std::size_t sharedMemPerBlockOptin;
 };
 
+enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
+
+union cudaLaunchAttributeValue {
+  int programmaticStreamSerializationAllowed;
+};
+
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  cudaLaunchAttributeValue val;
+};
+
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   std::size_t dynamicSmemBytes = 0;
   cudaStream_t stream = nullptr;
+  cudaLaunchAttribute* attrs = nullptr;
+  unsigned numAttrs = 0;
 };
 
 const char* cudaGetErrorName(cudaError_t status);
@@ -72,6 +85,7 @@ const char* cudaGetErrorString(cudaError_t status);
 cudaError_t cudaGetLastError();
 cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaSetDevice(int device);
+cudaError_t cudaDriverGetVersion(int* version);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
 cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total);
 cudaError_t cudaMalloc(void** data, std::size_t bytes);
@@ -106,6 +120,9 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
 
 namespace cuda_host {
 
+/// Refuses one that may start early where a device would ignore that, or the project's rule
+/// (kernels/cuda/chain.hpp) forbids it: behind what is no kernel. `calls` counts them as "early
+/// launch". Every kernel's threads must let the next one start and wait for those before.
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
                    std::function<void()> thread);
 
@@ -120,6 +137,14 @@ std::vector<std::string> take_complaints();
 
 /// Shared memory that a block may have; for tests of smaller devices.
 void set_shared_bytes(std::size_t bytes);
+
+/// From now on kernels that touch, before they have waited, what is allocated from now on are
+/// refused: what is there already are weights. False: no longer, and what was allocated meanwhile
+/// must be freed before the next true.
+void close_memory(bool closed);
+
+/// What the device and its driver can; for tests of older ones.
+void set_versions(int major, int driver);
 
 /// Memory the device has; for tests of running out.
 void set_memory_bytes(std::size_t bytes);

@@ -1,5 +1,6 @@
 // Memory, streams, events and graphs of tests/kernels/cuda_host.
 
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -30,9 +31,13 @@ struct Device {
   std::map<std::string, std::pair<int, cudaError_t>> failures;
   std::map<std::string, std::uint64_t> calls;
   std::map<void*, std::size_t> memory;
+  bool closed = false;
+  cuda_host::Pages closing;  ///< room for what is allocated while it is closed
+  std::size_t closed_bytes = 0;
   std::size_t memory_used = 0;
   std::size_t memory_bytes = std::size_t{4} << 30;
   std::size_t shared_bytes_most = std::size_t{227} << 10;  ///< an sm_90 block's
+  int major = 9, driver = 13000;
   std::map<const void*, std::size_t> shared_limits;
   std::set<CudaHostStream*> streams;
 };
@@ -70,6 +75,7 @@ cudaError_t refuse(cudaError_t status) {
 
 struct CudaHostGraph {
   std::vector<std::function<void()>> nodes;
+  bool ends_in_kernel = false;
 };
 
 struct CudaHostStream {
@@ -77,6 +83,7 @@ struct CudaHostStream {
   std::condition_variable changed;
   std::deque<std::function<void()>> queue;
   bool busy = false, stop = false, capturing = false;
+  bool ends_in_kernel = false;  ///< what was put on it last, but for a graph
   CudaHostGraph captured;
   std::thread thread{[this] { run(); }};
 
@@ -96,8 +103,15 @@ struct CudaHostStream {
     }
   }
 
-  void push(std::function<void()> work) {
+  /// Whether the next kernel would be right behind another.
+  bool behind_kernel() {
     const std::lock_guard lock(mutex);
+    return capturing ? captured.ends_in_kernel : ends_in_kernel;
+  }
+
+  void push(std::function<void()> work, bool kernel = false) {
+    const std::lock_guard lock(mutex);
+    (capturing ? captured.ends_in_kernel : ends_in_kernel) = kernel;
     if (capturing) return captured.nodes.push_back(std::move(work));
     queue.push_back(std::move(work));
     changed.notify_all();
@@ -153,15 +167,34 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
         known == device().shared_limits.end() ? shared_bytes_default : known->second;
     if (config.dynamicSmemBytes > limit) return device().last = cudaErrorInvalidValue;
   }
-  config.stream->push([grid, block, bytes = config.dynamicSmemBytes, body = std::move(thread)] {
+  for (unsigned i = 0; i < config.numAttrs; ++i) {
+    if (config.attrs[i].id != cudaLaunchAttributeProgrammaticStreamSerialization ||
+        config.attrs[i].val.programmaticStreamSerializationAllowed == 0) {
+      continue;
+    }
+    const std::lock_guard lock(device().mutex);
+    if (device().major < 9 || device().driver < 12030 || !config.stream->behind_kernel()) {
+      return device().last = cudaErrorInvalidValue;
+    }
+    ++device().calls["early launch"];
+  }
+  const auto run = [grid, block, bytes = config.dynamicSmemBytes, body = std::move(thread)] {
     if (device().lost != cudaSuccess) return;
-    const std::string complaint = run_grid(grid, block, bytes, body);
+    Turn turn{.owed = true};
+    {
+      const std::lock_guard lock(device().mutex);
+      if (device().closed) {
+        turn.closed = {device().closing.begin, (device().closed_bytes + 4095) / 4096 * 4096};
+      }
+    }
+    const std::string complaint = run_grid(grid, block, bytes, body, turn);
     if (complaint.empty()) return;
     std::fprintf(stderr, "cuda_host: %s\n", complaint.c_str());
     const std::lock_guard lock(device().mutex);
     device().complaints.push_back(complaint);
     device().lost = cudaErrorLaunchFailure;
-  });
+  };
+  config.stream->push(run, true);
   return cudaSuccess;
 }
 
@@ -186,6 +219,26 @@ std::vector<std::string> take_complaints() {
 void set_shared_bytes(std::size_t bytes) {
   const std::lock_guard lock(device().mutex);
   device().shared_bytes_most = bytes;
+}
+
+void close_memory(bool closed) {
+  const std::lock_guard lock(device().mutex);
+  device().closed = closed;
+  if (!closed) return;
+  device().closed_bytes = 0;
+  Pages& room = device().closing;
+  if (room.begin != nullptr) return;
+  constexpr std::size_t bytes = std::size_t{256} << 20;
+  void* data = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (data == MAP_FAILED) std::abort();
+  room = {static_cast<std::byte*>(data), bytes};
+}
+
+void set_versions(int major, int driver) {
+  const std::lock_guard lock(device().mutex);
+  device().major = major;
+  device().driver = driver;
 }
 
 void set_memory_bytes(std::size_t bytes) {
@@ -234,6 +287,12 @@ cudaError_t cudaSetDevice(int index) {
   return index == 0 ? cudaSuccess : refuse(cudaErrorInvalidDevice);
 }
 
+cudaError_t cudaDriverGetVersion(int* version) {
+  BEGIN("cudaDriverGetVersion");
+  *version = device().driver;
+  return cudaSuccess;
+}
+
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int index) {
   BEGIN("cudaGetDeviceProperties");
   if (index != 0) return refuse(cudaErrorInvalidDevice);
@@ -241,7 +300,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int index) {
   const pid_t process = ::getpid();
   properties->uuid = {};
   std::memcpy(properties->uuid.bytes, &process, sizeof process);
-  properties->major = 9;
+  properties->major = device().major;
   properties->minor = 0;
   properties->multiProcessorCount = 2;
   properties->sharedMemPerBlockOptin = device().shared_bytes_most;
@@ -263,8 +322,15 @@ cudaError_t cudaMalloc(void** data, std::size_t bytes) {
   if (device().memory_used + whole > device().memory_bytes) {
     return device().last = cudaErrorMemoryAllocation;
   }
-  // Not rounded up: the sanitizer then sees the first byte past the end.
-  if (::posix_memalign(data, 256, std::max<std::size_t>(bytes, 1)) != 0) {
+  if (device().closed) {
+    if (device().closed_bytes + whole > device().closing.bytes) {
+      return device().last = cudaErrorMemoryAllocation;
+    }
+    *data = device().closing.begin + device().closed_bytes;
+    device().closed_bytes += whole;
+  } else if (
+      // Not rounded up: the sanitizer then sees the first byte past the end.
+      ::posix_memalign(data, 256, std::max<std::size_t>(bytes, 1)) != 0) {
     return device().last = cudaErrorMemoryAllocation;
   }
   std::memset(*data, 0xFF, bytes);
@@ -281,7 +347,9 @@ cudaError_t cudaFree(void* data) {
   if (found == device().memory.end()) return device().last = cudaErrorInvalidValue;
   device().memory_used -= found->second;
   device().memory.erase(found);
-  std::free(data);
+  const cuda_host::Pages& room = device().closing;
+  const auto* at = static_cast<const std::byte*>(data);
+  if (at < room.begin || at >= room.begin + room.bytes) std::free(data);
   return device().lost;
 }
 
@@ -430,7 +498,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   BEGIN("cudaStreamBeginCapture");
   const std::lock_guard lock(stream->mutex);
   stream->capturing = true;
-  stream->captured.nodes.clear();
+  stream->captured = {};
   return cudaSuccess;
 }
 
