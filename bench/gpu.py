@@ -41,6 +41,8 @@ ROWS = [
      "--prompt 0 --generate 128 --depth 1024", "bandwidth", 0.85),
     ("8B bf16, 32 streams at 1,024", "llama-3.1-8b:bf16",
      "--prompt 0 --generate 128 --streams 32 --depth 1024", "bandwidth", None),
+    ("8B bf16, 1 stream at 1,024, plain launches", "llama-3.1-8b:bf16",
+     "--plain-launches --prompt 0 --generate 128 --depth 1024", "bandwidth", None),
     ("8B fp8, 1 stream at 1,024", "llama-3.1-8b:bf16",
      "--quantization fp8 --prompt 0 --generate 128 --depth 1024", "bandwidth", 0.80),
     ("1B bf16, 1 stream at 1,024", "llama-3.2-1b:bf16",

@@ -129,7 +129,10 @@ Result<std::unique_ptr<Rig>> load(const LatencyOptions& options) {
   const auto choice = kernels::choose_backend(options.backend);
   if (!choice) return tl::unexpected(choice.error());
   auto backend = kernels::make_backend(
-      choice->name, {.threads = options.threads, .device = options.device},
+      choice->name,
+      {.threads = options.threads,
+       .device = options.device,
+       .early_launches = options.early_launches},
       [progress = &rig->progress](kernels::StepResult&& result) { progress->complete(result); });
   if (!backend) return tl::unexpected(backend.error());
   rig->backend = std::move(*backend);

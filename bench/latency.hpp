@@ -18,6 +18,7 @@ struct LatencyOptions {
   std::string backend = "auto";          ///< auto, cpu, cuda
   std::string quantization;              ///< "fp8" on cuda, or none
   std::uint32_t device = 0;              ///< which of the backend's devices
+  bool early_launches = true;            ///< as BackendOptions has it
   std::uint32_t threads = 0;             ///< the cpu's; 0: one a core
   std::uint32_t prompt_tokens = 512;     ///< llama-bench's pp512; 0: not measured
   std::uint32_t generated_tokens = 128;  ///< llama-bench's tg128; 0: not measured

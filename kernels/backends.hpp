@@ -17,6 +17,8 @@ namespace sluice::kernels {
 struct BackendOptions {
   std::uint32_t threads = 0;  ///< cpu; 0: one for each core this process may use
   std::uint32_t device = 0;   ///< cuda: which of its devices
+  /// cuda: kernels start while those before them end, where the device can; without, to compare.
+  bool early_launches = true;
 };
 
 /// Where drivers and plugins are looked for; tests name other places.

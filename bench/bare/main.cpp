@@ -28,6 +28,7 @@ constexpr const char* usage =
     "  --backend NAME      auto, cpu or cuda\n"
     "  --quantization fp8  keep the layers' matrices in 8 bits; cuda alone\n"
     "  --device N          which of the backend's devices\n"
+    "  --plain-launches    cuda's kernels each start when the one before has ended: to compare\n"
     "  --threads N         the cpu's threads; 0: one a core\n"
     "  --prompt N          prompt tokens; 0: not measured\n"
     "  --generate N        generated tokens; 0: not measured\n"
@@ -122,7 +123,7 @@ int probe_peaks(bench::LatencyOptions options, bool json) {
 int main(int argc, char** argv) {
   enum Option {
     model = 1, shape, json, backend, backends, help, device, threads, prompt, generate, repetitions,
-    streams, depth, bandwidth, peak, quantization
+    streams, depth, bandwidth, peak, quantization, plain_launches
   };
   constexpr option options[] = {{"model", required_argument, nullptr, model},
                                 {"shape", required_argument, nullptr, shape},
@@ -138,6 +139,7 @@ int main(int argc, char** argv) {
                                 {"backend", required_argument, nullptr, backend},
                                 {"quantization", required_argument, nullptr, quantization},
                                 {"device", required_argument, nullptr, device},
+                                {"plain-launches", no_argument, nullptr, plain_launches},
                                 {"backends", no_argument, nullptr, backends},
                                 {"help", no_argument, nullptr, help},
                                 {}};
@@ -160,6 +162,9 @@ int main(int argc, char** argv) {
         continue;
       case json:
         as_json = true;
+        continue;
+      case plain_launches:
+        latency.early_launches = false;
         continue;
       case peak:
         peaks = true;

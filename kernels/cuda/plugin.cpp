@@ -26,6 +26,7 @@ Result<std::unique_ptr<kernels::Backend>> make(const kernels::BackendOptions& op
                                                kernels::Completion completion) {
   kernels::CudaOptions cuda;
   cuda.device = static_cast<int>(options.device);
+  cuda.early_launches = options.early_launches;
   cuda.nccl = find_nccl(cuda.nccl);
   return kernels::make_cuda_backend(cuda, std::move(completion));
 }
