@@ -265,6 +265,7 @@ class Backend {
   virtual Result<double> read_bandwidth(std::size_t bytes) = 0;
 
   /// Copies the first out.size() floats of a buffer as the last step left it. For tests: waits.
+  /// `unsupported` for a buffer that is not kept, since the operations around it were fused.
   virtual Result<void> read(ProgramId program, Buffer buffer, std::span<float> out) = 0;
 };
 

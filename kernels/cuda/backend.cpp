@@ -218,6 +218,12 @@ class CudaBackend final : public Backend {
         buffer.index >= programs_[program.index].shapes().size()) {
       return fail(ErrorCode::bad_request, "no such program or buffer");
     }
+    if (!programs_[program.index].keeps(buffer)) {
+      return fail(ErrorCode::unsupported,
+                  "buffer {} is not kept, for the gate that reads it is part of the products that "
+                  "write it: make the backend without fuse_gates",
+                  buffer.index);
+    }
     SLUICE_CUDA(cudaSetDevice(options_.device));
     const BufferShape& shape = programs_[program.index].shapes()[buffer.index];
     const Rows rows = programs_[program.index].rows(buffer);
@@ -367,6 +373,7 @@ class CudaBackend final : public Backend {
     state_.step = step_ = step;
     state_.split_tokens = options_.split_tokens;
     state_.splits_max = split_room(shape, options_.split_tokens);
+    state_.fuse_gates = options_.fuse_gates;
     return {};
   }
 

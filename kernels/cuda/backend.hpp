@@ -25,6 +25,8 @@ struct CudaOptions {
   /// Kernels start while those before them end, where device and driver can (chain.hpp); without,
   /// each starts when the one before has ended.
   bool early_launches = true;
+  /// For few rows a gate is part of the products before it, and what lies between is not kept.
+  bool fuse_gates = true;
   /// NCCL's library, for ranks of a group; where a rank has none, or shares its device, their
   /// collectives go through host memory. Empty: always so.
   std::string nccl = "libnccl.so.2";

@@ -291,6 +291,13 @@ struct GateArgs {
   bool gelu = false;
 };
 
+/// Two products side by side, a Gate's input in its order, and the Gate. For few rows they are one
+/// kernel, and gate.in is not written.
+struct GatedArgs {
+  LinearArgs linear;
+  GateArgs gate;
+};
+
 struct SoftCapArgs {
   const std::byte* step = nullptr;
   Space space = Space::batch;
@@ -351,6 +358,9 @@ cudaError_t narrow_weight(const NarrowWeightArgs& args, LaunchChain& chain);
 cudaError_t angles(const AnglesArgs& args, std::uint32_t rows, LaunchChain& chain);
 cudaError_t rope_store(const RopeArgs& args, std::uint32_t rows, LaunchChain& chain);
 cudaError_t gate(const GateArgs& args, std::uint32_t rows, LaunchChain& chain);
+
+/// The bits of linear() and gate(). Not of float32 weights.
+cudaError_t linear_gated(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain);
 cudaError_t soft_cap(const SoftCapArgs& args, std::uint32_t rows, LaunchChain& chain);
 cudaError_t select(const SelectArgs& args, std::uint32_t sampled, LaunchChain& chain);
 

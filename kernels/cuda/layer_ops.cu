@@ -1,5 +1,6 @@
 // The row-wise operations of a layer: a block a row, or a thread an element.
 
+#include "kernels/cuda/gate.cuh"
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/step.cuh"
 #include "kernels/cuda/unpack.cuh"
@@ -223,22 +224,13 @@ __global__ void rope_kernel(RopeArgs args) {
   }
 }
 
-__device__ float silu(float x) { return x / (1.0F + exp_f32(0.0F - x)); }
-
-/// 0.5 x (1 + tanh(y)) = x / (1 + e^(-2y)) with y = sqrt(2 / pi) (x + 0.044715 x^3)
-__device__ float gelu_tanh(float x) {
-  const float y = x * fma_f32(0.044715F * x, x, 1.0F);
-  return x / (1.0F + exp_f32(-1.5957691216F * y));
-}
-
 __global__ void gate_kernel(GateArgs args) {
   take_turn();
   const std::uint32_t r = blockIdx.y;
   const std::uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
   if (r >= row_count(args.step, args.space) || i >= args.width) return;
   const float* in = row_of(args.in, r);
-  const float x = in[i];
-  put(args.out, r, i, (args.gelu ? gelu_tanh(x) : silu(x)) * in[args.width + i]);
+  put(args.out, r, i, gated(args, in[i], in[args.width + i]));
 }
 
 __global__ void soft_cap_kernel(SoftCapArgs args) {

@@ -78,4 +78,10 @@ cudaError_t linear(const LinearArgs& args, std::uint32_t rows, LaunchChain& chai
   return rows <= 4 ? launch_full<4>(args, rows, chain) : launch_full<8>(args, rows, chain);
 }
 
+cudaError_t linear_gated(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain) {
+  if (rows <= few_rows) return linear_few_gated(args, rows, chain);
+  const cudaError_t status = linear(args.linear, rows, chain);
+  return status != cudaSuccess ? status : gate(args.gate, rows, chain);
+}
+
 }  // namespace sluice::kernels::cuda

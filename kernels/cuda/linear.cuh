@@ -57,17 +57,23 @@ inline std::uint32_t count_blocks(const LinearArgs& args, std::uint32_t block_ro
   return blocks;
 }
 
+/// What weight row o makes of the sum of its products.
+__device__ inline float scaled(const Product& product, std::uint32_t o, float sum) {
+  if (product.weight.scales != nullptr) sum *= product.weight.scales[o];
+  return product.bias != nullptr ? sum + product.bias[o] : sum;
+}
+
 /// Of weight row o and activation row r.
 __device__ inline void write_result(const Product& product, std::uint32_t o, std::uint32_t r,
                                     float sum) {
   float* out = row_of(product.out, r) + o;
-  if (product.weight.scales != nullptr) sum *= product.weight.scales[o];
-  const float value = product.bias != nullptr ? sum + product.bias[o] : sum;
+  const float value = scaled(product, o, sum);
   *out = product.accumulate ? *out + value : value;
 }
 
 // The kernels, for weights of any format but float32.
 cudaError_t linear_few(const LinearArgs& args, std::uint32_t rows, LaunchChain& chain);
+cudaError_t linear_few_gated(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain);
 cudaError_t linear_many(const LinearArgs& args, std::uint32_t rows, LaunchChain& chain);
 
 /// Activation rows up to which linear_few is the faster.

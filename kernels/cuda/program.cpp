@@ -16,6 +16,31 @@ std::uint32_t split_count(std::uint32_t positions, std::uint32_t split_tokens) {
   return (positions + split_tokens - 1) / split_tokens;
 }
 
+namespace {
+
+/// Whether an operation reads or writes a buffer.
+struct Names {
+  std::uint32_t index;
+
+  template <class... Buffers>
+  bool any(Buffers... buffers) const {
+    return ((buffers.index == index) || ...);
+  }
+  bool operator()(const Embed& op) const { return any(op.out); }
+  bool operator()(const Norm& op) const { return any(op.in, op.out); }
+  bool operator()(const Linear& op) const { return any(op.in, op.out); }
+  bool operator()(const RopeStore& op) const { return any(op.qkv); }
+  bool operator()(const Attention& op) const { return any(op.qkv, op.out); }
+  bool operator()(const Gate& op) const { return any(op.in, op.out); }
+  bool operator()(const SoftCap& op) const { return any(op.values); }
+  bool operator()(const AllReduce& op) const { return any(op.values); }
+  bool operator()(const AllGather& op) const { return any(op.in, op.out); }
+  bool operator()(const Select& op) const { return any(op.in, op.out); }
+  bool operator()(const Sample& op) const { return any(op.logits); }
+};
+
+}  // namespace
+
 /// Appends the launches of operations that fit.
 class Compiler {
  public:
@@ -51,6 +76,7 @@ class Compiler {
       program_.rows_.push_back(*rows);
     }
     stale_.resize(steps_.buffers.size());
+    program_.kept_.assign(steps_.buffers.size(), true);
     for (const Op& op : steps_.ops) {
       const auto* linear = std::get_if<Linear>(&op);
       if (linear != nullptr && takes_narrow(weights_[linear->weight.index].device)) {
@@ -296,10 +322,58 @@ class Compiler {
 
   Result<void> add(const Gate& op) {
     keep_narrow(op.out);
-    program_.launches_.push_back(GateArgs{state_.step, space(op.in), rows(op.in), rows(op.out),
-                                          shape(op.out).width,
-                                          op.activation == Activation::gelu_tanh});
+    const GateArgs args{state_.step,  space(op.in),           rows(op.in),
+                        rows(op.out), shape(op.out).width, op.activation == Activation::gelu_tanh};
+    if (state_.fuse_gates && follows_its_products(args) && is_gates_own(op.in)) {
+      program_.kept_[op.in.index] = false;
+      const LinearArgs products = std::get<LinearArgs>(program_.launches_.back());
+      program_.launches_.back() = GatedArgs{products, args};
+    } else {
+      program_.launches_.push_back(args);
+    }
     return {};
+  }
+
+  /// Whether the launch before is the products of the gate's two halves, and nothing besides.
+  bool follows_its_products(const GateArgs& gate) const {
+    if (program_.launches_.empty()) return false;
+    const auto* linear = std::get_if<LinearArgs>(&program_.launches_.back());
+    if (linear == nullptr || linear->count != 2) return false;
+    for (std::uint32_t i = 0; i < 2; ++i) {
+      const Product& product = linear->product[i];
+      if (product.out.data != gate.in.data + i * gate.width || product.accumulate ||
+          product.weight.rows != gate.width || !takes_narrow(product.weight)) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  /// Whether the buffer only ever takes two products to the gate behind them.
+  bool is_gates_own(Buffer buffer) const {
+    const std::uint32_t half = shape(buffer).width / 2;
+    const auto writes_half = [&](const Op& op) -> const Linear* {
+      const auto* linear = std::get_if<Linear>(&op);
+      const bool does = linear != nullptr && linear->out.index == buffer.index &&
+                        linear->in.index != buffer.index && !linear->accumulate &&
+                        linear->out_column % half == 0 &&
+                        weights_[linear->weight.index].device.rows == half;
+      return does ? linear : nullptr;
+    };
+    const std::vector<Op>& ops = steps_.ops;
+    for (std::size_t i = 0; i < ops.size(); ++i) {
+      if (!std::visit(Names{buffer.index}, ops[i])) continue;
+      if (i + 2 >= ops.size()) return false;
+      const Linear* first = writes_half(ops[i]);
+      const Linear* second = writes_half(ops[i + 1]);
+      const auto* gate = std::get_if<Gate>(&ops[i + 2]);
+      if (first == nullptr || second == nullptr || first->out_column == second->out_column ||
+          gate == nullptr || gate->in.index != buffer.index || gate->out.index == buffer.index) {
+        return false;
+      }
+      i += 2;
+    }
+    return true;
   }
 
   Result<void> add(const SoftCap& op) {
@@ -385,6 +459,10 @@ struct Enqueue {
   }
   Result<void> operator()(const GateArgs& a) const {
     return rows(a.space) == 0 ? Result<void>{} : launched(gate(a, rows(a.space), chain));
+  }
+  Result<void> operator()(const GatedArgs& a) const {
+    const std::uint32_t count = rows(a.linear.space);
+    return count == 0 ? Result<void>{} : launched(linear_gated(a, count, chain));
   }
   Result<void> operator()(const SoftCapArgs& a) const {
     return rows(a.space) == 0 ? Result<void>{} : launched(soft_cap(a, rows(a.space), chain));

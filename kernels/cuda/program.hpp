@@ -31,6 +31,7 @@ struct DeviceState {
   DrawnRow* drawn = nullptr;  ///< [sampled]
   std::uint32_t split_tokens = 0;
   std::uint32_t splits_max = 0;  ///< of a step's single rows, that there is room for
+  bool fuse_gates = true;        ///< with the products before them, where few rows come
 };
 
 /// Sizes of a step's launches.
@@ -75,16 +76,21 @@ class Program {
   std::span<const BufferShape> shapes() const { return shapes_; }
   Rows rows(Buffer buffer) const { return rows_[buffer.index]; }
 
+  /// False: what lies in it between two launches that were made one is never written.
+  bool keeps(Buffer buffer) const { return kept_[buffer.index]; }
+
  private:
   friend class Compiler;
 
   using Launch =
       std::variant<EmbedArgs, NormArgs, NarrowArgs, LinearArgs, AnglesArgs, RopeArgs, AttentionArgs,
-                   GateArgs, SoftCapArgs, SelectArgs, SampleArgs, ReduceRows, GatherRows>;
+                   GateArgs, GatedArgs, SoftCapArgs, SelectArgs, SampleArgs, ReduceRows,
+                   GatherRows>;
 
   std::vector<Launch> launches_;
   std::vector<BufferShape> shapes_;
   std::vector<Rows> rows_;
+  std::vector<bool> kept_;
   std::vector<DeviceMemory> memory_;
 };
 

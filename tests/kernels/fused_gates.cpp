@@ -1,0 +1,193 @@
+// A gate as part of the products before it, for few rows: the same bits as apart from them, for
+// every format, bias and activation, widths that fill no block and any number of rows, also beside
+// the kernels for many rows. And that it is done only where nobody else could see the difference.
+
+#include <boost/test/unit_test.hpp>
+#include <random>
+#include <vector>
+
+#include "kernels/cuda/backend.hpp"
+#include "tests/kernels/cuda_host/cuda_runtime.h"
+#include "tests/kernels/harness.hpp"
+#include "tests/kernels/reference.hpp"
+
+namespace sluice::kernels::test {
+namespace {
+
+Factory on_host(bool fuse_gates) {
+  return [fuse_gates](Completion done) {
+    return require(make_cuda_backend(
+        {.reserve_bytes = 0, .graphs = false, .fuse_gates = fuse_gates, .nccl = ""},
+        std::move(done)));
+  };
+}
+
+constexpr std::uint32_t rows_most = 40;
+
+/// Embed, two products, their gate, and a product of it; for each of `layers`, in the same buffers.
+struct Gated {
+  TinyModel model;
+  Buffer hidden{0}, pair{1}, out{2}, last{3};
+
+  Gated(Format format, std::uint32_t cols, std::uint32_t width, Activation activation, bool bias,
+        bool as_e4m3 = false, std::uint32_t layers = 2) {
+    std::mt19937 random(width);
+    model.traits.hidden = cols;
+    model.traits.vocabulary = 50;
+    model.traits.sample = false;
+    model.program.buffers = {{RowSpace::batch, cols},
+                             {RowSpace::batch, 2 * width},
+                             {RowSpace::batch, width},
+                             {RowSpace::batch, cols}};
+    const auto tensor = [&](Format each, std::uint32_t rows, std::uint32_t columns) {
+      model.tensors.push_back(random_tensor(random, each, rows, columns, 0.2F));
+      return Weight{static_cast<std::uint32_t>(model.tensors.size() - 1)};
+    };
+    const Weight table = tensor(Format::f32, 50, cols);
+    model.program.ops.push_back(Embed{table, hidden});
+    for (std::uint32_t layer = 0; layer < layers; ++layer) {
+      for (const std::uint32_t column : {0U, width}) {
+        const Weight weight = tensor(format, width, cols);
+        model.tensors.back().host.as_e4m3 = as_e4m3;
+        const auto with = bias ? std::optional(tensor(Format::f32, 1, width)) : std::nullopt;
+        model.program.ops.push_back(Linear{hidden, weight, with, pair, column});
+      }
+      model.program.ops.push_back(Gate{pair, activation, out});
+      const Weight down = tensor(Format::bf16, cols, width);
+      model.program.ops.push_back(Linear{out, down, {}, hidden, 0, true});
+    }
+    model.program.ops.push_back(Linear{out, tensor(Format::f16, cols, width), {}, last});
+  }
+
+  PoolShape pool() const {
+    PoolShape shape = model.pool();
+    shape.context_tokens = rows_most;
+    shape.block_tokens = 64;
+    shape.blocks = 1;
+    shape.rows_max = rows_most;
+    return shape;
+  }
+};
+
+/// What a step of the first `rows` tokens leaves in the buffers, and its launches.
+class Runner {
+ public:
+  Runner(const Gated& gated, bool fuse_gates)
+      : gated_(gated), device_(on_host(fuse_gates), gated.model, gated.pool()) {
+    device_.record();
+    std::mt19937 random(5);
+    tokens_ = random_tokens(random, gated.model, rows_most);
+  }
+
+  std::vector<float> run(std::uint32_t rows) {
+    Batch batch;
+    const SlotRef slot{0, ++generation_};
+    batch.opens.push_back({slot, {tokens_.begin(), tokens_.begin() + rows}, rows, {}});
+    batch.grants.push_back({slot.slot, 0, {0}});
+    batch.segments.push_back({slot, 0, rows, Path::prompt, false});
+    batch.closes.push_back(slot);
+    const std::uint64_t before = cuda_host::calls("cudaLaunchKernel");
+    const StepResult result = device_.run(batch);
+    launches = cuda_host::calls("cudaLaunchKernel") - before;
+    BOOST_REQUIRE_MESSAGE(!result.failed, result.error.message);
+    std::vector<float> all;
+    for (const Buffer buffer : {gated_.out, gated_.hidden, gated_.last}) {
+      const std::vector<float> values = device_.read(buffer, rows);
+      all.insert(all.end(), values.begin(), values.end());
+    }
+    return all;
+  }
+
+  bool keeps(Buffer buffer) {
+    float value = 0;
+    const auto done = device_.backend->read(device_.program, buffer, {&value, 1});
+    if (!done) BOOST_CHECK(done.error().code == ErrorCode::unsupported);
+    return done.has_value();
+  }
+
+  std::uint64_t launches = 0;  ///< of the last step
+
+ private:
+  const Gated& gated_;
+  LoadedDevice device_;
+  std::vector<Token> tokens_;
+  std::uint32_t generation_ = 0;
+};
+
+void check(const Gated& gated) {
+  Runner fused(gated, true), apart(gated, false);
+  BOOST_TEST(!fused.keeps(gated.pair));
+  BOOST_TEST(apart.keeps(gated.pair));
+  for (const std::uint32_t rows : {1U, 5U, 8U, 9U, 16U, 17U, 40U}) {
+    BOOST_TEST_CONTEXT(rows << " rows") {
+      BOOST_CHECK(fused.run(rows) == apart.run(rows));
+      BOOST_TEST(apart.launches - fused.launches == (rows <= 16 ? 2U : 0U));
+    }
+  }
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(fused_gates)
+
+BOOST_AUTO_TEST_CASE(every_format_gives_the_same_bits) {
+  for (std::size_t f = 0; f < format_count; ++f) {
+    const auto format = static_cast<Format>(f);
+    if (format == Format::f32) continue;
+    BOOST_TEST_CONTEXT(info(format).name) {
+      check(Gated(format, 256, 40, Activation::silu, false));
+    }
+  }
+  check(Gated(Format::bf16, 200, 40, Activation::silu, false, true));
+  check(Gated(Format::f32, 200, 40, Activation::silu, true, true));
+}
+
+BOOST_AUTO_TEST_CASE(widths_that_fill_no_block) {
+  for (const std::uint32_t width : {1U, 7U, 9U, 33U}) {
+    BOOST_TEST_CONTEXT(width << " columns") {
+      check(Gated(Format::bf16, 72, width, Activation::gelu_tanh, true));
+    }
+  }
+  check(Gated(Format::f16, 1200, 20, Activation::gelu_tanh, false));
+}
+
+BOOST_AUTO_TEST_CASE(float32_weights_are_not_fused) {
+  const Gated gated(Format::f32, 64, 24, Activation::silu, true);
+  BOOST_TEST(Runner(gated, true).keeps(gated.pair));
+}
+
+// Each would give another result, or read what was never written.
+BOOST_AUTO_TEST_CASE(only_where_nobody_else_sees_it) {
+  const Gated gated(Format::bf16, 64, 24, Activation::silu, false);
+  const auto kept_with = [&](auto&& change) {
+    Gated other = gated;
+    change(other.model.program.ops);
+    Runner fused(other, true), apart(other, false);
+    for (const std::uint32_t rows : {3U, 20U}) BOOST_CHECK(fused.run(rows) == apart.run(rows));
+    return fused.keeps(other.pair);
+  };
+  using Ops = std::vector<Op>;
+  BOOST_TEST(!kept_with([](Ops&) {}));
+  // Another gate of what is there still.
+  const Gate again{gated.pair, Activation::gelu_tanh, gated.out};
+  BOOST_TEST(kept_with([&](Ops& ops) { ops.push_back(again); }));
+  BOOST_TEST(kept_with([&](Ops& ops) {
+    ops.push_back(SoftCap{gated.pair, 1.0F});
+    ops.push_back(again);
+  }));
+  // The second layer's other half adds to the first's; or there is none, and its gate takes that.
+  BOOST_TEST(kept_with([](Ops& ops) { std::get<Linear>(ops[6]).accumulate = true; }));
+  BOOST_TEST(kept_with([](Ops& ops) { std::get<Linear>(ops[6]).out_column = 0; }));
+  BOOST_TEST(kept_with([](Ops& ops) { ops.erase(ops.begin() + 6); }));
+  // The halves the other way round.
+  BOOST_TEST(kept_with([](Ops& ops) {
+    for (const std::size_t first : {1U, 5U}) {
+      std::get<Linear>(ops[first]).out_column = 24;
+      std::get<Linear>(ops[first + 1]).out_column = 0;
+    }
+  }));
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace sluice::kernels::test
