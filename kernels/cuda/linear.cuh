@@ -63,6 +63,13 @@ __device__ inline float scaled(const Product& product, std::uint32_t o, float su
   return product.bias != nullptr ? sum + product.bias[o] : sum;
 }
 
+/// Asks for what scaled() reads of some 16 rows from `row` on, which would be the last thing that a
+/// block waits for.
+__device__ inline void prefetch_scaling(const Product& product, std::uint32_t row) {
+  if (product.weight.scales != nullptr) prefetch_weight(product.weight.scales + row);
+  if (product.bias != nullptr) prefetch_weight(product.bias + row);
+}
+
 /// Of weight row o and activation row r.
 __device__ inline void write_result(const Product& product, std::uint32_t o, std::uint32_t r,
                                     float sum) {

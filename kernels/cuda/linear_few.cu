@@ -89,6 +89,10 @@ __global__ void __launch_bounds__(sections* warp_lanes) few_kernel(GatedArgs gat
   Chunks<U, ahead, tiles> chunks;
   bool more = k + ahead * chunk <= end;
   if (more) chunks.load_weights(upper, lower, k);
+  if (threadIdx.x == 0) {
+    prefetch_scaling(product, place.row);
+    if (with_gate) prefetch_scaling(beside, place.row);
+  }
   await_previous();
   const std::uint32_t rows = row_count(args.step, args.space);
   const std::uint32_t first = blockIdx.y * tokens;
