@@ -34,6 +34,14 @@ class DeviceGroup {
     return {};
   }
 
+  /// Every rank's values beside each other, [ranks, floats], for a kernel that adds them up in rank
+  /// order on its way: at most `piece_floats`, and until the next collective. Null: sums are taken
+  /// elsewhere, and nothing was done.
+  virtual Result<const float*> gather_terms(const float* /*values*/, std::size_t /*floats*/,
+                                            cudaStream_t /*stream*/) {
+    return nullptr;
+  }
+
   /// all[rank * floats + i] becomes each rank's own[i]; at most `piece_floats`.
   virtual Result<void> all_gather(const float* own, float* all, std::size_t floats,
                                   cudaStream_t stream) = 0;

@@ -159,6 +159,16 @@ __device__ float warp_sums(float (&v)[count]) {
   return v[0];
 }
 
+/// Sum over the block: warps by their tree, then warp after warp. `scratch` has a float a warp.
+__device__ inline float block_sum(float value, float* scratch) {
+  value = warp_sum(value);
+  if (lane_index() == 0) scratch[warp_index()] = value;
+  __syncthreads();
+  float total = 0.0F;
+  for (std::uint32_t i = 0; i < blockDim.x / warp_lanes; ++i) total += scratch[i];
+  return total;
+}
+
 __device__ inline float warp_max(float value) {
   for (std::uint32_t step = 16; step > 0; step /= 2) {
     const float other = __shfl_xor_sync(all_lanes, value, static_cast<int>(step));

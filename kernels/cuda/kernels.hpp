@@ -209,6 +209,14 @@ struct NormArgs {
   bool accumulate = false;
 };
 
+/// A norm of rows that are first added up: what every rank has of them, as it was gathered.
+struct AddNormArgs {
+  NormArgs norm;               ///< `in` becomes the sums
+  const float* all = nullptr;  ///< [ranks, floats]; a rank's rows lie as those of norm.in
+  std::uint32_t ranks = 1;
+  std::size_t floats = 0;  ///< of each rank
+};
+
 struct Product {
   DeviceWeight weight;
   const float* bias = nullptr;  ///< [weight.rows] or none
@@ -368,6 +376,9 @@ cudaError_t select(const SelectArgs& args, std::uint32_t sampled, LaunchChain& c
 cudaError_t add_ranks(const float* all, std::uint32_t ranks, std::size_t floats, float* out,
                       LaunchChain& chain);
 cudaError_t spread(const SpreadArgs& args, std::uint32_t rows, LaunchChain& chain);
+
+/// add_ranks, then norm, to the bit.
+cudaError_t add_norm(const AddNormArgs& args, std::uint32_t rows, LaunchChain& chain);
 
 /// Once for each format of weights, before their products: reserves shared memory.
 cudaError_t prepare_linear(const DeviceWeight& weight);

@@ -87,16 +87,6 @@ __global__ void embed_kernel(EmbedArgs args) {
   }
 }
 
-/// Sum over the block: warps by their tree, then warp after warp.
-__device__ float block_sum(float value, float* scratch) {
-  value = warp_sum(value);
-  if (lane_index() == 0) scratch[warp_index()] = value;
-  __syncthreads();
-  float total = 0.0F;
-  for (std::uint32_t i = 0; i < blockDim.x / warp_lanes; ++i) total += scratch[i];
-  return total;
-}
-
 __global__ void norm_kernel(NormArgs args) {
   start_next();
   for (std::uint32_t i = threadIdx.x * 32; i < args.width; i += blockDim.x * 32) {

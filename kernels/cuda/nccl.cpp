@@ -104,6 +104,12 @@ class NcclGroup final : public DeviceGroup {
                    library_.all_gather(own, all, floats, nccl::float32, comm_, stream));
   }
 
+  Result<const float*> gather_terms(const float* values, std::size_t floats,
+                                    cudaStream_t stream) override {
+    SLUICE_TRY(all_gather(values, gathered_.as<float>(), floats, stream));
+    return gathered_.as<float>();
+  }
+
   std::optional<Error> failure() const override {
     if (auto why = group_->failure()) return why;
     nccl::Result state = nccl::success;

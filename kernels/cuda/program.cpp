@@ -189,9 +189,21 @@ class Compiler {
     keep_narrow(op.out);
     auto gain = vector(op.gain);
     if (!gain) return tl::unexpected(gain.error());
-    program_.launches_.push_back(NormArgs{state_.step, space(op.in), rows(op.in), rows(op.out),
-                                          *gain, shape(op.in).width, op.epsilon, op.accumulate});
+    const NormArgs args{state_.step, space(op.in),       rows(op.in), rows(op.out),
+                        *gain,       shape(op.in).width, op.epsilon,  op.accumulate};
+    if (index_ > 0 && sums_up(steps_.ops[index_ - 1], op.in)) {
+      const ReduceRows sum = std::get<ReduceRows>(program_.launches_.back());
+      program_.launches_.back() = ReduceNorm{sum, args, shard_->size};
+    } else {
+      program_.launches_.push_back(args);
+    }
     return {};
+  }
+
+  /// Whether an operation is the sum over ranks of this buffer.
+  static bool sums_up(const Op& op, Buffer buffer) {
+    const auto* sum = std::get_if<AllReduce>(&op);
+    return sum != nullptr && sum->values.index == buffer.index;
   }
 
   Result<void> add(const Linear& op) {
@@ -487,6 +499,19 @@ struct Enqueue {
   Result<void> operator()(const ReduceRows& a) const {
     const std::size_t floats = std::size_t{rows(a.space)} * a.values.stride;
     return group->all_reduce(a.values.data, floats, chain);
+  }
+  Result<void> operator()(const ReduceNorm& a) const {
+    const std::uint32_t count = rows(a.sum.space);
+    const std::size_t floats = std::size_t{count} * a.sum.values.stride;
+    if (count > 0 && floats <= piece_floats) {
+      auto terms = group->gather_terms(a.sum.values.data, floats, chain.interrupted());
+      if (!terms) return tl::unexpected(terms.error());
+      if (*terms != nullptr) {
+        return launched(add_norm({a.norm, *terms, a.ranks, floats}, count, chain));
+      }
+    }
+    SLUICE_TRY((*this)(a.sum));
+    return (*this)(a.norm);
   }
   Result<void> operator()(const GatherRows& a) const {
     const std::size_t pitch = a.spread.widest * sizeof(float);

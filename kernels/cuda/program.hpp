@@ -50,6 +50,13 @@ struct ReduceRows {
   Rows values;
 };
 
+/// The same, and their norm.
+struct ReduceNorm {
+  ReduceRows sum;
+  NormArgs norm;
+  std::uint32_t ranks = 1;
+};
+
 /// Columns that each rank has a part of, `rows_each` rows at a time.
 struct GatherRows {
   Space space = Space::sampled;
@@ -82,10 +89,9 @@ class Program {
  private:
   friend class Compiler;
 
-  using Launch =
-      std::variant<EmbedArgs, NormArgs, NarrowArgs, LinearArgs, AnglesArgs, RopeArgs, AttentionArgs,
-                   GateArgs, GatedArgs, SoftCapArgs, SelectArgs, SampleArgs, ReduceRows,
-                   GatherRows>;
+  using Launch = std::variant<EmbedArgs, NormArgs, NarrowArgs, LinearArgs, AnglesArgs, RopeArgs,
+                              AttentionArgs, GateArgs, GatedArgs, SoftCapArgs, SelectArgs,
+                              SampleArgs, ReduceRows, ReduceNorm, GatherRows>;
 
   std::vector<Launch> launches_;
   std::vector<BufferShape> shapes_;

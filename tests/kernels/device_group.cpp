@@ -198,6 +198,30 @@ BOOST_AUTO_TEST_CASE(a_vocabulary_cut_over_ranks_draws_what_one_device_draws) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(a_sum_and_the_norm_behind_it_are_one_launch) {
+  // Over host memory the sum takes none, so that as many over NCCL leave the sum none of its own.
+  std::vector<std::string> reports;
+  for (const std::string& library : libraries) {
+    const auto ends = run_ranks(2, [&](const auto& group) -> std::string {
+      const TinyModel model = cut(group->shard());
+      const auto& ops = model.program.ops;
+      const auto* sum = std::get_if<AllReduce>(&ops.at(1));
+      const auto* norm = std::get_if<Norm>(&ops.at(2));
+      if (!sum || !norm || norm->in.index != sum->values.index) return "no sum before a norm";
+      Rank rank(model, library, group);
+      const std::uint64_t before = cuda_host::calls("cudaLaunchKernel");
+      if (rank.draw(1).empty()) return rank.failure.message;
+      std::vector<float> normed(20 * model.traits.hidden);
+      if (!rank.backend->read(rank.program, norm->out, normed)) return "nothing read";
+      return fmt::format("{} launches; {}", cuda_host::calls("cudaLaunchKernel") - before,
+                         fmt::join(normed, " "));
+    });
+    for (const RankEnd& end : ends) reports.push_back(end.report);
+  }
+  BOOST_TEST(reports.front().find(" launches; ") != std::string::npos, reports.front());
+  for (const std::string& report : reports) BOOST_TEST(report == reports.front());
+}
+
 BOOST_AUTO_TEST_CASE(a_rank_that_dies_ends_the_others_steps) {
   for (const std::string& library : libraries) {
     const auto ends = run_ranks(2, [&](const auto& group) -> std::string {
