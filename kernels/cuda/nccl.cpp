@@ -1,7 +1,7 @@
 #include "kernels/cuda/nccl.hpp"
 
-#include <atomic>
 #include <chrono>
+#include <mutex>
 #include <thread>
 #include <utility>
 
@@ -59,6 +59,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+/// A collective is on the stream some ten microseconds after it is asked for, on a thread of NCCL's
+/// that ends then: who slept would find it late, and a step has a hundred of them.
+constexpr std::chrono::milliseconds awake{1};
 constexpr std::chrono::microseconds look_interval{200};
 
 /// Sums are gathered, and added here: NCCL's own all-reduce adds in an order that depends on size
@@ -71,7 +74,7 @@ class NcclGroup final : public DeviceGroup {
   ~NcclGroup() override {
     if (comm_ == nullptr || given_up_) return;
     if (failure()) {
-      library_.abort(comm_);
+      give_up();
     } else {
       library_.destroy(comm_);
     }
@@ -100,8 +103,9 @@ class NcclGroup final : public DeviceGroup {
                           cudaStream_t stream) override {
     SLUICE_ASSERT(floats <= piece_floats, "a piece's room");
     if (auto why = failure()) return tl::unexpected(*why);
-    return settled("ncclAllGather",
-                   library_.all_gather(own, all, floats, nccl::float32, comm_, stream));
+    return settled("ncclAllGather", alone([&] {
+                     return library_.all_gather(own, all, floats, nccl::float32, comm_, stream);
+                   }));
   }
 
   Result<const float*> gather_terms(const float* values, std::size_t floats,
@@ -113,8 +117,11 @@ class NcclGroup final : public DeviceGroup {
   std::optional<Error> failure() const override {
     if (auto why = group_->failure()) return why;
     nccl::Result state = nccl::success;
-    if (given_up_ || comm_ == nullptr) return std::nullopt;
-    if (library_.state(comm_, &state) != nccl::success) return std::nullopt;
+    {
+      const std::unique_lock lock(calls_, std::try_to_lock);
+      if (!lock || given_up_ || comm_ == nullptr) return std::nullopt;  // or told by the caller
+      if (library_.state(comm_, &state) != nccl::success) return std::nullopt;
+    }
     if (state == nccl::success || state == nccl::in_progress) return std::nullopt;
     // The other ranks learn of it over the communicator.
     const Error error = said("a collective", state);
@@ -123,7 +130,11 @@ class NcclGroup final : public DeviceGroup {
   }
 
   void give_up() override {
-    if (!given_up_.exchange(true)) library_.abort(comm_);
+    {
+      const std::lock_guard lock(calls_);
+      if (std::exchange(given_up_, true)) return;
+    }
+    library_.abort(comm_);
   }
 
  private:
@@ -133,9 +144,25 @@ class NcclGroup final : public DeviceGroup {
     return {};
   }
 
+  /// One at a time: who asks for NCCL's state also ends what NCCL began on a thread of its own, and
+  /// two that do both free it. After the group was given up there is nothing left to call.
+  template <class Call>
+  nccl::Result alone(Call call) {
+    const std::lock_guard lock(calls_);
+    return given_up_ ? nccl::in_progress : call();
+  }
+
+  nccl::Result state() {
+    return alone([this] {
+      nccl::Result state = nccl::success;
+      const nccl::Result status = library_.state(comm_, &state);
+      return status == nccl::success ? state : status;
+    });
+  }
+
   /// Calls do not block: what is in progress is waited for here, where the group's end is noticed.
   Result<void> settled(const char* call, nccl::Result status) {
-    while (status == nccl::in_progress) {
+    for (const auto began = Clock::now(); status == nccl::in_progress; status = state()) {
       if (auto why = group_->failure()) return given_up_by(*why);
       if (Clock::now() >= until_) {
         return given_up_by({ErrorCode::deadline,
@@ -145,8 +172,11 @@ class NcclGroup final : public DeviceGroup {
                                         shard_.rank, shard_.size, call),
                             0});
       }
-      std::this_thread::sleep_for(look_interval);
-      if (library_.state(comm_, &status) != nccl::success) break;
+      if (Clock::now() - began < awake) {
+        std::this_thread::yield();
+      } else {
+        std::this_thread::sleep_for(look_interval);
+      }
     }
     if (status == nccl::success) return {};
     return given_up_by(said(call, status));
@@ -173,7 +203,8 @@ class NcclGroup final : public DeviceGroup {
   nccl::Comm* comm_ = nullptr;
   DeviceMemory gathered_;  ///< a piece of every rank's
   Clock::time_point until_;
-  std::atomic<bool> given_up_{false};
+  mutable std::mutex calls_;  ///< of NCCL; but for the one that ends them
+  bool given_up_ = false;
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 // whose vocabulary is cut over ranks draws what one device draws, and what goes wrong (ranks that
 // die, never start, or cannot have NCCL) ends in a typed error or in the other way, not in a wait.
 
+#include <atomic>
 #include <boost/test/unit_test.hpp>
 #include <cstring>
 #include <memory>
@@ -176,6 +177,22 @@ BOOST_AUTO_TEST_CASE(sums_are_taken_in_rank_order_on_any_way) {
       }
     }
   }
+}
+
+// NCCL ends what it began on a thread of its own when it is asked for its state: by one at a time.
+BOOST_AUTO_TEST_CASE(who_looks_after_a_group_does_not_disturb_its_calls) {
+  check_ok(run_ranks(2, [](const auto& communicator) -> std::string {
+    const auto group = group_of(communicator, pretended(""));
+    if (!group) return group.error().message;
+    std::atomic<bool> done{false};
+    std::thread looker([&] {
+      while (!done) (void)(*group)->failure();
+    });
+    const std::string found = check_sums_and_gathers(**group, communicator->shard());
+    done = true;
+    looker.join();
+    return found;
+  }));
 }
 
 BOOST_AUTO_TEST_CASE(a_vocabulary_cut_over_ranks_draws_what_one_device_draws) {

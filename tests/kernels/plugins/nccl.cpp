@@ -1,6 +1,8 @@
 // A pretended NCCL over shared memory, for devices that are host memory (tests/kernels/cuda_host).
-// Like the real one it starts without blocking, gathers in the order of the stream it is given,
-// waits without end for ranks that do not come, and lets go when it is aborted.
+// Like the real one it starts without blocking, puts a collective on its stream some time after it
+// was asked for, gathers in the stream's order, waits without end for ranks that do not come, and
+// lets go when it is aborted. Where the real one would break, it ends the process: two threads in
+// its calls together.
 //
 // PRETEND_START: what starting ends with once all ranks are there; 7 (in progress): never.
 
@@ -14,14 +16,16 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "tests/kernels/cuda_host/cuda_runtime.h"
 
 namespace {
 
-constexpr int success = 0, in_progress = 7;
+constexpr int success = 0, cuda_failed = 1, in_progress = 7;
 constexpr std::size_t most_bytes = std::size_t{4} << 20;
 
 struct Id {
@@ -34,12 +38,25 @@ struct Shared {
   std::atomic<std::uint64_t> arrived, left;
 };
 
+struct Comm;
+
+struct Gather {
+  Comm* comm;
+  const void* own;
+  void* all;
+  std::size_t bytes;
+  cudaStream_t stream;
+};
+
 struct Comm {
   Shared* shared = nullptr;
   std::size_t bytes = 0;
   std::uint32_t ranks = 0, rank = 0;
   std::uint64_t round = 0;
   std::atomic<bool> aborted{false};
+  std::atomic<int> callers{0};
+  Gather* asked_for = nullptr;  ///< and not on its stream yet
+  int looks = 0;                ///< of who waits for that
 
   std::byte* piece(std::uint32_t of) const {
     return reinterpret_cast<std::byte*>(shared) + sizeof(Shared) + of * most_bytes;
@@ -55,11 +72,19 @@ struct Comm {
   }
 };
 
-struct Gather {
-  Comm* comm;
-  const void* own;
-  void* all;
-  std::size_t bytes;
+/// A thread in a call.
+struct Caller {
+  explicit Caller(Comm& called) : comm(called) {
+    if (++comm.callers > 1) broken("two threads are in its calls");
+  }
+  ~Caller() { --comm.callers; }
+
+  static void broken(const char* why) {
+    std::fprintf(stderr, "pretended NCCL: %s\n", why);
+    std::abort();
+  }
+
+  Comm& comm;
 };
 
 void gather(void* data) {
@@ -114,7 +139,13 @@ int ncclCommInitRankConfig(Comm** comm, int ranks, Id id, int rank, void*) {
 }
 
 int ncclCommGetAsyncError(Comm* comm, int* state) {
+  const Caller caller(*comm);
   *state = comm->shared->started < comm->ranks ? in_progress : PRETEND_START;
+  if (*state != success || comm->asked_for == nullptr) return success;
+  *state = in_progress;
+  if (++comm->looks < 3) return success;
+  Gather* const work = std::exchange(comm->asked_for, nullptr);
+  *state = cudaLaunchHostFunc(work->stream, gather, work) == cudaSuccess ? success : cuda_failed;
   return success;
 }
 
@@ -122,9 +153,11 @@ int ncclAllGather(const void* own, void* all, std::size_t count, int, Comm* comm
                   cudaStream_t stream) {
   const std::size_t bytes = count * sizeof(float);
   if (bytes > most_bytes) return 4;
-  return cudaLaunchHostFunc(stream, gather, new Gather{comm, own, all, bytes}) == cudaSuccess
-             ? success
-             : 1;
+  const Caller caller(*comm);
+  if (comm->asked_for != nullptr) Caller::broken("a collective before the last is on its stream");
+  comm->asked_for = new Gather{comm, own, all, bytes, stream};
+  comm->looks = 0;
+  return in_progress;
 }
 
 int ncclCommAbort(Comm* comm) {
