@@ -1,7 +1,7 @@
 # Pretended drivers and plugins, each a state that a machine can be in (tests/kernels/backends.cpp).
-# sluice_test_plugin(file SOURCES sources... DEFINE definition): a library below plugins/.
+# sluice_test_plugin(file SOURCES sources... DEFINE definitions...): a library below plugins/.
 function(sluice_test_plugin file)
-  cmake_parse_arguments(arg "" "DEFINE" "SOURCES" ${ARGN})
+  cmake_parse_arguments(arg "" "" "SOURCES;DEFINE" ${ARGN})
   string(REPLACE "/" "_" target test_plugin_${file})
   get_filename_component(folder ${file} DIRECTORY)
   get_filename_component(name ${file} NAME)
@@ -33,10 +33,20 @@ foreach(plugin good=12000 newer_driver=13000)
   target_link_libraries(test_plugin_${folder}_sluice_cuda PRIVATE fmt::fmt)
   sluice_interface(test_plugin_${folder}_sluice_cuda)
 endforeach()
-# A pretended NCCL calls one function of the test that loads it, of its pretended CUDA runtime.
+# A pretended NCCL calls functions of the test that loads it, of its pretended CUDA runtime.
 if(TARGET test_kernels)
-  target_link_options(test_kernels PRIVATE "LINKER:--export-dynamic-symbol=*cudaLaunchHostFunc*")
+  target_link_options(test_kernels PRIVATE "LINKER:--export-dynamic-symbol=*cudaLaunchHostFunc*"
+    "LINKER:--export-dynamic-symbol=*keep_with_capture*")
   sluice_test_plugin(nccl SOURCES ${pretended}/nccl.cpp DEFINE PRETEND_START=0)
   sluice_test_plugin(nccl_stuck SOURCES ${pretended}/nccl.cpp DEFINE PRETEND_START=7)
   sluice_test_plugin(nccl_broken SOURCES ${pretended}/nccl.cpp DEFINE PRETEND_START=6)
+  foreach(capture refused=5 stuck=7)
+    string(REPLACE "=" ";" capture ${capture})
+    list(POP_FRONT capture how status)
+    sluice_test_plugin(nccl_capture_${how} SOURCES ${pretended}/nccl.cpp
+      DEFINE PRETEND_CAPTURE=${status})
+    sluice_test_plugin(nccl_later_capture_${how} SOURCES ${pretended}/nccl.cpp
+      DEFINE PRETEND_CAPTURE=${status} PRETEND_CAPTURED=1)
+  endforeach()
+  sluice_test_plugin(nccl_old SOURCES ${pretended}/nccl.cpp DEFINE PRETEND_VERSION=21403)
 endif()

@@ -84,7 +84,7 @@ class CudaBackend final : public Backend {
     if (!stream_) return;
     flights_.finish();
     cudaSetDevice(options_.device);
-    cudaStreamSynchronize(stream_.get());
+    drop_graphs(flights_.group());
   }
 
   const DeviceInfo& device() const override { return info_; }
@@ -135,11 +135,18 @@ class CudaBackend final : public Backend {
                   "rank {} of {}: this backend's programs are recorded for rank {} of {}",
                   group->shard().rank, group->shard().size, was.rank, was.size);
     }
-    SLUICE_TRY(flights_.leave_group());
+    auto left = flights_.leave_group();
+    if (!left) return tl::unexpected(left.error());
     SLUICE_CUDA(cudaSetDevice(options_.device));
+    drop_graphs(left->get());
+    left->reset();
     if (allocated_) slots_ = SlotMirror(pool_);
     shard_ = group->shard();
-    auto made = make_device_group(std::move(group), {options_.device, options_.nccl});
+    const bool graphs = options_.graphs && std::none_of(graphs_.begin(), graphs_.end(),
+                                                        [](const StepGraphs& of_program) {
+                                                          return of_program.unusable();
+                                                        });
+    auto made = make_device_group(std::move(group), {options_.device, options_.nccl, graphs});
     if (!made) return tl::unexpected(made.error());
     info_.collectives = (*made)->name();
     flights_.enter_group(std::move(*made));
@@ -246,12 +253,19 @@ class CudaBackend final : public Backend {
   }
 
  private:
-  /// The planned step's launches. Those of a group are no graph: what carries its collectives is
-  /// called anew for each.
+  /// Once nothing is under way: the graphs of the group that ends now.
+  void drop_graphs(DeviceGroup* group) {
+    // A step that failed on its way has left collectives behind that no rank comes to any more.
+    if (group != nullptr && group->failure()) group->give_up();
+    cudaStreamSynchronize(stream_.get());
+    for (StepGraphs& graphs : graphs_) graphs.forget();
+  }
+
+  /// The planned step's launches.
   Result<void> enqueue(std::uint32_t program, LaunchChain& chain) {
-    if (options_.graphs && flights_.group() == nullptr) {
-      const auto launched =
-          graphs_[program].launch(programs_[program], plan_.counts, pool_, state_, chain);
+    if (options_.graphs) {
+      const auto launched = graphs_[program].launch(programs_[program], plan_.counts, pool_, state_,
+                                                    flights_.group(), chain);
       if (!launched) return tl::unexpected(launched.error());
       if (*launched) return {};
     }

@@ -50,6 +50,13 @@ class DeviceGroup {
   /// step's end is reached, and now and then before.
   virtual std::optional<Error> failure() const = 0;
 
+  /// Whether a step's collectives may be captured into graphs; the same on every rank. A collective
+  /// is in a graph on all ranks or on none, and the graphs go before the group.
+  virtual bool captures() const { return false; }
+
+  /// Whether all ranks say yes. Waits for them; an error is the group's end.
+  virtual Result<bool> all_agree(bool own) { return own; }
+
   /// Ends what waits on the device for other ranks, after a failure.
   virtual void give_up() = 0;
 

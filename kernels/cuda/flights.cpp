@@ -123,8 +123,7 @@ Result<void> Flights::wait_idle() {
   return {};
 }
 
-Result<void> Flights::leave_group() {
-  std::unique_ptr<DeviceGroup> left;  // ends outside the lock
+Result<std::unique_ptr<DeviceGroup>> Flights::leave_group() {
   std::unique_lock lock(mutex_);
   leave_held_ = true;
   wake_.notify_one();
@@ -132,9 +131,7 @@ Result<void> Flights::leave_group() {
   if (lost_ && !lost_to_group_) return tl::unexpected(*lost_);
   lost_.reset();
   lost_to_group_ = false;
-  left = std::move(group_);
-  lock.unlock();
-  return {};
+  return std::move(group_);
 }
 
 void Flights::enter_group(std::unique_ptr<DeviceGroup> group) {

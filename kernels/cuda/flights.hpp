@@ -56,9 +56,9 @@ class Flights {
   /// Until nothing is under way. An error when steps were lost.
   Result<void> wait_idle();
 
-  /// Waits until nothing is under way, fails steps that wait for masks, and lets go of the group;
+  /// Waits until nothing is under way, fails steps that wait for masks, and gives the group back;
   /// what was lost to it is lost no more. An error where the device itself is.
-  Result<void> leave_group();
+  Result<std::unique_ptr<DeviceGroup>> leave_group();
 
   /// The group of the steps to come.
   void enter_group(std::unique_ptr<DeviceGroup> group);

@@ -22,7 +22,8 @@ std::uint32_t row_size(std::uint32_t rows) {
 StepCounts graph_size(const StepCounts& counts, const PoolShape& pool, const DeviceState& state) {
   StepCounts size = counts;
   size.rows = std::min(row_size(counts.rows), pool.rows_max);
-  size.sampled = size.groups = size.single_groups = size.rows;
+  size.groups = size.single_groups = size.rows;
+  size.sampled = std::min(size.rows, rows_max(pool, RowSpace::sampled));
   if (counts.splits > 0) {
     size.splits = std::min(std::bit_ceil(counts.splits),
                            split_count(pool.context_tokens, state.split_tokens));
@@ -32,21 +33,28 @@ StepCounts graph_size(const StepCounts& counts, const PoolShape& pool, const Dev
 
 Result<bool> StepGraphs::launch(const Program& program, const StepCounts& counts,
                                 const PoolShape& pool, const DeviceState& state,
-                                LaunchChain& chain) {
+                                DeviceGroup* group, LaunchChain& chain) {
+  if (group != nullptr && !group->captures()) return false;
   if (unusable_ || counts.rows == 0 || counts.groups != counts.single_groups) return false;
   const StepCounts size = graph_size(counts, pool, state);
   const Key key{size.rows, size.splits, size.sample_now};
   const auto found = graphs_.find(key);
   if (found == graphs_.end()) {
-    if (graphs_.size() < graphs_max) graphs_.try_emplace(key);
-    return false;
+    if (graphs_.size() == graphs_max) return false;
+    graphs_.try_emplace(key);
+    if (group == nullptr) return false;
+    // At its graph's size, so that NCCL has the connections for it before they are captured.
+    SLUICE_TRY(program.enqueue(size, group, chain));
+    return true;
   }
   if (!found->second) {
-    auto graph = capture(program, size, chain);
-    if (!graph) {  // kernel by kernel is as right; a device that is lost says so then
-      unusable_ = true;
-      return false;
-    }
+    unusable_ = true;
+    auto graph = capture(program, size, group, chain);
+    auto all = Result<bool>(graph.has_value());
+    if (group != nullptr) all = group->all_agree(*all);
+    if (!all) return tl::unexpected(all.error());
+    if (!*all) return false;  // kernel by kernel is as right; a device that is lost says so then
+    unusable_ = false;
     found->second = std::move(*graph);
   }
   SLUICE_CUDA(cudaGraphLaunch(found->second.get(), chain.interrupted()));
@@ -54,10 +62,10 @@ Result<bool> StepGraphs::launch(const Program& program, const StepCounts& counts
 }
 
 Result<GraphExec> StepGraphs::capture(const Program& program, const StepCounts& size,
-                                      LaunchChain& chain) {
+                                      DeviceGroup* group, LaunchChain& chain) {
   const cudaStream_t stream = chain.interrupted();  // what a graph begins with waits for no kernel
   SLUICE_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  const auto enqueued = program.enqueue(size, nullptr, chain);
+  const auto enqueued = program.enqueue(size, group, chain);
   chain.interrupted();  // what was captured is not on the stream
   cudaGraph_t raw = nullptr;
   const cudaError_t ended = cudaStreamEndCapture(stream, &raw);

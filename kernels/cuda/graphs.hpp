@@ -2,6 +2,11 @@
 // Decode steps as graphs: one launch in place of hundreds, whose kernels follow each other without
 // the host. A graph serves every step of its size, for the kernels read all else on the device; it
 // is captured when a size comes for the second time, so that a start waits for none.
+//
+// With a group's collectives in it, a graph is every rank's or nobody's: NCCL waits for ranks that
+// capture another way, or not. All ranks are given the same steps, so that they meet each size at
+// the same one, and agree on the graph before its first launch. What fails there, or does not end,
+// ends graphs for the backend's life, so that the group after it does not fail the same way.
 
 #include <cstdint>
 #include <map>
@@ -19,15 +24,20 @@ StepCounts graph_size(const StepCounts& counts, const PoolShape& pool, const Dev
 class StepGraphs {
  public:
   /// False: not put on the stream, for it has rows of a prompt, or its size is new, or graphs do
-  /// not work here; then it goes kernel by kernel. An error is the device's.
+  /// not work here; then it goes kernel by kernel. An error is the device's, or the group's.
   Result<bool> launch(const Program& program, const StepCounts& counts, const PoolShape& pool,
-                      const DeviceState& state, LaunchChain& chain);
+                      const DeviceState& state, DeviceGroup* group, LaunchChain& chain);
+
+  /// Before the group ends, or another begins; nothing may be under way. Every size is new then.
+  void forget() { graphs_.clear(); }
+
+  bool unusable() const { return unusable_; }
 
  private:
   using Key = std::tuple<std::uint32_t, std::uint32_t, bool>;  ///< rows, splits, sample_now
 
   static Result<GraphExec> capture(const Program& program, const StepCounts& size,
-                                   LaunchChain& chain);
+                                   DeviceGroup* group, LaunchChain& chain);
 
   std::map<Key, GraphExec> graphs_;  ///< empty ones: seen once
   bool unusable_ = false;

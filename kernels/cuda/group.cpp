@@ -1,5 +1,6 @@
 #include "kernels/cuda/group.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <deque>
@@ -112,9 +113,8 @@ Result<std::unique_ptr<DeviceGroup>> through_host(std::shared_ptr<Communicator> 
 /// What a rank tells the others, so that all choose alike.
 struct Means {
   std::int32_t version = 0;  ///< of NCCL; 0: none
+  std::int32_t graphs = 0;   ///< whether it wants them
   std::array<char, 16> device{};
-
-  bool operator==(const Means&) const = default;
 };
 
 /// Why NCCL cannot serve these ranks; empty: it can.
@@ -140,6 +140,7 @@ Result<std::unique_ptr<DeviceGroup>> make_device_group(std::shared_ptr<Communica
                                                        const DeviceGroupOptions& options) {
   const Shard shard = group->shard();
   Means own;
+  own.graphs = options.graphs ? 1 : 0;
   nccl::Library library;
   std::string missing = "NCCL is switched off";
   if (!options.library.empty()) {
@@ -162,14 +163,21 @@ Result<std::unique_ptr<DeviceGroup>> make_device_group(std::shared_ptr<Communica
   if (std::string why = obstacle(all); !why.empty()) {
     return through_host(std::move(group), own.version == 0 ? missing : why);
   }
-  // All zeros: rank 0 could not make one.
-  nccl::UniqueId id;
-  if (shard.rank == 0 && library.unique_id(&id) != nccl::success) id = {};
-  SLUICE_TRY(group->broadcast(std::as_writable_bytes(std::span(id.bytes)), 0));
-  if (id.bytes == nccl::UniqueId{}.bytes) {
-    return through_host(std::move(group), "NCCL finds no network interface on rank 0's host");
+  bool captures =
+      own.version >= nccl::captures_from &&
+      std::all_of(all.begin(), all.end(), [](const Means& rank) { return rank.graphs != 0; });
+  for (;;) {
+    // All zeros: rank 0 could not make one.
+    nccl::UniqueId id;
+    if (shard.rank == 0 && library.unique_id(&id) != nccl::success) id = {};
+    SLUICE_TRY(group->broadcast(std::as_writable_bytes(std::span(id.bytes)), 0));
+    if (id.bytes == nccl::UniqueId{}.bytes) {
+      return through_host(std::move(group), "NCCL finds no network interface on rank 0's host");
+    }
+    auto made = make_nccl_group(library, id, group, captures, options.start_ms);
+    if (!made || *made != nullptr) return made;
+    captures = false;
   }
-  return make_nccl_group(library, id, std::move(group), options.start_ms);
 }
 
 }  // namespace sluice::kernels::cuda

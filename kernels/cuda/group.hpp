@@ -13,6 +13,7 @@ namespace sluice::kernels::cuda {
 struct DeviceGroupOptions {
   int device = 0;                   ///< current on the calling thread
   std::string library;              ///< NCCL's file; empty: without NCCL
+  bool graphs = true;               ///< of steps, where every rank wants them
   std::uint32_t start_ms = 60'000;  ///< longest that NCCL's start may take
 };
 

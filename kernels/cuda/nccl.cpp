@@ -1,9 +1,13 @@
 #include "kernels/cuda/nccl.hpp"
 
+#include <algorithm>
 #include <chrono>
+#include <condition_variable>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "kernels/cuda/device.hpp"
 #include "kernels/cuda/kernels.hpp"
@@ -64,20 +68,28 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds awake{1};
 constexpr std::chrono::microseconds look_interval{200};
 
+/// Longest that the first graph may take: less than ranks wait for each other (10 s).
+constexpr std::chrono::seconds graph_patience{5};
+
 /// Sums are gathered, and added here: NCCL's own all-reduce adds in an order that depends on size
 /// and topology.
 class NcclGroup final : public DeviceGroup {
  public:
-  NcclGroup(const nccl::Library& library, std::shared_ptr<Communicator> group)
-      : library_(library), group_(std::move(group)), shard_(group_->shard()) {}
+  NcclGroup(const nccl::Library& library, std::shared_ptr<Communicator> group, bool captures)
+      : library_(library),
+        group_(std::move(group)),
+        shard_(group_->shard()),
+        captures_(captures) {}
 
   ~NcclGroup() override {
-    if (comm_ == nullptr || given_up_) return;
-    if (failure()) {
-      give_up();
-    } else {
-      library_.destroy(comm_);
+    if (comm_ != nullptr && failure()) give_up();
+    {
+      const std::lock_guard lock(calls_);
+      ended_ = true;
     }
+    wake_.notify_one();
+    if (aborter_.joinable()) aborter_.join();
+    if (comm_ != nullptr && !given_up_) library_.destroy(comm_);
   }
 
   Result<void> start(const nccl::UniqueId& id, std::uint32_t start_ms) {
@@ -85,6 +97,11 @@ class NcclGroup final : public DeviceGroup {
     if (!memory) return tl::unexpected(memory.error());
     gathered_ = std::move(*memory);
     library_.version(&version_);
+    try {
+      aborter_ = std::thread([this] { abort_once_given_up(); });
+    } catch (const std::system_error& error) {
+      return fail(ErrorCode::unavailable, "cannot start a thread: {}", error.what());
+    }
     until_ = Clock::now() + std::chrono::milliseconds(start_ms);
     nccl::Config config;
     SLUICE_TRY(
@@ -94,9 +111,28 @@ class NcclGroup final : public DeviceGroup {
     return {};
   }
 
+  /// Whether a graph with a collective can be captured and runs, on all ranks; if not, nothing is
+  /// known of NCCL's state, and the group is given up. An error is the ranks' own end.
+  Result<bool> try_graph() {
+    const auto until = Clock::now() + graph_patience;
+    const auto stream = make_stream();
+    const auto end = make_event();
+    auto graph = stream ? capture_one(stream->get(), until) : tl::unexpected(stream.error());
+    auto all = all_agree(graph && end);
+    if (all && *all) {
+      const bool launched = cudaGraphLaunch(graph->get(), stream->get()) == cudaSuccess &&
+                            cudaEventRecord(end->get(), stream->get()) == cudaSuccess;
+      all = all_agree(launched && reached(end->get(), until));
+    }
+    if (!all || !*all) give_up();
+    if (stream) cudaStreamSynchronize(stream->get());
+    cudaGetLastError();
+    return all;
+  }
+
   std::string name() const override {
-    return fmt::format("NCCL {}, {} rank{}", nccl::to_text(version_), shard_.size,
-                       shard_.size == 1 ? "" : "s");
+    return fmt::format("NCCL {}, {} rank{}{}", nccl::to_text(version_), shard_.size,
+                       shard_.size == 1 ? "" : "s", captures_ ? "" : ", without graphs");
   }
 
   Result<void> all_gather(const float* own, float* all, std::size_t floats,
@@ -129,15 +165,70 @@ class NcclGroup final : public DeviceGroup {
     return error;
   }
 
+  bool captures() const override { return captures_; }
+
+  Result<bool> all_agree(bool own) override {
+    std::vector<std::uint8_t> all(shard_.size);
+    const std::uint8_t said = own ? 1 : 0;
+    SLUICE_TRY(group_->all_gather(std::as_bytes(std::span(&said, 1)),
+                                  std::as_writable_bytes(std::span(all))));
+    return std::find(all.begin(), all.end(), 0) == all.end();
+  }
+
   void give_up() override {
     {
       const std::lock_guard lock(calls_);
-      if (std::exchange(given_up_, true)) return;
+      given_up_ = true;
+    }
+    wake_.notify_one();
+  }
+
+ private:
+  /// A graph of one collective, which ran before so that its connections are there.
+  Result<GraphExec> capture_one(cudaStream_t stream, Clock::time_point until) {
+    constexpr std::size_t floats = 4;
+    auto* const own = gathered_.as<float>();
+    const auto gathers = [&] {
+      return outcome(alone([&] {
+                       return library_.all_gather(own, own + floats, floats, nccl::float32, comm_,
+                                                  stream);
+                     }),
+                     until) == nccl::success;
+    };
+    if (!gathers()) return fail(ErrorCode::unsupported, "a collective does not run");
+    SLUICE_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    const bool captured = gathers();
+    cudaGraph_t raw = nullptr;
+    const cudaError_t ended = cudaStreamEndCapture(stream, &raw);
+    const Graph graph(raw);
+    if (!captured) return fail(ErrorCode::unsupported, "a collective cannot be captured");
+    SLUICE_CUDA(ended);
+    cudaGraphExec_t exec = nullptr;
+    SLUICE_CUDA(cudaGraphInstantiate(&exec, graph.get(), 0));
+    return GraphExec(exec);
+  }
+
+  bool reached(cudaEvent_t event, Clock::time_point until) const {
+    cudaError_t status = cudaEventQuery(event);
+    for (; status == cudaErrorNotReady; status = cudaEventQuery(event)) {
+      if (group_->failure() || Clock::now() >= until) return false;
+      std::this_thread::yield();
+    }
+    return status == cudaSuccess;
+  }
+
+  /// What waits on the device is let go at once, but ncclCommAbort returns only when every graph
+  /// with the group's collectives is gone, and those go when nothing is under way. So nobody who
+  /// is waited for may wait for it.
+  void abort_once_given_up() {
+    {
+      std::unique_lock lock(calls_);
+      wake_.wait(lock, [this] { return given_up_ || ended_; });
+      if (!given_up_) return;
     }
     library_.abort(comm_);
   }
 
- private:
   Result<void> reduce_piece(float* values, std::size_t floats, LaunchChain& chain) override {
     SLUICE_TRY(all_gather(values, gathered_.as<float>(), floats, chain.interrupted()));
     SLUICE_CUDA(add_ranks(gathered_.as<float>(), shard_.size, floats, values, chain));
@@ -160,26 +251,32 @@ class NcclGroup final : public DeviceGroup {
     });
   }
 
-  /// Calls do not block: what is in progress is waited for here, where the group's end is noticed.
-  Result<void> settled(const char* call, nccl::Result status) {
+  /// Calls do not block: what is in progress is waited for here. Still in progress: the group ended
+  /// meanwhile, or the time.
+  nccl::Result outcome(nccl::Result status, Clock::time_point until) {
     for (const auto began = Clock::now(); status == nccl::in_progress; status = state()) {
-      if (auto why = group_->failure()) return given_up_by(*why);
-      if (Clock::now() >= until_) {
-        return given_up_by({ErrorCode::deadline,
-                            fmt::format("rank {} of {}: {} did not end in time: see that every "
-                                        "rank's host can be reached, and set NCCL_DEBUG=INFO to "
-                                        "see how far it comes",
-                                        shard_.rank, shard_.size, call),
-                            0});
-      }
-      if (Clock::now() - began < awake) {
+      const auto now = Clock::now();
+      if (now >= until || group_->failure()) break;
+      if (now - began < awake) {
         std::this_thread::yield();
       } else {
         std::this_thread::sleep_for(look_interval);
       }
     }
+    return status;
+  }
+
+  Result<void> settled(const char* call, nccl::Result status) {
+    status = outcome(status, until_);
     if (status == nccl::success) return {};
-    return given_up_by(said(call, status));
+    if (status != nccl::in_progress) return given_up_by(said(call, status));
+    if (auto why = group_->failure()) return given_up_by(*why);
+    return given_up_by({ErrorCode::deadline,
+                        fmt::format("rank {} of {}: {} did not end in time: see that every rank's "
+                                    "host can be reached, and set NCCL_DEBUG=INFO to see how far "
+                                    "it comes",
+                                    shard_.rank, shard_.size, call),
+                        0});
   }
 
   tl::unexpected<Error> given_up_by(Error error) {
@@ -203,8 +300,12 @@ class NcclGroup final : public DeviceGroup {
   nccl::Comm* comm_ = nullptr;
   DeviceMemory gathered_;  ///< a piece of every rank's
   Clock::time_point until_;
+  const bool captures_;
   mutable std::mutex calls_;  ///< of NCCL; but for the one that ends them
+  std::condition_variable wake_;
   bool given_up_ = false;
+  bool ended_ = false;
+  std::thread aborter_;
 };
 
 }  // namespace
@@ -212,9 +313,13 @@ class NcclGroup final : public DeviceGroup {
 Result<std::unique_ptr<DeviceGroup>> make_nccl_group(const nccl::Library& library,
                                                      const nccl::UniqueId& id,
                                                      std::shared_ptr<Communicator> group,
-                                                     std::uint32_t start_ms) {
-  auto made = std::make_unique<NcclGroup>(library, std::move(group));
+                                                     bool captures, std::uint32_t start_ms) {
+  auto made = std::make_unique<NcclGroup>(library, std::move(group), captures);
   SLUICE_TRY(made->start(id, start_ms));
+  if (!captures) return made;
+  const auto works = made->try_graph();
+  if (!works) return tl::unexpected(works.error());
+  if (!*works) return nullptr;
   return made;
 }
 

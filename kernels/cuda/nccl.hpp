@@ -54,12 +54,18 @@ sluice::Result<Library> load(const std::string& file);
 /// 22809 as "2.28.9".
 std::string to_text(int version);
 
+/// The first whose collectives steps capture: those before can hang where graphs of several
+/// communicators are captured at the same time.
+inline constexpr int captures_from = 21505;
+
 }  // namespace nccl
 
 /// Every rank at once, with rank 0's id; NCCL's own way of starting, which talks over the network.
+/// `captures`: whether steps are to be captured, which all ranks say alike; it is tried, and where
+/// it does not work there is no group but a null: it can start anew without.
 Result<std::unique_ptr<DeviceGroup>> make_nccl_group(const nccl::Library& library,
                                                      const nccl::UniqueId& id,
                                                      std::shared_ptr<Communicator> group,
-                                                     std::uint32_t start_ms);
+                                                     bool captures, std::uint32_t start_ms);
 
 }  // namespace sluice::kernels::cuda

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -131,6 +132,10 @@ void fail_call(const std::string& name, int nth, cudaError_t status);
 
 /// How often a call of this name was made so far.
 std::uint64_t calls(const std::string& name);
+
+/// Keeps something until the graph that the stream is capturing is gone, and all that were made of
+/// it. False: it captures none.
+bool keep_with_capture(cudaStream_t stream, std::shared_ptr<const void> kept);
 
 /// What kernels complained of so far; clears the list and the device's lost state.
 std::vector<std::string> take_complaints();

@@ -75,6 +75,7 @@ cudaError_t refuse(cudaError_t status) {
 
 struct CudaHostGraph {
   std::vector<std::function<void()>> nodes;
+  std::vector<std::shared_ptr<const void>> kept;
   bool ends_in_kernel = false;
 };
 
@@ -206,6 +207,12 @@ void fail_call(const std::string& name, int nth, cudaError_t status) {
 std::uint64_t calls(const std::string& name) {
   const std::lock_guard lock(device().mutex);
   return device().calls[name];
+}
+
+bool keep_with_capture(cudaStream_t stream, std::shared_ptr<const void> kept) {
+  const std::lock_guard lock(stream->mutex);
+  if (stream->capturing) stream->captured.kept.push_back(std::move(kept));
+  return stream->capturing;
 }
 
 std::vector<std::string> take_complaints() {
@@ -498,15 +505,15 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   BEGIN("cudaStreamBeginCapture");
   const std::lock_guard lock(stream->mutex);
   stream->capturing = true;
-  stream->captured = {};
   return cudaSuccess;
 }
 
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   const std::lock_guard lock(stream->mutex);
   stream->capturing = false;  // whatever comes of it
+  CudaHostGraph captured = std::exchange(stream->captured, {});
   BEGIN("cudaStreamEndCapture");
-  *graph = new CudaHostGraph(std::move(stream->captured));
+  *graph = new CudaHostGraph(std::move(captured));
   return cudaSuccess;
 }
 

@@ -1,10 +1,15 @@
 // A pretended NCCL over shared memory, for devices that are host memory (tests/kernels/cuda_host).
 // Like the real one it starts without blocking, puts a collective on its stream some time after it
 // was asked for, gathers in the stream's order, waits without end for ranks that do not come, and
-// lets go when it is aborted. Where the real one would break, it ends the process: two threads in
-// its calls together.
+// lets go when it is aborted, which returns when no graph has its collectives any more. Where the
+// real one would break or hang, it ends the process: two threads in its calls together; a
+// collective that some ranks have in a graph and others not, or of other sizes; an end before that
+// of its graphs.
 //
 // PRETEND_START: what starting ends with once all ranks are there; 7 (in progress): never.
+// PRETEND_CAPTURE: what a collective that is captured ends with; 7: nothing, until it is aborted.
+// PRETEND_CAPTURED: so many are captured well before it.
+// PRETEND_VERSION: of NCCL.
 
 #include <fcntl.h>
 #include <sched.h>
@@ -18,10 +23,24 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <utility>
 #include <vector>
 
 #include "tests/kernels/cuda_host/cuda_runtime.h"
+
+#if !defined(PRETEND_START)
+#define PRETEND_START 0
+#endif
+#if !defined(PRETEND_CAPTURE)
+#define PRETEND_CAPTURE 0
+#endif
+#if !defined(PRETEND_CAPTURED)
+#define PRETEND_CAPTURED 0
+#endif
+#if !defined(PRETEND_VERSION)
+#define PRETEND_VERSION 22809
+#endif
 
 namespace {
 
@@ -32,20 +51,30 @@ struct Id {
   std::array<char, 128> name;
 };
 
+constexpr std::size_t ranks_most = 16;
+
 /// What the ranks share; a piece of each follows.
 struct Shared {
   std::atomic<std::uint32_t> started;
   std::atomic<std::uint64_t> arrived, left;
+  std::array<std::size_t, ranks_most> bytes;  ///< that each brings to the collective
+  std::array<bool, ranks_most> captured;
 };
 
 struct Comm;
 
 struct Gather {
+  Gather(Comm* of, const void* from, void* to, std::size_t size, cudaStream_t on)
+      : comm(of), own(from), all(to), bytes(size), stream(on) {}
+  Gather(const Gather&) = default;
+  ~Gather();
+
   Comm* comm;
   const void* own;
   void* all;
   std::size_t bytes;
   cudaStream_t stream;
+  bool captured = false;  ///< run by every launch of its graph, and gone with that
 };
 
 struct Comm {
@@ -55,8 +84,11 @@ struct Comm {
   std::uint64_t round = 0;
   std::atomic<bool> aborted{false};
   std::atomic<int> callers{0};
-  Gather* asked_for = nullptr;  ///< and not on its stream yet
-  int looks = 0;                ///< of who waits for that
+  std::atomic<int> in_graphs{0};  ///< collectives
+  int captured = 0;
+  std::shared_ptr<Gather> asked_for;  ///< and not on its stream yet
+  int looks = 0;                      ///< of who waits for that
+  int state = success;
 
   std::byte* piece(std::uint32_t of) const {
     return reinterpret_cast<std::byte*>(shared) + sizeof(Shared) + of * most_bytes;
@@ -87,15 +119,23 @@ struct Caller {
   Comm& comm;
 };
 
-void gather(void* data) {
-  const Gather work = *static_cast<Gather*>(data);
-  delete static_cast<Gather*>(data);
+Gather::~Gather() {
+  if (captured) --comm->in_graphs;
+}
+
+void gather(const Gather& work) {
   Comm& comm = *work.comm;
   if (comm.aborted) return;
   ++comm.round;
   std::memcpy(comm.piece(comm.rank), work.own, work.bytes);
+  comm.shared->bytes[comm.rank] = work.bytes;
+  comm.shared->captured[comm.rank] = work.captured;
   ++comm.shared->arrived;
   if (!comm.wait_for(comm.shared->arrived, comm.round * comm.ranks)) return;
+  for (std::uint32_t rank = 0; rank < comm.ranks; ++rank) {
+    if (comm.shared->bytes[rank] != work.bytes) Caller::broken("sizes differ");
+    if (comm.shared->captured[rank] != work.captured) Caller::broken("in some ranks' graphs alone");
+  }
   for (std::uint32_t rank = 0; rank < comm.ranks; ++rank) {
     std::memcpy(static_cast<std::byte*>(work.all) + rank * work.bytes, comm.piece(rank),
                 work.bytes);
@@ -104,12 +144,36 @@ void gather(void* data) {
   comm.wait_for(comm.shared->left, comm.round * comm.ranks);
 }
 
+void gather_once(void* data) {
+  gather(*static_cast<Gather*>(data));
+  delete static_cast<Gather*>(data);
+}
+
+void gather_again(void* data) { gather(*static_cast<Gather*>(data)); }
+
+/// Puts it on its stream, or into the graph that is being captured there.
+int put(const std::shared_ptr<Gather>& work) {
+  Gather* one = work.get();
+  auto run = gather_again;
+  if (cuda_host::keep_with_capture(one->stream, work)) {
+    one->captured = true;
+    ++one->comm->in_graphs;
+    if (++one->comm->captured > PRETEND_CAPTURED && PRETEND_CAPTURE != success) {
+      return PRETEND_CAPTURE;
+    }
+  } else {
+    one = new Gather(*work);
+    run = gather_once;
+  }
+  return cudaLaunchHostFunc(one->stream, run, one) == cudaSuccess ? success : cuda_failed;
+}
+
 }  // namespace
 
 extern "C" {
 
 int ncclGetVersion(int* version) {
-  *version = 22809;
+  *version = PRETEND_VERSION;
   return success;
 }
 
@@ -141,11 +205,11 @@ int ncclCommInitRankConfig(Comm** comm, int ranks, Id id, int rank, void*) {
 int ncclCommGetAsyncError(Comm* comm, int* state) {
   const Caller caller(*comm);
   *state = comm->shared->started < comm->ranks ? in_progress : PRETEND_START;
-  if (*state != success || comm->asked_for == nullptr) return success;
-  *state = in_progress;
-  if (++comm->looks < 3) return success;
-  Gather* const work = std::exchange(comm->asked_for, nullptr);
-  *state = cudaLaunchHostFunc(work->stream, gather, work) == cudaSuccess ? success : cuda_failed;
+  if (*state != success) return success;
+  if (comm->asked_for && ++comm->looks > 2) {
+    comm->state = put(std::exchange(comm->asked_for, nullptr));
+  }
+  *state = comm->asked_for ? in_progress : comm->state;
   return success;
 }
 
@@ -155,7 +219,7 @@ int ncclAllGather(const void* own, void* all, std::size_t count, int, Comm* comm
   if (bytes > most_bytes) return 4;
   const Caller caller(*comm);
   if (comm->asked_for != nullptr) Caller::broken("a collective before the last is on its stream");
-  comm->asked_for = new Gather{comm, own, all, bytes, stream};
+  comm->asked_for = std::make_shared<Gather>(comm, own, all, bytes, stream);
   comm->looks = 0;
   return in_progress;
 }
@@ -163,11 +227,13 @@ int ncclAllGather(const void* own, void* all, std::size_t count, int, Comm* comm
 int ncclCommAbort(Comm* comm) {
   static std::vector<Comm*> kept;  // the stream may still come to them
   comm->aborted = true;
+  while (comm->in_graphs > 0) ::sched_yield();
   kept.push_back(comm);
   return success;
 }
 
 int ncclCommDestroy(Comm* comm) {
+  if (comm->in_graphs > 0) Caller::broken("an end before its graphs'");
   ::munmap(comm->shared, comm->bytes);
   delete comm;
   return success;
