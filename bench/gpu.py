@@ -3,6 +3,8 @@
 
   check     test_kernels, which compares the device with a model of it in double
   sanitize  the same kernels under compute-sanitizer's memcheck and racecheck
+  sums      what ranks add up in a decode step, beside NCCL's own sum: of one rank, a rank for each
+            GPU, and two that share one, if NCCL lets them
   measure   sluice-bench on random weights of known shapes, each beside its limit and goal, and how
             busy the device was while it generated
   peer      PyTorch and transformers on the same shape (gpu_torch.py), after `measure`
@@ -15,7 +17,7 @@ and as the peer) would tell is left out where they are missing. Goes on after a 
 tells of one. Writes OUT/gpu.json and each step's output beside it.
 
 Usage: bench/gpu.py --bin FOLDER --out FOLDER [--bundle FOLDER] [--quick]
-                    [--parts check,measure,peer,start,serve,sanitize]
+                    [--parts check,sums,measure,peer,start,serve,sanitize]
                     [--backend cpu]   to try the script itself where there is no GPU
 """
 
@@ -127,6 +129,32 @@ class Run:
 
     def check(self):
         self.step("test_kernels", [self.bin / "test_kernels"])
+
+    def sums(self):
+        program = self.bin / "sluice-bench-collectives"
+        tries = [("sums of 1 rank", ["--ranks", "1"]),
+                 ("sums of 2 ranks on one GPU",
+                  ["--ranks", "2", "--share-device", "--rows", "1,64"])]
+        gpus = 1
+        if shutil.which("nvidia-smi"):
+            listed = subprocess.run(["nvidia-smi", "-L"], stdout=subprocess.PIPE, text=True,
+                                    check=False).stdout
+            gpus = sum(line.startswith("GPU ") for line in listed.splitlines())
+        if gpus > 1:
+            tries.append((f"sums of {gpus} ranks", ["--ranks", str(gpus)]))
+        for name, arguments in tries:
+            text = self.step(name, [program, "--gpu", "--json", *arguments], limit_s=180)
+            for line in (text or "").splitlines():
+                if not line.startswith("{"):
+                    continue
+                row = {"name": name, **json.loads(line)}
+                self.found["rows"].append(row)
+                if "refused" in row:
+                    print(f"       refused: {row['refused']}", flush=True)
+                    continue
+                print(f"       {row['rows']} rows of {row['width']}: {row['fused_us']:.2f} us, "
+                      f"apart {row['apart_us']:.2f}, NCCL's own {row['library_us']:.2f}; "
+                      f"{row['collectives']}", flush=True)
 
     def sanitize(self):
         tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
@@ -240,7 +268,7 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", required=True)
     parser.add_argument("--out", required=True)
-    parser.add_argument("--parts", default="check,measure,peer,start,serve,sanitize")
+    parser.add_argument("--parts", default="check,sums,measure,peer,start,serve,sanitize")
     parser.add_argument("--bundle")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--backend", default="cuda")
@@ -250,6 +278,8 @@ def main():
     parts = options.parts.split(",")
     if "check" in parts:
         run.check()
+    if "sums" in parts and options.backend == "cuda":
+        run.sums()
     if "measure" in parts:
         run.measure(QUICK if options.quick else ROWS)
     if "peer" in parts:

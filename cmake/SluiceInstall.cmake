@@ -4,7 +4,8 @@
 set(rpath BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH)
 set(programs sluice sluice-bench)
 if(SLUICE_BARE)
-  list(APPEND programs test_kernels)  # the backends' tests go where the devices are
+  # What tests and measures the backends goes where the devices are.
+  list(APPEND programs test_kernels sluice-bench-collectives)
 endif()
 foreach(program IN LISTS programs)
   if(TARGET ${program})

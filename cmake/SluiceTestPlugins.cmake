@@ -48,5 +48,6 @@ if(TARGET test_kernels)
     sluice_test_plugin(nccl_later_capture_${how} SOURCES ${pretended}/nccl.cpp
       DEFINE PRETEND_CAPTURE=${status} PRETEND_CAPTURED=1)
   endforeach()
+  sluice_test_plugin(nccl_wrong SOURCES ${pretended}/nccl.cpp DEFINE PRETEND_WRONG=1)
   sluice_test_plugin(nccl_old SOURCES ${pretended}/nccl.cpp DEFINE PRETEND_VERSION=21403)
 endif()

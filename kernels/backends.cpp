@@ -200,4 +200,11 @@ Result<std::unique_ptr<Backend>> make_backend(std::string_view name, const Backe
   return make_cpu_backend({.threads = options.threads}, std::move(completion));
 }
 
+Result<SumReport> time_sums(const SumProbe& probe, std::shared_ptr<Communicator> group,
+                            const BackendSearch& search) {
+  const auto found = find_backend("cuda", search);
+  if (!found) return tl::unexpected(found.error());
+  return found->plugin->time_sums(probe, std::move(group));
+}
+
 }  // namespace sluice::kernels

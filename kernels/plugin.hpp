@@ -29,6 +29,7 @@ struct PluginTable {
   /// Names of the devices that this build's kernels run on. An error with the reason when none.
   Result<std::vector<std::string>> (*devices)() = nullptr;
   Result<std::unique_ptr<Backend>> (*make)(const BackendOptions&, Completion) = nullptr;
+  Result<SumReport> (*time_sums)(const SumProbe&, std::shared_ptr<Communicator>) = nullptr;
 };
 
 /// The one symbol of a plugin: `extern "C" const PluginTable* sluice_backend_plugin();`

@@ -1,7 +1,11 @@
 // What collectives between processes on this machine take: real ranks over loopback, each with one
 // thread, as a tensor-parallel step runs them. With a model, what its decoding steps take instead.
-// `--sealed`: as between hosts, where every message is encrypted.
+// `--sealed`: as between hosts, where every message is encrypted. `--gpu`: what a decode step's
+// sums take on GPUs, as we take them and as the library does; of one rank unless told otherwise, of
+// several with a GPU each, or with one together if NCCL lets them.
 //   sluice-bench-collectives [--ranks 2,3] [--rounds N] [--sealed] [--model FILE [--rows 1,16]]
+//   sluice-bench-collectives --gpu [--ranks 1] [--rows 1,2,4] [--widths 4096,8192] [--device N]
+//                            [--share-device] [--json]
 
 #include <fmt/core.h>
 #include <sys/wait.h>
@@ -11,11 +15,13 @@
 #include <array>
 #include <chrono>
 #include <cstdlib>
+#include <cstring>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "bench/collectives/gpus.hpp"
 #include "bench/collectives/steps.hpp"
 #include "kernels/communicator.hpp"
 
@@ -90,11 +96,13 @@ bool measure(Communicator& group, int rounds) {
 }
 
 struct Options {
-  std::vector<std::uint32_t> ranks = {2, 3};
+  std::vector<std::uint32_t> ranks;  ///< 2 and 3, or on GPUs 1
   int rounds = 4000;
   std::string model;
   std::vector<std::uint32_t> rows = {1, 16};
   bool sealed = false;
+  bool gpu = false;
+  sluice::bench::GpuSums gpu_sums;
 };
 
 /// Rank 0 prints; the others take part.
@@ -127,8 +135,9 @@ bool measure_model(const std::shared_ptr<Communicator>& group, const Options& op
   const auto group = (*start)->connect(addresses, 10'000);
   if (!group) fmt::print(stderr, "{}\n", group.error().message);
   if (!group) ::_exit(1);
-  const bool well = options.model.empty() ? measure(**group, options.rounds)
-                                          : measure_model(*group, options);
+  const bool well = options.gpu             ? measure_gpu_sums(options.gpu_sums, *group)
+                    : options.model.empty() ? measure(**group, options.rounds)
+                                            : measure_model(*group, options);
   ::_exit(well ? 0 : 1);
 }
 
@@ -154,6 +163,10 @@ bool run(std::uint32_t size, const Options& options) {
   for (const pid_t process : processes) {
     int status = 0;
     ::waitpid(process, &status, 0);
+    if (WIFSIGNALED(status)) {
+      fmt::print(stderr, "a rank ended by signal {} ({})\n", WTERMSIG(status),
+                 ::strsignal(WTERMSIG(status)));
+    }
     well = well && WIFEXITED(status) && WEXITSTATUS(status) == 0;
   }
   return well;
@@ -174,8 +187,12 @@ int main(int count, char** arguments) {
   for (int i = 1; i < count; ++i) {
     const std::string_view argument = arguments[i];
     const char* value = i + 1 < count ? arguments[i + 1] : "";
-    if (argument == "--sealed") {
-      options.sealed = true;
+    if (argument == "--sealed" || argument == "--gpu" || argument == "--share-device" ||
+        argument == "--json") {
+      (argument == "--sealed" ? options.sealed
+       : argument == "--gpu"  ? options.gpu
+       : argument == "--json" ? options.gpu_sums.json
+                              : options.gpu_sums.share_device) = true;
       continue;
     }
     if (argument == "--rounds") {
@@ -185,15 +202,27 @@ int main(int count, char** arguments) {
     } else if (argument == "--model") {
       options.model = value;
     } else if (argument == "--rows") {
-      options.rows = numbers(value);
+      options.rows = options.gpu_sums.rows = numbers(value);
+    } else if (argument == "--widths") {
+      options.gpu_sums.widths = numbers(value);
+    } else if (argument == "--device") {
+      options.gpu_sums.device = static_cast<std::uint32_t>(std::strtoul(value, nullptr, 10));
     } else {
       fmt::print("usage: sluice-bench-collectives [--ranks 2,3] [--rounds N] [--sealed] "
-                 "[--model FILE [--rows 1,16]]\n");
+                 "[--model FILE [--rows 1,16]]\n"
+                 "       sluice-bench-collectives --gpu [--ranks 1] [--rows 1,2,4] "
+                 "[--widths 4096,8192]\n"
+                 "                                [--device N] [--share-device] [--json]\n");
       return argument == "--help" ? 0 : 2;
     }
     ++i;
   }
-  if (options.model.empty()) {
+  if (options.ranks.empty()) {
+    options.ranks = options.gpu ? std::vector<std::uint32_t>{1} : std::vector<std::uint32_t>{2, 3};
+  }
+  if (options.gpu) {
+    // Each group's heading names what carries it.
+  } else if (options.model.empty()) {
     fmt::print("ranks     bytes  reduce us p50      p99  gather us p50      p99\n");
   } else {
     fmt::print("ranks  rows   step us p50\n");

@@ -46,6 +46,13 @@ class DeviceGroup {
   virtual Result<void> all_gather(const float* own, float* all, std::size_t floats,
                                   cudaStream_t stream) = 0;
 
+  /// The library's own sum, in an order that depends on size and topology: what the one above is
+  /// measured beside. `unsupported` where there is no library.
+  virtual Result<void> all_reduce_in_any_order(float* /*values*/, std::size_t /*floats*/,
+                                               cudaStream_t /*stream*/) {
+    return fail(ErrorCode::unsupported, "{} has no sum of its own", name());
+  }
+
   /// Why nothing is valid that the stream computed since some collective failed. Asked when a
   /// step's end is reached, and now and then before.
   virtual std::optional<Error> failure() const = 0;

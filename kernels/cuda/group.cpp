@@ -118,7 +118,7 @@ struct Means {
 };
 
 /// Why NCCL cannot serve these ranks; empty: it can.
-std::string obstacle(const std::vector<Means>& all) {
+std::string obstacle(const std::vector<Means>& all, bool share_device) {
   for (std::size_t rank = 0; rank < all.size(); ++rank) {
     if (all[rank].version == 0) return fmt::format("rank {} has no NCCL", rank);
     if (all[rank].version != all[0].version) {
@@ -126,7 +126,7 @@ std::string obstacle(const std::vector<Means>& all) {
                          nccl::to_text(all[rank].version));
     }
     for (std::size_t other = 0; other < rank; ++other) {
-      if (all[other].device == all[rank].device) {
+      if (!share_device && all[other].device == all[rank].device) {
         return fmt::format("ranks {} and {} share a device", other, rank);
       }
     }
@@ -160,7 +160,7 @@ Result<std::unique_ptr<DeviceGroup>> make_device_group(std::shared_ptr<Communica
   std::vector<Means> all(shard.size);
   SLUICE_TRY(
       group->all_gather(std::as_bytes(std::span(&own, 1)), std::as_writable_bytes(std::span(all))));
-  if (std::string why = obstacle(all); !why.empty()) {
+  if (std::string why = obstacle(all, options.share_device); !why.empty()) {
     return through_host(std::move(group), own.version == 0 ? missing : why);
   }
   bool captures =

@@ -15,6 +15,7 @@ struct DeviceGroupOptions {
   std::string library;              ///< NCCL's file; empty: without NCCL
   bool graphs = true;               ///< of steps, where every rank wants them
   std::uint32_t start_ms = 60'000;  ///< longest that NCCL's start may take
+  bool share_device = false;        ///< ranks with one together go over NCCL too, if that lets them
 };
 
 /// What the ranks have to agree on goes over `group`: every rank calls this at the same time. Waits

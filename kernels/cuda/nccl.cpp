@@ -20,7 +20,7 @@ namespace {
 
 namespace own = sluice::kernels::cuda::nccl;
 static_assert(own::success == ncclSuccess && own::in_progress == ncclInProgress);
-static_assert(own::float32 == ncclFloat32);
+static_assert(own::float32 == ncclFloat32 && own::sum == ncclSum);
 static_assert(sizeof(own::UniqueId) == sizeof(ncclUniqueId));
 static_assert(offsetof(own::Config, magic) == offsetof(ncclConfig_t, magic));
 static_assert(offsetof(own::Config, version) == offsetof(ncclConfig_t, version));
@@ -46,6 +46,7 @@ sluice::Result<Library> load(const std::string& file) {
       !find_symbol(handle, "ncclCommInitRankConfig", library.start) ||
       !find_symbol(handle, "ncclCommGetAsyncError", library.state) ||
       !find_symbol(handle, "ncclAllGather", library.all_gather) ||
+      !find_symbol(handle, "ncclAllReduce", library.all_reduce) ||
       !find_symbol(handle, "ncclCommAbort", library.abort) ||
       !find_symbol(handle, "ncclCommDestroy", library.destroy)) {
     return fail(ErrorCode::unsupported, "{} is no NCCL of version 2.14 or later", file);
@@ -148,6 +149,15 @@ class NcclGroup final : public DeviceGroup {
                                     cudaStream_t stream) override {
     SLUICE_TRY(all_gather(values, gathered_.as<float>(), floats, stream));
     return gathered_.as<float>();
+  }
+
+  Result<void> all_reduce_in_any_order(float* values, std::size_t floats,
+                                       cudaStream_t stream) override {
+    if (auto why = failure()) return tl::unexpected(*why);
+    return settled("ncclAllReduce", alone([&] {
+                     return library_.all_reduce(values, values, floats, nccl::float32, nccl::sum,
+                                                comm_, stream);
+                   }));
   }
 
   std::optional<Error> failure() const override {

@@ -20,6 +20,7 @@ using Result = int;
 inline constexpr Result success = 0;
 inline constexpr Result in_progress = 7;
 inline constexpr int float32 = 7;
+inline constexpr int sum = 0;
 
 struct Comm;  // NCCL's own
 
@@ -43,6 +44,8 @@ struct Library {
   Result (*start)(Comm**, int ranks, UniqueId, int rank, Config*) = nullptr;
   Result (*state)(Comm*, Result*) = nullptr;
   Result (*all_gather)(const void* own, void* all, std::size_t count, int type, Comm*,
+                       cudaStream_t) = nullptr;
+  Result (*all_reduce)(const void* from, void* to, std::size_t count, int type, int op, Comm*,
                        cudaStream_t) = nullptr;
   Result (*abort)(Comm*) = nullptr;
   Result (*destroy)(Comm*) = nullptr;

@@ -8,6 +8,7 @@
 #include <filesystem>
 
 #include "kernels/cuda/backend.hpp"
+#include "kernels/cuda/sum_probe.hpp"
 
 namespace {
 
@@ -31,12 +32,18 @@ Result<std::unique_ptr<kernels::Backend>> make(const kernels::BackendOptions& op
   return kernels::make_cuda_backend(cuda, std::move(completion));
 }
 
+Result<kernels::SumReport> time_sums(const kernels::SumProbe& probe,
+                                     std::shared_ptr<kernels::Communicator> group) {
+  return kernels::cuda::time_sums(probe, std::move(group), find_nccl(kernels::CudaOptions{}.nccl));
+}
+
 const kernels::PluginTable table{
     {kernels::plugin_abi, kernels::plugin_interface},
     // Any driver of the runtime's major version runs what this version compiled.
     CUDART_VERSION / 1000 * 1000,
     &kernels::cuda_devices,
     &make,
+    &time_sums,
 };
 
 }  // namespace

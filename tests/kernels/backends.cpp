@@ -154,4 +154,17 @@ BOOST_AUTO_TEST_CASE(an_unknown_name_is_refused_with_the_known_ones) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(sums_are_timed_by_the_plugin_or_not_at_all) {
+  const SumProbe probe{{{2, 64}}};
+  const auto missing = time_sums(probe, make_local_communicator(),
+                                 with(plugins + "/libdriver_no_device.so", "good"));
+  BOOST_REQUIRE(!missing);
+  BOOST_CHECK(missing.error().code == ErrorCode::unsupported);
+  BOOST_TEST(missing.error().message.find("sees no device") != std::string::npos);
+  const auto found = time_sums(probe, make_local_communicator(), with(working_driver, "good"));
+  BOOST_REQUIRE(found.has_value());
+  BOOST_TEST(found->collectives == "one rank");
+  BOOST_TEST(found->times.at(0).shape.rows == 2U);
+}
+
 BOOST_AUTO_TEST_SUITE_END()

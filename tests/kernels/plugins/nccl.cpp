@@ -10,6 +10,7 @@
 // PRETEND_CAPTURE: what a collective that is captured ends with; 7: nothing, until it is aborted.
 // PRETEND_CAPTURED: so many are captured well before it.
 // PRETEND_VERSION: of NCCL.
+// PRETEND_WRONG: rank 0's part reaches nobody.
 
 #include <fcntl.h>
 #include <sched.h>
@@ -38,6 +39,9 @@
 #if !defined(PRETEND_CAPTURED)
 #define PRETEND_CAPTURED 0
 #endif
+#if !defined(PRETEND_WRONG)
+#define PRETEND_WRONG 0
+#endif
 #if !defined(PRETEND_VERSION)
 #define PRETEND_VERSION 22809
 #endif
@@ -64,8 +68,8 @@ struct Shared {
 struct Comm;
 
 struct Gather {
-  Gather(Comm* of, const void* from, void* to, std::size_t size, cudaStream_t on)
-      : comm(of), own(from), all(to), bytes(size), stream(on) {}
+  Gather(Comm* of, const void* from, void* to, std::size_t size, bool adds, cudaStream_t on)
+      : comm(of), own(from), all(to), bytes(size), sums(adds), stream(on) {}
   Gather(const Gather&) = default;
   ~Gather();
 
@@ -73,6 +77,7 @@ struct Gather {
   const void* own;
   void* all;
   std::size_t bytes;
+  bool sums;  ///< of floats, the last rank's first
   cudaStream_t stream;
   bool captured = false;  ///< run by every launch of its graph, and gone with that
 };
@@ -127,7 +132,9 @@ void gather(const Gather& work) {
   Comm& comm = *work.comm;
   if (comm.aborted) return;
   ++comm.round;
-  std::memcpy(comm.piece(comm.rank), work.own, work.bytes);
+  if (comm.rank > 0 || !PRETEND_WRONG) {
+    std::memcpy(comm.piece(comm.rank), work.own, work.bytes);
+  }
   comm.shared->bytes[comm.rank] = work.bytes;
   comm.shared->captured[comm.rank] = work.captured;
   ++comm.shared->arrived;
@@ -136,7 +143,14 @@ void gather(const Gather& work) {
     if (comm.shared->bytes[rank] != work.bytes) Caller::broken("sizes differ");
     if (comm.shared->captured[rank] != work.captured) Caller::broken("in some ranks' graphs alone");
   }
-  for (std::uint32_t rank = 0; rank < comm.ranks; ++rank) {
+  for (std::size_t i = 0; work.sums && i < work.bytes / sizeof(float); ++i) {
+    float sum = 0;
+    for (std::uint32_t rank = comm.ranks; rank-- > 0;) {
+      sum += reinterpret_cast<const float*>(comm.piece(rank))[i];
+    }
+    static_cast<float*>(work.all)[i] = sum;
+  }
+  for (std::uint32_t rank = 0; !work.sums && rank < comm.ranks; ++rank) {
     std::memcpy(static_cast<std::byte*>(work.all) + rank * work.bytes, comm.piece(rank),
                 work.bytes);
   }
@@ -166,6 +180,17 @@ int put(const std::shared_ptr<Gather>& work) {
     run = gather_once;
   }
   return cudaLaunchHostFunc(one->stream, run, one) == cudaSuccess ? success : cuda_failed;
+}
+
+int ask(const void* own, void* all, std::size_t count, bool sums, Comm* comm,
+        cudaStream_t stream) {
+  const std::size_t bytes = count * sizeof(float);
+  if (bytes > most_bytes) return 4;
+  const Caller caller(*comm);
+  if (comm->asked_for != nullptr) Caller::broken("a collective before the last is on its stream");
+  comm->asked_for = std::make_shared<Gather>(comm, own, all, bytes, sums, stream);
+  comm->looks = 0;
+  return in_progress;
 }
 
 }  // namespace
@@ -215,13 +240,12 @@ int ncclCommGetAsyncError(Comm* comm, int* state) {
 
 int ncclAllGather(const void* own, void* all, std::size_t count, int, Comm* comm,
                   cudaStream_t stream) {
-  const std::size_t bytes = count * sizeof(float);
-  if (bytes > most_bytes) return 4;
-  const Caller caller(*comm);
-  if (comm->asked_for != nullptr) Caller::broken("a collective before the last is on its stream");
-  comm->asked_for = std::make_shared<Gather>(comm, own, all, bytes, stream);
-  comm->looks = 0;
-  return in_progress;
+  return ask(own, all, count, false, comm, stream);
+}
+
+int ncclAllReduce(const void* own, void* all, std::size_t count, int, int, Comm* comm,
+                  cudaStream_t stream) {
+  return ask(own, all, count, true, comm, stream);
 }
 
 int ncclCommAbort(Comm* comm) {
