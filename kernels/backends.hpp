@@ -65,9 +65,10 @@ struct SumShape {
 
 struct SumProbe {
   std::vector<SumShape> shapes;
-  std::uint32_t device = 0;         ///< this rank's
-  bool share_device = false;        ///< the ranks have one together, as no service has it
-  std::uint32_t start_ms = 60'000;  ///< longest that the devices' group may take to start
+  std::uint32_t device = 0;              ///< this rank's
+  bool share_device = false;             ///< the ranks have one together, as no service has it
+  std::uint32_t start_ms = 60'000;       ///< longest that the devices' group may take to start
+  std::uint32_t first_graph_ms = 5'000;  ///< and its first graph, before it goes on without
 };
 
 /// Microseconds of a sum and its norm, on the device: the median over graphs of many, or over

@@ -146,7 +146,10 @@ class CudaBackend final : public Backend {
                                                         [](const StepGraphs& of_program) {
                                                           return of_program.unusable();
                                                         });
-    auto made = make_device_group(std::move(group), {options_.device, options_.nccl, graphs});
+    auto made = make_device_group(std::move(group), {.device = options_.device,
+                                                     .library = options_.nccl,
+                                                     .graphs = graphs,
+                                                     .first_graph_ms = options_.first_graph_ms});
     if (!made) return tl::unexpected(made.error());
     info_.collectives = (*made)->name();
     flights_.enter_group(std::move(*made));

@@ -27,6 +27,8 @@ struct CudaOptions {
   bool early_launches = true;
   /// For few rows a gate is part of the products before it, and what lies between is not kept.
   bool fuse_gates = true;
+  /// Longest that a group's first graph may take (cuda/group.hpp).
+  std::uint32_t first_graph_ms = 5'000;
   /// NCCL's library, for ranks of a group; where a rank has none, or shares its device, their
   /// collectives go through host memory. Empty: always so.
   std::string nccl = "libnccl.so.2";

@@ -174,7 +174,8 @@ Result<std::unique_ptr<DeviceGroup>> make_device_group(std::shared_ptr<Communica
     if (id.bytes == nccl::UniqueId{}.bytes) {
       return through_host(std::move(group), "NCCL finds no network interface on rank 0's host");
     }
-    auto made = make_nccl_group(library, id, group, captures, options.start_ms);
+    auto made = make_nccl_group(library, id, group, captures, options.start_ms,
+                                options.first_graph_ms);
     if (!made || *made != nullptr) return made;
     captures = false;
   }

@@ -14,6 +14,9 @@ struct DeviceGroupOptions {
   int device = 0;                   ///< current on the calling thread
   std::string library;              ///< NCCL's file; empty: without NCCL
   bool graphs = true;               ///< of steps, where every rank wants them
+  /// Longest that the first graph may take, before the ranks go on without: less than they wait for
+  /// each other, which is 10 s.
+  std::uint32_t first_graph_ms = 5'000;
   std::uint32_t start_ms = 60'000;  ///< longest that NCCL's start may take
   bool share_device = false;        ///< ranks with one together go over NCCL too, if that lets them
 };

@@ -69,9 +69,6 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds awake{1};
 constexpr std::chrono::microseconds look_interval{200};
 
-/// Longest that the first graph may take: less than ranks wait for each other (10 s).
-constexpr std::chrono::seconds graph_patience{5};
-
 /// Sums are gathered, and added here: NCCL's own all-reduce adds in an order that depends on size
 /// and topology.
 class NcclGroup final : public DeviceGroup {
@@ -114,8 +111,8 @@ class NcclGroup final : public DeviceGroup {
 
   /// Whether a graph with a collective can be captured and runs, on all ranks; if not, nothing is
   /// known of NCCL's state, and the group is given up. An error is the ranks' own end.
-  Result<bool> try_graph() {
-    const auto until = Clock::now() + graph_patience;
+  Result<bool> try_graph(std::uint32_t first_graph_ms) {
+    const auto until = Clock::now() + std::chrono::milliseconds(first_graph_ms);
     const auto stream = make_stream();
     const auto end = make_event();
     auto graph = stream ? capture_one(stream->get(), until) : tl::unexpected(stream.error());
@@ -323,11 +320,12 @@ class NcclGroup final : public DeviceGroup {
 Result<std::unique_ptr<DeviceGroup>> make_nccl_group(const nccl::Library& library,
                                                      const nccl::UniqueId& id,
                                                      std::shared_ptr<Communicator> group,
-                                                     bool captures, std::uint32_t start_ms) {
+                                                     bool captures, std::uint32_t start_ms,
+                                                     std::uint32_t first_graph_ms) {
   auto made = std::make_unique<NcclGroup>(library, std::move(group), captures);
   SLUICE_TRY(made->start(id, start_ms));
   if (!captures) return made;
-  const auto works = made->try_graph();
+  const auto works = made->try_graph(first_graph_ms);
   if (!works) return tl::unexpected(works.error());
   if (!*works) return nullptr;
   return made;

@@ -69,6 +69,7 @@ inline constexpr int captures_from = 21505;
 Result<std::unique_ptr<DeviceGroup>> make_nccl_group(const nccl::Library& library,
                                                      const nccl::UniqueId& id,
                                                      std::shared_ptr<Communicator> group,
-                                                     bool captures, std::uint32_t start_ms);
+                                                     bool captures, std::uint32_t start_ms,
+                                                     std::uint32_t first_graph_ms);
 
 }  // namespace sluice::kernels::cuda

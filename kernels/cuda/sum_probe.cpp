@@ -202,8 +202,11 @@ Result<SumReport> time_sums(const SumProbe& probe, std::shared_ptr<Communicator>
   const int device = static_cast<int>(probe.device);
   SLUICE_CUDA(cudaSetDevice(device));
   const Shard shard = group->shard();
-  auto made =
-      make_device_group(std::move(group), {device, nccl, true, probe.start_ms, probe.share_device});
+  auto made = make_device_group(std::move(group), {.device = device,
+                                                   .library = nccl,
+                                                   .first_graph_ms = probe.first_graph_ms,
+                                                   .start_ms = probe.start_ms,
+                                                   .share_device = probe.share_device});
   if (!made) return tl::unexpected(made.error());
   SumReport report{(*made)->name(), (*made)->captures(), {}};
   for (const SumShape& shape : probe.shapes) {

@@ -34,7 +34,9 @@ const std::vector<std::string> libraries = {pretended(""), ""};
 Result<std::unique_ptr<DeviceGroup>> group_of(std::shared_ptr<Communicator> group,
                                               const std::string& library,
                                               std::uint32_t start_ms = 60'000) {
-  return cuda::make_device_group(std::move(group), {0, library, true, start_ms});
+  return cuda::make_device_group(
+      std::move(group),
+      {.library = library, .first_graph_ms = patient_graph_ms, .start_ms = start_ms});
 }
 
 DeviceMemory memory_of(std::size_t floats) {

@@ -1,6 +1,7 @@
 #pragma once
 // A rank with a pretended device, of a model whose vocabulary is cut over the ranks.
 
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
@@ -11,6 +12,9 @@
 #include "tests/kernels/harness.hpp"
 
 namespace sluice::kernels::test {
+
+/// Less than ranks of a test wait for each other.
+inline constexpr std::uint32_t patient_graph_ms = 50'000;
 
 /// A pretended NCCL (cmake/SluiceTestPlugins.cmake).
 inline std::string pretended(const char* state) {
@@ -45,11 +49,16 @@ inline TinyModel cut(const Shard& shard) {
 
 struct Rank : LoadedDevice {
   Rank(const TinyModel& tiny, const std::string& library,
-       const std::shared_ptr<Communicator>& group, bool graphs = true)
+       const std::shared_ptr<Communicator>& group, bool graphs = true,
+       std::uint32_t first_graph_ms = patient_graph_ms)
       : LoadedDevice(
             [&](Completion done) {
               return require(make_cuda_backend(
-                  {.reserve_bytes = 0, .split_tokens = 64, .graphs = graphs, .nccl = library},
+                  {.reserve_bytes = 0,
+                   .split_tokens = 64,
+                   .graphs = graphs,
+                   .first_graph_ms = first_graph_ms,
+                   .nccl = library},
                   std::move(done)));
             },
             tiny) {

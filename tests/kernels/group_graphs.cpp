@@ -200,7 +200,7 @@ BOOST_AUTO_TEST_CASE(a_group_whose_first_capture_fails_starts_anew_without) {
       const auto ends = run_ranks(2, [&](const auto& group) -> std::string {
         const Calls graphs_run("cudaGraphLaunch");
         const TinyModel model = cut(group->shard());
-        Rank rank(model, pretended(state), group);
+        Rank rank(model, pretended(state), group, true, 200);
         const std::string name = rank.backend->device().collectives;
         if (name != "NCCL 2.28.9, 2 ranks, without graphs") return name;
         const std::string found = outcome(rank, 8);

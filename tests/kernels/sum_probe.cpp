@@ -20,6 +20,7 @@ namespace {
 SumProbe probe_of(std::vector<SumShape> shapes = {{1, 64}, {3, 100}}) {
   SumProbe probe;
   probe.shapes = std::move(shapes);
+  probe.first_graph_ms = patient_graph_ms;
   return probe;
 }
 
