@@ -190,7 +190,8 @@ BOOST_AUTO_TEST_CASE(a_rank_that_dies_ends_the_others_steps) {
       if (!rank.draw(1, 2).empty() || rank.failure.message != first.message) return "went on";
       return "ok: " + first.message;
     });
-    BOOST_TEST(ends[0].report.starts_with("ok: rank 0 of 2: "), ends[0].report);
+    BOOST_TEST(ends[0].report.starts_with("ok: rank 0 of 2: "),
+               ends[0].report << " (signal " << ends[0].signal << ")");
     BOOST_TEST(ends[1].report == "left");
   }
 }
