@@ -17,7 +17,6 @@ Result<void> KvPool::allocate(const PoolShape& shape) {
   auto pages = ZeroPages::make(bytes, "the KV pool");
   if (!pages) return tl::unexpected(pages.error());
   shape_ = shape;
-  pages->want_huge_pages();
   half_ = std::size_t{shape.head_dim} * shape.block_tokens;
   pages_ = std::move(*pages);
   return {};

@@ -10,9 +10,9 @@
 
 namespace sluice::kernels::cpu {
 
-/// Keys and values, f16: [block][layer][kv_head][keys | values], so that huge pages hold what is
-/// used. Keys lie as [head_dim, block_tokens], so that one vector holds one element of sixteen
-/// positions; values as [block_tokens, head_dim].
+/// Keys and values, f16: [layer][block][kv_head][keys | values]. Keys lie as [head_dim,
+/// block_tokens], so that one vector holds one element of sixteen positions; values as
+/// [block_tokens, head_dim].
 class KvPool {
  public:
   Result<void> allocate(const PoolShape& shape);
@@ -21,7 +21,7 @@ class KvPool {
 
   std::uint16_t* keys(std::uint32_t layer, std::uint32_t block, std::uint32_t kv_head) const {
     const std::size_t head =
-        (std::size_t{block} * shape_.layers + layer) * shape_.kv_heads + kv_head;
+        (std::size_t{layer} * shape_.blocks + block) * shape_.kv_heads + kv_head;
     return pages_.as<std::uint16_t>() + head * 2 * half_;
   }
   std::uint16_t* values(std::uint32_t layer, std::uint32_t block, std::uint32_t kv_head) const {
