@@ -243,8 +243,8 @@ class Run:
             command = [sluice, "node", "--model", folder, "--backend", self.backend, "--context",
                        "4096", "--slots", "256", "--listen", "tcp://127.0.0.1:0"]
             command += ["--quantization", "fp8"] if self.backend == "cuda" else []
-            log = open(self.out / "node.log", "w", encoding="utf-8")
-            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as node:
+            with (open(self.out / "node.log", "w", encoding="utf-8") as log,
+                  subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as node):
                 try:
                     ready = node.stdout.readline().split()
                     if ready[:1] != ["ready"]:

@@ -10,6 +10,7 @@
 
 #include "kernels/backend.hpp"
 #include "kernels/backends.hpp"
+#include "kernels/sum_probe.hpp"
 
 namespace sluice::kernels {
 

@@ -6,6 +6,8 @@
 #include <span>
 #include <string_view>
 
+#include "kernels/elementary.hpp"
+
 namespace sluice::kernels {
 
 /// Element formats as GGUF stores them. Quantized ones come in blocks along a row.
@@ -37,6 +39,13 @@ void dequantize(Format format, std::span<const std::byte> row, std::span<float> 
 
 /// The greatest finite half.
 inline constexpr float largest_f16 = 65504.0F;
+
+/// A key's or a value's element as the KV pool keeps it, before its rounding to half precision: an
+/// infinity there would reach, by way of 0 times it, rows that do not see its position. No number
+/// stays none.
+SLUICE_HOST_DEVICE inline float within_halves(float value) {
+  return value > largest_f16 ? largest_f16 : value < -largest_f16 ? -largest_f16 : value;
+}
 
 float f16_to_f32(std::uint16_t half);
 std::uint16_t f32_to_f16(float value);  ///< round to nearest even

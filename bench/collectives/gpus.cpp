@@ -9,7 +9,7 @@
 #include <string>
 #include <utility>
 
-#include "kernels/backends.hpp"
+#include "kernels/sum_probe.hpp"
 
 namespace sluice::bench {
 namespace {

@@ -104,8 +104,8 @@ void rotate_head(float* head, const float* angles, std::uint32_t pairs, RopePair
   }
 }
 
-/// The greatest half where a value is beyond; no number stays none.
-HWY_INLINE Lanes within_halves(Lanes v) {
+/// within_halves in each lane
+HWY_INLINE Lanes lanes_within_halves(Lanes v) {
   for (Part& part : v.part) {
     const Part most = hn::Set(F(), largest_f16), least = hn::Set(F(), -largest_f16);
     part = hn::IfThenElse(hn::Gt(part, most), most, part);
@@ -114,16 +114,11 @@ HWY_INLINE Lanes within_halves(Lanes v) {
   return v;
 }
 
-/// Of a key or a value, for the pool: an infinity would reach, by way of 0 times it, rows that do
-/// not see its position.
+/// Of a key or a value, for the pool.
 HWY_INLINE void to_halves(const float* from, std::size_t count, std::uint16_t* to) {
   std::size_t i = 0;
-  for (; i + 16 <= count; i += 16) store_half(within_halves(load(from + i)), to + i);
-  for (; i < count; ++i) {
-    const float value = from[i];
-    to[i] = f32_to_f16(value > largest_f16 ? largest_f16
-                                           : value < -largest_f16 ? -largest_f16 : value);
-  }
+  for (; i + 16 <= count; i += 16) store_half(lanes_within_halves(load(from + i)), to + i);
+  for (; i < count; ++i) to[i] = f32_to_f16(within_halves(from[i]));
 }
 
 void store_head(const float* key, const float* value, std::uint32_t head_dim, const float* angles,

@@ -156,4 +156,25 @@ inline Result<Event> make_event() {
   return Event(event);
 }
 
+/// What `enqueue`, which gives a Result<void>, puts on the stream, as a graph: nothing of it runs,
+/// and after a failure the stream is as before.
+template <class Enqueue>
+Result<GraphExec> capture_graph(cudaStream_t stream, Enqueue enqueue) {
+  SLUICE_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  const Result<void> enqueued = enqueue();
+  cudaGraph_t raw = nullptr;
+  const cudaError_t ended = cudaStreamEndCapture(stream, &raw);
+  const Graph graph(raw);
+  if (!enqueued || ended != cudaSuccess) cudaGetLastError();
+  if (!enqueued) return tl::unexpected(enqueued.error());
+  if (ended != cudaSuccess) return tl::unexpected(device_error(ended, "cudaStreamEndCapture"));
+  cudaGraphExec_t exec = nullptr;
+  if (const cudaError_t status = cudaGraphInstantiate(&exec, graph.get(), 0);
+      status != cudaSuccess) {
+    cudaGetLastError();
+    return tl::unexpected(device_error(status, "cudaGraphInstantiate"));
+  }
+  return GraphExec(exec);
+}
+
 }  // namespace sluice::kernels::cuda

@@ -49,7 +49,12 @@ Result<bool> StepGraphs::launch(const Program& program, const StepCounts& counts
   }
   if (!found->second) {
     unusable_ = true;
-    auto graph = capture(program, size, group, chain);
+    // What a graph begins with waits for no kernel, and what is in it is not on the stream.
+    auto graph = capture_graph(chain.interrupted(), [&] {
+      auto enqueued = program.enqueue(size, group, chain);
+      chain.interrupted();
+      return enqueued;
+    });
     auto all = Result<bool>(graph.has_value());
     if (group != nullptr) all = group->all_agree(*all);
     if (!all) return tl::unexpected(all.error());
@@ -59,27 +64,6 @@ Result<bool> StepGraphs::launch(const Program& program, const StepCounts& counts
   }
   SLUICE_CUDA(cudaGraphLaunch(found->second.get(), chain.interrupted()));
   return true;
-}
-
-Result<GraphExec> StepGraphs::capture(const Program& program, const StepCounts& size,
-                                      DeviceGroup* group, LaunchChain& chain) {
-  const cudaStream_t stream = chain.interrupted();  // what a graph begins with waits for no kernel
-  SLUICE_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  const auto enqueued = program.enqueue(size, group, chain);
-  chain.interrupted();  // what was captured is not on the stream
-  cudaGraph_t raw = nullptr;
-  const cudaError_t ended = cudaStreamEndCapture(stream, &raw);
-  const Graph graph(raw);
-  if (!enqueued || ended != cudaSuccess) cudaGetLastError();
-  if (!enqueued) return tl::unexpected(enqueued.error());
-  if (ended != cudaSuccess) return tl::unexpected(device_error(ended, "cudaStreamEndCapture"));
-  cudaGraphExec_t exec = nullptr;
-  if (const cudaError_t status = cudaGraphInstantiate(&exec, graph.get(), 0);
-      status != cudaSuccess) {
-    cudaGetLastError();
-    return tl::unexpected(device_error(status, "cudaGraphInstantiate"));
-  }
-  return GraphExec(exec);
 }
 
 }  // namespace sluice::kernels::cuda

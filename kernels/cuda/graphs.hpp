@@ -36,9 +36,6 @@ class StepGraphs {
  private:
   using Key = std::tuple<std::uint32_t, std::uint32_t, bool>;  ///< rows, splits, sample_now
 
-  static Result<GraphExec> capture(const Program& program, const StepCounts& size,
-                                   DeviceGroup* group, LaunchChain& chain);
-
   std::map<Key, GraphExec> graphs_;  ///< empty ones: seen once
   bool unusable_ = false;
 };

@@ -150,13 +150,6 @@ __device__ float normed(const float* head, std::uint32_t d, float scale, const f
   return gain == nullptr ? head[d] : head[d] * scale * gain[d];
 }
 
-/// A key's or a value's element in the pool: the greatest half where it is beyond, for an infinity
-/// would reach, by way of 0 times it, rows that do not see its position.
-__device__ std::uint16_t narrow_kept(float value) {
-  return narrow_f16(value > largest_f16 ? largest_f16
-                                        : value < -largest_f16 ? -largest_f16 : value);
-}
-
 /// A block a row, a warp a head: norms and rotates queries in place, and writes normed and rotated
 /// keys, and values, to the pool.
 __global__ void rope_kernel(RopeArgs args) {
@@ -199,9 +192,9 @@ __global__ void rope_kernel(RopeArgs args) {
         keys[d] = values[d] = 0;
         continue;
       }
-      values[d] = narrow_kept(value[d]);
+      values[d] = narrow_f16(within_halves(value[d]));
       if (d >= 2 * args.pairs) {
-        keys[d] = narrow_kept(normed(key, d, scale, args.k_gain));
+        keys[d] = narrow_f16(within_halves(normed(key, d, scale, args.k_gain)));
         continue;
       }
       const std::uint32_t k = args.halves ? d % args.pairs : d / 2;
@@ -209,7 +202,7 @@ __global__ void rope_kernel(RopeArgs args) {
       const float x = normed(key, p.left, scale, args.k_gain);
       const float y = normed(key, p.right, scale, args.k_gain);
       const float turned = d == p.left ? x * cosine[k] - y * sine[k] : x * sine[k] + y * cosine[k];
-      keys[d] = narrow_kept(turned);
+      keys[d] = narrow_f16(within_halves(turned));
     }
   }
 }

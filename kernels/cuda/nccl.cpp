@@ -176,8 +176,8 @@ class NcclGroup final : public DeviceGroup {
 
   Result<bool> all_agree(bool own) override {
     std::vector<std::uint8_t> all(shard_.size);
-    const std::uint8_t said = own ? 1 : 0;
-    SLUICE_TRY(group_->all_gather(std::as_bytes(std::span(&said, 1)),
+    const std::uint8_t mine = own ? 1 : 0;
+    SLUICE_TRY(group_->all_gather(std::as_bytes(std::span(&mine, 1)),
                                   std::as_writable_bytes(std::span(all))));
     return std::find(all.begin(), all.end(), 0) == all.end();
   }
@@ -203,16 +203,10 @@ class NcclGroup final : public DeviceGroup {
                      until) == nccl::success;
     };
     if (!gathers()) return fail(ErrorCode::unsupported, "a collective does not run");
-    SLUICE_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    const bool captured = gathers();
-    cudaGraph_t raw = nullptr;
-    const cudaError_t ended = cudaStreamEndCapture(stream, &raw);
-    const Graph graph(raw);
-    if (!captured) return fail(ErrorCode::unsupported, "a collective cannot be captured");
-    SLUICE_CUDA(ended);
-    cudaGraphExec_t exec = nullptr;
-    SLUICE_CUDA(cudaGraphInstantiate(&exec, graph.get(), 0));
-    return GraphExec(exec);
+    return capture_graph(stream, [&]() -> Result<void> {
+      if (gathers()) return {};
+      return fail(ErrorCode::unsupported, "a collective cannot be captured");
+    });
   }
 
   bool reached(cudaEvent_t event, Clock::time_point until) const {

@@ -132,7 +132,7 @@ class Probe {
     SLUICE_TRY(wait());
     std::optional<GraphExec> graph;
     if (group_.captures()) {
-      auto captured = capture(way);
+      auto captured = capture_graph(stream_.get(), [&] { return repeat(way); });
       if (!captured) return tl::unexpected(captured.error());
       graph = std::move(*captured);
     }
@@ -144,7 +144,7 @@ class Probe {
       if (graph) {
         SLUICE_CUDA(cudaGraphLaunch(graph->get(), stream_.get()));
       } else {
-        for (int k = 0; k < sums_each; ++k) SLUICE_TRY((this->*way)());
+        SLUICE_TRY(repeat(way));
       }
       SLUICE_CUDA(cudaEventRecord(end->get(), stream_.get()));
       SLUICE_TRY(wait());
@@ -155,18 +155,9 @@ class Probe {
   }
 
  private:
-  Result<GraphExec> capture(Way way) {
-    SLUICE_CUDA(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
-    Result<void> enqueued;
-    for (int k = 0; k < sums_each && enqueued; ++k) enqueued = (this->*way)();
-    cudaGraph_t raw = nullptr;
-    const cudaError_t ended = cudaStreamEndCapture(stream_.get(), &raw);
-    const Graph graph(raw);
-    SLUICE_TRY(enqueued);
-    SLUICE_CUDA(ended);
-    cudaGraphExec_t exec = nullptr;
-    SLUICE_CUDA(cudaGraphInstantiate(&exec, graph.get(), 0));
-    return GraphExec(exec);
+  Result<void> repeat(Way way) {
+    for (int k = 0; k < sums_each; ++k) SLUICE_TRY((this->*way)());
+    return {};
   }
 
   /// Until the stream's end, or the group's.

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "kernels/sum_probe.hpp"
 #include "tests/kernels/harness.hpp"
 
 namespace {

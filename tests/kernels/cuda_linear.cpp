@@ -101,13 +101,7 @@ class Runner {
   }
 
   std::vector<std::vector<float>> run(std::uint32_t rows) {
-    Batch batch;
-    const SlotRef slot{0, ++generation_};
-    batch.opens.push_back({slot, {tokens_.begin(), tokens_.begin() + rows}, rows, {}});
-    batch.grants.push_back({slot.slot, 0, {0}});
-    batch.segments.push_back({slot, 0, rows, Path::prompt, false});
-    batch.closes.push_back(slot);
-    const StepResult result = device_.run(batch);
+    const StepResult result = device_.run(whole_sequence(tokens_, rows, ++generation_));
     BOOST_REQUIRE_MESSAGE(!result.failed, result.error.message);
     std::vector<std::vector<float>> all;
     for (const Buffer& out : products_.outputs) all.push_back(device_.read(out, rows));

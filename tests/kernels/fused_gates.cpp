@@ -80,14 +80,8 @@ class Runner {
   }
 
   std::vector<float> run(std::uint32_t rows) {
-    Batch batch;
-    const SlotRef slot{0, ++generation_};
-    batch.opens.push_back({slot, {tokens_.begin(), tokens_.begin() + rows}, rows, {}});
-    batch.grants.push_back({slot.slot, 0, {0}});
-    batch.segments.push_back({slot, 0, rows, Path::prompt, false});
-    batch.closes.push_back(slot);
     const std::uint64_t before = cuda_host::calls("cudaLaunchKernel");
-    const StepResult result = device_.run(batch);
+    const StepResult result = device_.run(whole_sequence(tokens_, rows, ++generation_));
     launches = cuda_host::calls("cudaLaunchKernel") - before;
     BOOST_REQUIRE_MESSAGE(!result.failed, result.error.message);
     std::vector<float> all;

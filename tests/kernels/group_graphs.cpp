@@ -51,14 +51,6 @@ std::string due(std::uint32_t tokens) {
       .report;
 }
 
-/// The ranks' reports are all this one.
-void check_all(const std::vector<RankEnd>& ends, const std::string& report) {
-  for (const RankEnd& end : ends) {
-    BOOST_TEST(end.signal == 0);
-    BOOST_TEST(end.report == report);
-  }
-}
-
 }  // namespace
 
 BOOST_AUTO_TEST_SUITE(group_graphs)

@@ -111,6 +111,19 @@ inline std::vector<Token> random_tokens(std::mt19937& random, const TinyModel& m
   return tokens;
 }
 
+/// The first `rows` of a sequence, alone in a step that opens slot 0 for it and closes it again; in
+/// block 0, which holds them all. Nothing is drawn.
+inline Batch whole_sequence(const std::vector<Token>& tokens, std::uint32_t rows,
+                            std::uint32_t generation) {
+  Batch batch;
+  const SlotRef slot{0, generation};
+  batch.opens.push_back({slot, {tokens.begin(), tokens.begin() + rows}, rows, {}});
+  batch.grants.push_back({slot.slot, 0, {0}});
+  batch.segments.push_back({slot, 0, rows, Path::prompt, false});
+  batch.closes.push_back(slot);
+  return batch;
+}
+
 /// Pool blocks in shuffled order, handed out and taken back.
 class Blocks {
  public:

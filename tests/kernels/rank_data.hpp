@@ -49,11 +49,4 @@ inline std::string said(const Result<void>& result) {
                 : fmt::format("{}: {}", to_string(result.error().code), result.error().message);
 }
 
-inline void check_ok(const std::vector<RankEnd>& ends) {
-  for (const RankEnd& end : ends) {
-    BOOST_TEST(end.signal == 0);
-    BOOST_TEST(end.report == "ok");
-  }
-}
-
 }  // namespace sluice::kernels::test

@@ -165,6 +165,15 @@ inline std::vector<RankEnd> run_ranks(
       options);
 }
 
+/// Every rank lived to its end and reported this.
+inline void check_all(const std::vector<RankEnd>& ends, const std::string& report) {
+  for (const RankEnd& end : ends) {
+    BOOST_TEST(end.signal == 0);
+    BOOST_TEST(end.report == report);
+  }
+}
+inline void check_ok(const std::vector<RankEnd>& ends) { check_all(ends, "ok"); }
+
 /// Another group of the same ranks, arranged over the first.
 inline std::shared_ptr<Communicator> another_group(const std::shared_ptr<Communicator>& group) {
   const Shard shard = group->shard();

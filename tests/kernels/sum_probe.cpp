@@ -37,13 +37,6 @@ std::string found(const Result<SumReport>& report) {
   return text;
 }
 
-void check_all(const std::vector<RankEnd>& ends, const std::string& report) {
-  for (const RankEnd& end : ends) {
-    BOOST_TEST(end.signal == 0);
-    BOOST_TEST(end.report == report);
-  }
-}
-
 }  // namespace
 
 BOOST_AUTO_TEST_SUITE(sum_probe)
