@@ -38,7 +38,8 @@ class PeerBridge : public ChannelBox {
 
   std::shared_ptr<RequestLog> log_;
   std::vector<std::string> joined_;  ///< as configured, by dial
-  /// By dial: why no session came about, as logged since the last one. The I/O thread's.
+  /// By dial: why no session came about, as logged since the last one. Of the handlers, which are
+  /// called one at a time.
   std::map<std::uint32_t, std::set<std::string>> logged_;
   transport::PeerEndpoint endpoint_;
 };

@@ -14,6 +14,7 @@
 
 #include "transport/curve.hpp"
 #include "transport/handover.hpp"
+#include "transport/sockets.hpp"
 
 namespace sluice::transport {
 namespace {
@@ -45,10 +46,6 @@ constexpr std::size_t ended_streams_max = 1024;
 
 std::uint64_t now_ns() {
   return static_cast<std::uint64_t>(Clock::now().time_since_epoch() / std::chrono::nanoseconds(1));
-}
-
-std::string_view bytes_of(const zmq::message_t& message) {
-  return {static_cast<const char*>(message.data()), message.size()};
 }
 
 /// A node that listens on every address names none; it is reached where its requests were sent.

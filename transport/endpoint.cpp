@@ -17,6 +17,7 @@
 
 #include "transport/bind.hpp"
 #include "transport/handover.hpp"
+#include "transport/sockets.hpp"
 #include "transport/wake_queue.hpp"
 
 namespace sluice::transport {
@@ -27,13 +28,13 @@ using Frame = std::shared_ptr<const std::string>;
 /// Frames taken from a socket before the other work gets its turn.
 constexpr int batch = 64;
 
+/// Frames that whoever posts them sends itself while the I/O thread sleeps: what these take, a few
+/// microseconds each, is less than a wake. The frames of a larger step leave beside the next one.
+constexpr std::size_t few = 8;
+
 /// A subscription is a byte and a topic; the publisher reads nothing longer. Of CURVE's handshake
 /// the longest command has 257 bytes and the metadata's.
 constexpr std::int64_t subscription_bytes_max = 512;
-
-std::string_view bytes_of(const zmq::message_t& message) {
-  return {static_cast<const char*>(message.data()), message.size()};
-}
 
 /// Where the publisher listens when nothing is said: beside the requests.
 std::string publisher_beside(const std::string& listen) {
@@ -140,7 +141,7 @@ struct Endpoint::State {
     Guard::leave(publisher);
   }
 
-  // The I/O thread.
+  // The I/O thread, or who stands in for it.
 
   void run() {
     pthread_setname_np(pthread_self(), "sluice-io");
@@ -154,16 +155,17 @@ struct Endpoint::State {
     pollfd items[] = {{router.get(zmq::sockopt::fd), POLLIN, 0},
                       {publisher.get(zmq::sockopt::fd), POLLIN, 0},
                       {queue.descriptor(), POLLIN, 0}};
+    queue.begin();
     while (!stopping) {
       for (int i = 0; i < batch && router_news; ++i) router_news = receive();
       for (int i = 0; i < batch && publisher_news; ++i) publisher_news = subscribe();
       if (cutting.exchange(false)) cut();
       if (drain() || router_news || publisher_news) continue;
-      queue.sleep([&] { return !stopping && !cutting; }, [&] {
-        ::poll(items, std::size(items), -1);
-        router_news = items[0].revents != 0;
-        publisher_news = items[1].revents != 0;
-      });
+      for (auto& item : items) item.revents = 0;
+      queue.sleep([&] { return !stopping && !cutting; },
+                  [&] { ::poll(items, std::size(items), -1); });
+      router_news |= items[0].revents != 0;
+      publisher_news |= items[1].revents != 0;
     }
     drain();
     leave_guard();
@@ -171,6 +173,16 @@ struct Endpoint::State {
     publisher.set(zmq::sockopt::linger, linger_ms.load());
     router.close();
     publisher.close();
+    queue.end();
+  }
+
+  /// A turn of another thread, while the I/O thread sleeps: what was posted. False when a socket
+  /// has something for the I/O thread, whose poll will not tell of it any more.
+  bool stand_in() {
+    drain();
+    router_news = router_news && has_input(router);
+    publisher_news = publisher_news && has_input(publisher);
+    return !router_news && !publisher_news;
   }
 
   /// Takes one frame from a client, if there is one.
@@ -360,14 +372,16 @@ void Endpoint::stop(int linger_ms) {
 }
 
 void Endpoint::send(const Peer& peer, std::shared_ptr<const std::string> frame) {
-  state_->queue.post({peer, std::move(frame)});
+  state_->queue.post({peer, std::move(frame)}, [this] { return state_->stand_in(); });
 }
 
 void Endpoint::publish(const StreamId& stream, std::shared_ptr<const std::string> frame) {
-  state_->queue.post({stream, std::move(frame)});
+  state_->queue.post({stream, std::move(frame)}, [this] { return state_->stand_in(); });
 }
 
-void Endpoint::post(std::vector<Outgoing>&& frames) { state_->queue.post_all(frames); }
+void Endpoint::post(std::vector<Outgoing>&& frames) {
+  state_->queue.post_all(frames, few, [this] { return state_->stand_in(); });
+}
 
 void Endpoint::cut_removed() {
   if (!state_->config.curve) return;

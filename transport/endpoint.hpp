@@ -1,5 +1,7 @@
 #pragma once
-// The I/O thread: owns every ZeroMQ socket of a node's client side, and nothing else touches one.
+// The I/O thread: owns every ZeroMQ socket of a node's client side. Nothing else touches one, but
+// that a thread which posts a few frames while the I/O thread sleeps sends them in its stead, under
+// a lock (wake_queue.hpp): ZeroMQ lets a socket go from thread to thread with a full fence.
 
 #include <cstdint>
 #include <functional>
@@ -31,7 +33,8 @@ struct EndpointStats {
 
 class Endpoint {
  public:
-  /// Both are called on the I/O thread and must only hand over.
+  /// Called one at a time: `message` on the I/O thread, `lost` there or where a frame is posted.
+  /// Both must only hand over.
   struct Handler {
     std::function<void(Peer&&, Message&&, CurveKey&&)> message;  ///< the key is empty without CURVE
     std::function<void(Peer&&)> lost;  ///< a send found the connection closed, or its queue full

@@ -1,5 +1,6 @@
 #include "transport/peer_endpoint.hpp"
 
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 
@@ -13,6 +14,7 @@
 
 #include "transport/bind.hpp"
 #include "transport/handover.hpp"
+#include "transport/sockets.hpp"
 #include "transport/wake_queue.hpp"
 
 namespace sluice::transport {
@@ -29,10 +31,6 @@ constexpr int linger_ms = 200;
 
 std::uint64_t now_ns() {
   return static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
-}
-
-std::string_view bytes_of(const zmq::message_t& message) {
-  return {static_cast<const char*>(message.data()), message.size()};
 }
 
 LinkConfig link_config(const PeerConfig& config) {
@@ -79,12 +77,16 @@ struct PeerEndpoint::State {
 
   // Of the I/O thread once it runs.
   Links links;
-  zmq::socket_t router;  ///< of `listen`
-  zmq::socket_t local;   ///< of `local_listen`: one socket speaks either CURVE or not
+  struct Line {
+    zmq::socket_t socket;
+    bool news = false;  ///< the socket may have something
+  };
+  Line router;  ///< of `listen`
+  Line local;   ///< of `local_listen`: one socket speaks either CURVE or not
   Connections connections;
   struct Dial {
     PeerAddress address;
-    zmq::socket_t socket;
+    Line line;
     Route route;
     std::optional<CurveKey> key;  ///< that the node must have; none: it speaks plain
     bool fresh = false;           ///< the socket awaits its first attempt
@@ -92,6 +94,7 @@ struct PeerEndpoint::State {
   std::vector<Dial> dials;
   std::vector<Outgoing> leaving;
   LinkOutput out;
+  bool changed = false;  ///< what there is to poll, or until when, since the last sleep
 
   WakeQueue<Outgoing> queue;
   std::atomic<bool> stopping = false;
@@ -116,7 +119,8 @@ struct PeerEndpoint::State {
     socket.set(zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(config.message_bytes_max));
   }
 
-  Result<std::string> listen(zmq::socket_t& socket, const std::string& address, bool secured) {
+  Result<std::string> listen(Line& line, const std::string& address, bool secured) {
+    zmq::socket_t& socket = line.socket;
     try {
       socket = zmq::socket_t(context, zmq::socket_type::router);
       prepare(socket);
@@ -131,6 +135,7 @@ struct PeerEndpoint::State {
       return fail(ErrorCode::io, "cannot make a socket: {}; raise the limits of open files",
                   error.what());
     }
+    line.news = true;
     return bind_to(socket, address);
   }
 
@@ -153,9 +158,9 @@ struct PeerEndpoint::State {
   }
 
   void shut() {
-    if (config.curve) Guard::leave(router);
-    router.close();
-    local.close();
+    if (config.curve) Guard::leave(router.socket);
+    router.socket.close();
+    local.socket.close();
     dials.clear();
   }
 
@@ -163,7 +168,9 @@ struct PeerEndpoint::State {
   /// `unauthorized` when the node's key is not listed (now).
   Result<void> connect(Dial& dial) {
     const auto& [endpoint, name] = dial.address;
-    dial.socket.close();
+    zmq::socket_t& socket = dial.line.socket;
+    socket.close();
+    dial.line.news = false;
     dial.key.reset();
     if (!name.empty()) {
       if (!config.curve)
@@ -175,16 +182,17 @@ struct PeerEndpoint::State {
                     "cannot dial {}: the list of nodes has no key of node {}", endpoint, name);
     }
     try {
-      dial.socket = zmq::socket_t(context, zmq::socket_type::dealer);
-      prepare(dial.socket);
-      dial.socket.set(zmq::sockopt::ipv6, endpoint.find('[') != std::string::npos ? 1 : 0);
-      if (dial.key) secure_client(dial.socket, {*dial.key, config.curve->keys});
-      dial.socket.connect(endpoint);
+      socket = zmq::socket_t(context, zmq::socket_type::dealer);
+      prepare(socket);
+      socket.set(zmq::sockopt::ipv6, endpoint.find('[') != std::string::npos ? 1 : 0);
+      if (dial.key) secure_client(socket, {*dial.key, config.curve->keys});
+      socket.connect(endpoint);
     } catch (const zmq::error_t& error) {
       return fail(ErrorCode::bad_request,
                   "cannot dial node {}: {}; write tcp://HOST:PORT or ipc://PATH", endpoint,
                   error.what());
     }
+    dial.line.news = true;
     return {};
   }
 
@@ -195,41 +203,61 @@ struct PeerEndpoint::State {
     pthread_sigmask(SIG_BLOCK, &all, nullptr);
     for (std::uint32_t i = 0; i < dials.size(); ++i) links.dial(i, now_ns(), out);
     settle();
+    queue.begin();
     while (!stopping) {
-      bool worked = false;
-      for (auto* socket : {&router, &local})
-        if (*socket)
-          for (int i = 0; i < batch && receive_accepted(*socket); ++i) worked = true;
+      for (auto* line : {&router, &local})
+        for (int i = 0; i < batch && line->news; ++i) line->news = receive_accepted(*line);
       for (auto& dial : dials)
-        for (int i = 0; i < batch && receive_dialed(dial); ++i) worked = true;
-      worked |= drain();
+        for (int i = 0; i < batch && dial.line.news; ++i) dial.line.news = receive_dialed(dial);
+      const bool sent = drain();
       if (cutting.exchange(false)) cut();
       const auto next = links.tick(now_ns(), out);  // after what came: it may be a sign of life
       settle();
-      if (!worked) sleep(next);
+      if (!sent && !news()) sleep(next);
     }
     drain();
     links.end_all({ErrorCode::cancelled, "the node stops", 0}, now_ns(), out);
     settle();
-    for (auto* socket : {&router, &local})
-      if (*socket) socket->set(zmq::sockopt::linger, linger_ms);
+    for (auto* line : {&router, &local})
+      if (line->socket) line->socket.set(zmq::sockopt::linger, linger_ms);
     for (auto& dial : dials)
-      if (dial.socket) dial.socket.set(zmq::sockopt::linger, linger_ms);
+      if (dial.line.socket) dial.line.socket.set(zmq::sockopt::linger, linger_ms);
     shut();
+    queue.end();
   }
 
+  /// Asks descriptors, as `Endpoint` does and for its reasons.
   void sleep(std::uint64_t next) {
-    std::vector<zmq::pollitem_t> items{{nullptr, queue.descriptor(), ZMQ_POLLIN, 0}};
-    for (auto* socket : {&router, &local})
-      if (*socket) items.push_back({socket->handle(), 0, ZMQ_POLLIN, 0});
+    std::vector<Line*> asked;
+    for (auto* line : {&router, &local})
+      if (line->socket) asked.push_back(line);
     for (auto& dial : dials)
-      if (dial.socket) items.push_back({dial.socket.handle(), 0, ZMQ_POLLIN, 0});
+      if (dial.line.socket) asked.push_back(&dial.line);
+    std::vector<pollfd> items{{queue.descriptor(), POLLIN, 0}};
+    for (const auto* line : asked) items.push_back({line->socket.get(zmq::sockopt::fd), POLLIN, 0});
     const auto now = now_ns();
-    const auto wait_ms = next == UINT64_MAX ? -1
-                         : next <= now      ? 0
-                                            : static_cast<long>((next - now) / 1'000'000 + 1);
+    constexpr std::uint64_t longest_ms = 60'000;
+    const auto wait_ms = next <= now ? 0 : std::min((next - now) / 1'000'000 + 1, longest_ms);
+    changed = false;
     queue.sleep([&] { return !stopping && !cutting; },
-                [&] { zmq::poll(items, std::chrono::milliseconds(wait_ms)); });
+                [&] { ::poll(items.data(), items.size(), static_cast<int>(wait_ms)); });
+    for (std::size_t i = 0; i < asked.size(); ++i) asked[i]->news |= items[i + 1].revents != 0;
+  }
+
+  bool news() const {
+    return router.news || local.news ||
+           std::ranges::any_of(dials, [](const Dial& dial) { return dial.line.news; });
+  }
+
+  /// A turn of another thread, while the I/O thread sleeps: what was posted. False when there is
+  /// something for the I/O thread that its poll will not tell of.
+  bool stand_in() {
+    drain();
+    const auto look = [](Line& line) { line.news = line.news && has_input(line.socket); };
+    look(router);
+    look(local);
+    for (auto& dial : dials) look(dial.line);
+    return !changed && !news();
   }
 
   /// The parts of one message that follow what was taken already; the last one is kept.
@@ -249,13 +277,14 @@ struct PeerEndpoint::State {
     return parts;
   }
 
-  bool receive_accepted(zmq::socket_t& socket) {
+  bool receive_accepted(Line& line) {
+    zmq::socket_t& socket = line.socket;
     zmq::message_t peer, header, payload;
     if (!socket.recv(peer, zmq::recv_flags::dontwait)) return false;
     after_receive();
     const int parts = take_parts(socket, peer.more(), header, payload);
-    if (!config.curve || &socket != &router) {
-      const auto prefix = &socket == &router ? plain_prefix : local_prefix;
+    if (!config.curve || &line != &router) {
+      const auto prefix = &line == &router ? plain_prefix : local_prefix;
       take(std::string(prefix).append(bytes_of(peer)), parts, header, payload);
       return true;
     }
@@ -274,9 +303,10 @@ struct PeerEndpoint::State {
 
   bool receive_dialed(Dial& dial) {
     zmq::message_t header, payload, further;
-    if (!dial.socket || !dial.socket.recv(header, zmq::recv_flags::dontwait)) return false;
+    zmq::socket_t& socket = dial.line.socket;
+    if (!socket || !socket.recv(header, zmq::recv_flags::dontwait)) return false;
     after_receive();
-    const int parts = 1 + take_parts(dial.socket, header.more(), payload, further);
+    const int parts = 1 + take_parts(socket, header.more(), payload, further);
     if (!dial.key || config.curve->guard->allows(config.curve->domain, *dial.key))
       take(dial.route, parts, header, payload, LinkKind::welcome, dial.address.name);
     else
@@ -357,6 +387,7 @@ struct PeerEndpoint::State {
     while (!out.connects.empty() || !out.frames.empty() || !out.ups.empty() || !out.downs.empty() ||
            !out.failures.empty()) {
       const LinkOutput now = std::exchange(out, {});
+      changed |= !now.connects.empty() || !now.ups.empty() || !now.downs.empty();
       for (const auto& connect_to : now.connects) {
         auto& dial = dials[connect_to.dial];
         dial.route = connect_to.route;
@@ -376,7 +407,9 @@ struct PeerEndpoint::State {
   void send(const LinkFrame& frame) {
     before_send();
     if (const auto peer = accepted_peer(frame.route)) {
-      auto& socket = frame.route.starts_with(local_prefix) ? local : router;
+      Line& line = frame.route.starts_with(local_prefix) ? local : router;
+      zmq::socket_t& socket = line.socket;
+      line.news = true;
       try {
         if (socket.send(zmq::buffer(*peer), zmq::send_flags::sndmore | zmq::send_flags::dontwait)) {
           socket.send(zmq::buffer(frame.header), zmq::send_flags::sndmore);
@@ -386,13 +419,15 @@ struct PeerEndpoint::State {
       } catch (const zmq::error_t& error) {
         SLUICE_ASSERT(error.num() == EHOSTUNREACH, error.what());
       }
+      changed = true;
       return links.on_unreachable(frame.route, now_ns(), out);
     }
     for (auto& dial : dials) {
-      if (dial.route != frame.route || !dial.socket) continue;
-      dial.socket.send(zmq::buffer(frame.header),
-                       zmq::send_flags::sndmore | zmq::send_flags::dontwait);
-      dial.socket.send(zmq::buffer(frame.payload), zmq::send_flags::dontwait);
+      zmq::socket_t& socket = dial.line.socket;
+      if (dial.route != frame.route || !socket) continue;
+      dial.line.news = true;
+      socket.send(zmq::buffer(frame.header), zmq::send_flags::sndmore | zmq::send_flags::dontwait);
+      socket.send(zmq::buffer(frame.payload), zmq::send_flags::dontwait);
     }
   }
 };
@@ -422,7 +457,7 @@ void PeerEndpoint::stop() {
 }
 
 void PeerEndpoint::send(LinkId link, std::string message) {
-  state_->queue.post({link, std::move(message)});
+  state_->queue.post({link, std::move(message)}, [this] { return state_->stand_in(); });
 }
 
 void PeerEndpoint::cut_removed() {

@@ -1,5 +1,6 @@
 #pragma once
 // The I/O thread between nodes: owns their ZeroMQ sockets, so that steps never queue behind chunks.
+// Who posts a message while it sleeps sends it in its stead (wake_queue.hpp).
 // What is said to whom and when a peer is lost, transport/link decides.
 
 #include <cstdint>
@@ -31,8 +32,8 @@ struct PeerStats {
 
 class PeerEndpoint {
  public:
-  /// All are called on the I/O thread and must only hand over. `message` gets what a node sent; its
-  /// error ends the session.
+  /// Called one at a time, `message` and `up` on the I/O thread, the others also in `send`. All
+  /// must only hand over. `message` gets what a node sent; its error ends the session.
   struct Handler {
     std::function<void(const LinkUp&)> up;
     std::function<void(const LinkDown&)> down;

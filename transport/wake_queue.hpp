@@ -1,6 +1,8 @@
 #pragma once
-// What other threads hand an I/O thread, and how they wake it: a queue and an eventfd that is
-// written only when the thread sleeps, or is about to.
+// What other threads hand an I/O thread: a queue, and an eventfd that is written only when the
+// thread sleeps, or is about to. Whoever hands it a few things while it sleeps does its turn
+// instead of waking it: on another core a wake takes longer than the sends (docs/performance.md).
+// So all that the thread owns is under one lock, which it gives up only to sleep.
 
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -12,6 +14,7 @@
 #include <cstring>
 #include <iterator>
 #include <mutex>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -37,18 +40,23 @@ class WakeQueue {
                 std::strerror(errno));
   }
 
-  /// Any thread.
-  void post(T item) {
+  /// Any thread. `work` does the I/O thread's turn, and says whether all is done; it is called here
+  /// when the thread sleeps.
+  template <class Work>
+  void post(T item, const Work& work) {
     {
       const std::lock_guard lock(mutex_);
       items_.push_back(std::move(item));
     }
-    wake();
+    do_turn(work);
   }
 
-  /// Any thread: as one after the other, with one wake. Leaves `items` empty.
-  void post_all(std::vector<T>& items) {
+  /// Any thread: as one after the other, in one turn, which is the I/O thread's when there are more
+  /// than `few`. Leaves `items` empty.
+  template <class Work>
+  void post_all(std::vector<T>& items, std::size_t few, const Work& work) {
     if (items.empty()) return;
+    const bool many = items.size() > few;
     {
       const std::lock_guard lock(mutex_);
       if (items_.empty())
@@ -57,7 +65,10 @@ class WakeQueue {
         std::move(items.begin(), items.end(), std::back_inserter(items_));
     }
     items.clear();
-    wake();
+    if (many)
+      wake();
+    else
+      do_turn(work);
   }
 
   /// Any thread: ends a sleep.
@@ -67,9 +78,20 @@ class WakeQueue {
     [[maybe_unused]] const auto written = write(fd_, &one, sizeof one);
   }
 
-  // The I/O thread.
+  // The I/O thread, between `begin` and `end`.
 
-  /// Swaps what was posted into `items`, which the caller emptied.
+  /// From here on others may do its turn while it sleeps.
+  void begin() {
+    enter();
+    begun_ = true;
+  }
+  /// Nobody else does a turn from here on.
+  void end() {
+    begun_ = false;
+    leave();
+  }
+
+  /// Swaps what was posted into `items`, which the caller emptied. In any turn.
   void take(std::vector<T>& items) {
     const std::lock_guard lock(mutex_);
     items.swap(items_);
@@ -79,7 +101,8 @@ class WakeQueue {
   int descriptor() const { return fd_; }
 
   /// Calls `poll`, which waits for `descriptor()` among others, unless something was posted or
-  /// `may_sleep()` says no. Both are looked at after the producers were told that it sleeps.
+  /// `may_sleep()` says no. Both are looked at after the producers were told that it sleeps. `poll`
+  /// touches nothing that turns are about.
   template <class MaySleep, class Poll>
   void sleep(const MaySleep& may_sleep, const Poll& poll) {
     sleeping_ = true;
@@ -88,13 +111,43 @@ class WakeQueue {
       const std::lock_guard lock(mutex_);
       idle = items_.empty();
     }
-    if (idle) poll();
+    if (idle) {
+      leave();
+      poll();
+      enter();
+    }
     sleeping_ = false;
     std::uint64_t count = 0;
     [[maybe_unused]] const auto taken = read(fd_, &count, sizeof count);
   }
 
  private:
+  /// Does the turn here, or sees to it that the I/O thread does. Also called in a turn, whose
+  /// thread must not wait for itself.
+  template <class Work>
+  void do_turn(const Work& work) {
+    bool done = false;
+    if (turn_of_ != std::this_thread::get_id() && turn_.try_lock()) {
+      turn_of_ = std::this_thread::get_id();
+      done = begun_ && work();
+      leave();
+    }
+    // Whoever has the turn now may have looked at the queue already: the thread looks again.
+    if (!done) wake();
+  }
+
+  void enter() {
+    turn_.lock();
+    turn_of_ = std::this_thread::get_id();
+  }
+  void leave() {
+    turn_of_ = std::thread::id();
+    turn_.unlock();
+  }
+
+  std::mutex turn_;  // what a turn works with
+  std::atomic<std::thread::id> turn_of_;
+  bool begun_ = false;  // under turn_
   std::mutex mutex_;
   std::vector<T> items_;
   std::atomic<bool> sleeping_ = false;
