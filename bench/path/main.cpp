@@ -8,10 +8,13 @@
 // thread. The same again with the executor on another node, joined over tcp: the difference is what
 // a plan's way there and its result's way back add. The way there alone is the difference in when
 // the plan reaches the device, which runs in this process on either node; beside it how long a
-// frame takes from one ZeroMQ socket to another, likewise after a rest. With --awake no processor
-// goes to sleep in a rest: a thread each, which anything else displaces, keeps them busy.
+// frame takes from one ZeroMQ socket to another, and a thread to wake another on another processor,
+// likewise after a rest. With --awake no processor goes to sleep in a rest: a thread each, which
+// anything else displaces, keeps them busy.
 
 #include <sched.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -123,6 +126,57 @@ void echo(zmq::context_t& context, const std::string& address, std::size_t reply
     router.send(peer, zmq::send_flags::sndmore);
     router.send(zmq::buffer(reply), zmq::send_flags::none);
   }
+}
+
+/// The processors that this process may use.
+std::vector<int> processors() {
+  cpu_set_t all;
+  CPU_ZERO(&all);
+  sched_getaffinity(0, sizeof all, &all);
+  std::vector<int> found;
+  for (int i = 0; i < CPU_SETSIZE; ++i)
+    if (CPU_ISSET(i, &all)) found.push_back(i);
+  return found;
+}
+
+void stay_on(int processor) {
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(processor, &one);
+  sched_setaffinity(0, sizeof one, &one);
+}
+
+/// How long one thread takes to wake another by an eventfd after a rest, each on a processor of its
+/// own where there are two.
+std::vector<double> bare_wakes(int count) {
+  const auto where = processors();
+  const int bell = eventfd(0, 0);
+  std::atomic<Clock::time_point> rung, woken;
+  std::vector<double> us;
+  std::thread sleeper([&] {
+    stay_on(where.back());
+    for (int i = 0; i < count; ++i) {
+      std::uint64_t rings = 0;
+      if (read(bell, &rings, sizeof rings) != sizeof rings) break;
+      us.push_back(std::chrono::duration<double, std::micro>(Clock::now() - rung.load()).count());
+      woken = rung.load();
+    }
+  });
+  std::thread ringer([&] {
+    stay_on(where.front());
+    const std::uint64_t one = 1;
+    for (int i = 0; i < count; ++i) {
+      std::this_thread::sleep_for(rest);
+      const auto now = Clock::now();
+      rung = now;
+      if (write(bell, &one, sizeof one) != sizeof one) break;
+      while (woken.load() != now) std::this_thread::sleep_for(rest);
+    }
+  });
+  ringer.join();
+  sleeper.join();
+  close(bell);
+  return us;
 }
 
 /// A thread for every processor that keeps it from sleeping and gives way to anything else.
@@ -286,6 +340,7 @@ int main(int argc, char** argv) {
   const auto remote_plan = quantiles(samples->remote.plan_us);
   const auto raw = quantiles(samples->raw_us);
   const auto raw_there = quantiles(samples->raw_there_us);
+  const auto wake = quantiles(bare_wakes(rounds * plans_per_round));
   if (json) {
     const nlohmann::ordered_json result{{"samples", samples->raw_us.size()},
                                         {"submit_bytes", samples->submit_bytes},
@@ -295,7 +350,8 @@ int main(int argc, char** argv) {
                                         {"remote_executor_us", json_of(remote)},
                                         {"remote_plan_us", json_of(remote_plan)},
                                         {"raw_us", json_of(raw)},
-                                        {"raw_there_us", json_of(raw_there)}};
+                                        {"raw_there_us", json_of(raw_there)},
+                                        {"wake_us", json_of(wake)}};
     std::printf("%s\n", result.dump().c_str());
     return 0;
   }
@@ -312,5 +368,6 @@ int main(int argc, char** argv) {
   row("there and back", remote, path);
   row("there alone", remote_plan, plan);
   row("raw, there alone", raw_there, {});
+  row("a bare wake", wake, {});
   return 0;
 }
