@@ -44,6 +44,10 @@ constexpr int closed_handshakes_max = 3;
 /// Ended streams whose terminal may still come again and is acknowledged then.
 constexpr std::size_t ended_streams_max = 1024;
 
+/// More streams than are submitted before libzmq's thread has taken the first: what finds the queue
+/// full is only said again when the node was silent for long.
+constexpr int send_queue_messages = 65'536;
+
 std::uint64_t now_ns() {
   return static_cast<std::uint64_t>(Clock::now().time_since_epoch() / std::chrono::nanoseconds(1));
 }
@@ -148,6 +152,7 @@ struct Client::State {
         // Unlimited, because libzmq 4.3 aborts the process when a connection with a full queue is
         // lost and made anew (libzmq issue 3937). The window bounds what a node sends.
         socket->set(zmq::sockopt::rcvhwm, 0);
+        socket->set(zmq::sockopt::sndhwm, send_queue_messages);
         socket->set(zmq::sockopt::heartbeat_ivl, heartbeat_ms);
         socket->set(zmq::sockopt::heartbeat_timeout, 3 * heartbeat_ms);
         socket->set(zmq::sockopt::ipv6, address().find('[') != std::string::npos ? 1 : 0);

@@ -14,6 +14,8 @@
 #include <filesystem>
 #include <fstream>
 #include <random>
+#include <set>
+#include <thread>
 #include <zmq.hpp>
 
 #include "tests/transport/rude.hpp"
@@ -288,6 +290,40 @@ BOOST_AUTO_TEST_CASE(a_client_of_two_fronts_reaches_one) {
     const auto client = Client::connect(config);
     BOOST_REQUIRE_MESSAGE(client, "round " << round << ": " << client.error().message);
   }
+}
+
+BOOST_AUTO_TEST_CASE(what_is_submitted_at_once_arrives_at_once) {
+  // A node that reads nothing at first, and has room for little.
+  zmq::context_t context;
+  zmq::socket_t node(context, zmq::socket_type::router);
+  node.set(zmq::sockopt::linger, 0);
+  node.set(zmq::sockopt::rcvhwm, 10);
+  node.set(zmq::sockopt::rcvtimeo, 30'000);
+  node.bind("tcp://127.0.0.1:*");
+  std::thread greeter([&] {
+    zmq::message_t peer, hello;
+    if (!node.recv(peer) || !node.recv(hello)) return;
+    node.send(peer, zmq::send_flags::sndmore);
+    node.send(zmq::buffer(encode(Welcome{})), zmq::send_flags::none);
+  });
+  const auto client = Client::connect(
+      {node.get(zmq::sockopt::last_endpoint), "test", milliseconds(30'000)}, &context);
+  greeter.join();
+  BOOST_REQUIRE_MESSAGE(client, client.error().message);
+  constexpr std::size_t streams = 4096;
+  Submit submit;
+  submit.prompt = std::string(10'000, 'x');  // more than TCP takes
+  for (std::size_t i = 0; i < streams; ++i) BOOST_REQUIRE((*client)->submit(submit));
+  std::set<StreamId> arrived;
+  for (std::size_t i = 0; i < streams; ++i) {
+    zmq::message_t peer, frame;
+    BOOST_REQUIRE(node.recv(peer) && node.recv(frame));
+    after_receive();
+    const auto message = decode({static_cast<const char*>(frame.data()), frame.size()}, {});
+    BOOST_REQUIRE(message);
+    arrived.insert(std::get<Submit>(*message).stream);
+  }
+  BOOST_TEST(arrived.size() == streams);
 }
 
 BOOST_AUTO_TEST_CASE(a_lost_client_is_noticed) {
