@@ -63,7 +63,10 @@ const std::vector<NodeKey>& node_keys() {
       {"endpoint", "publish", SLUICE_FIELD(Config, node.endpoint.publish),
        "where subscribers connect; empty: derived from `listen`"},
       {"endpoint", "send_queue_messages", SLUICE_FIELD(Config, node.endpoint.send_queue_messages),
-       "messages waiting for one connection before it counts as lost", 16, 1e6},
+       "messages waiting for one subscriber, and eighths of those waiting for one client, before "
+       "its "
+       "connection counts as lost",
+       16, 1e6},
       {"endpoint", "subscriptions_max", SLUICE_FIELD(Config, node.endpoint.subscriptions_max),
        "subscriptions to streams, there or not yet there", 1, 1e7},
       {"endpoint", "heartbeat_ms", SLUICE_FIELD(Config, node.endpoint.heartbeat_ms),
@@ -150,7 +153,8 @@ const std::vector<EngineKey>& engine_keys() {
        "longest sequence; 0: the model's own, as far as the KV pool holds one", 0, 1e8},
       {"engine", "kv_bytes", SLUICE_FIELD(EngineConfig, kv_bytes),
        "KV pool; 0: slots x context, at most a quarter of free memory, or of a GPU's 19/20 of what "
-       "the weights leave", 0, 16384 * gigabyte},
+       "the weights leave",
+       0, 16384 * gigabyte},
       {"engine", "step_rows", SLUICE_FIELD(EngineConfig, step_rows),
        "rows of a step: smaller keeps stalls short, larger reads prompts faster", 1, 65536},
       {"engine", "itl_target_ms", SLUICE_FIELD(EngineConfig, itl_target_ms),

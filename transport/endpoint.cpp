@@ -32,6 +32,10 @@ constexpr int batch = 64;
 /// microseconds each, is less than a wake. The frames of a larger step leave beside the next one.
 constexpr std::size_t few = 8;
 
+/// A client's connection has room for so many times what a subscriber's has: it carries all of the
+/// client's streams, thousands of frames a step, and who loses one asks for all of them again.
+constexpr int client_queues = 8;
+
 /// A subscription is a byte and a topic; the publisher reads nothing longer. Of CURVE's handshake
 /// the longest command has 257 bytes and the metadata's.
 constexpr std::int64_t subscription_bytes_max = 512;
@@ -101,6 +105,7 @@ struct Endpoint::State {
           config.curve->guard->watch(*socket);
         }
       }
+      router.set(zmq::sockopt::sndhwm, high_water * client_queues);
       router.set(zmq::sockopt::heartbeat_ivl, static_cast<int>(config.heartbeat_ms));
       router.set(zmq::sockopt::heartbeat_timeout, static_cast<int>(config.heartbeat_ms * 3));
       router.set(zmq::sockopt::heartbeat_ttl, static_cast<int>(config.heartbeat_ms * 3));

@@ -134,11 +134,22 @@ Result<Json> memory_of(const NodeProcess& node, transport::Client& client, const
               {"kb_per_active_stream", (half_kb - before_kb) / count}};
 }
 
+/// A figure of the node's own.
+Result<double> stat_of(transport::Client& client, std::string_view wanted) {
+  const auto stats = client.stats(std::chrono::seconds(20));
+  if (!stats) return tl::unexpected(stats.error());
+  for (const auto& [name, value] : stats->values)
+    if (name == wanted) return value;
+  return fail(ErrorCode::internal, "the node does not tell {}", wanted);
+}
+
 /// `count` streams at once, as often as it takes for 200,000 tokens.
 Result<Json> measure(const NodeProcess& node, transport::Client& client, const Options& options,
                      std::uint32_t count) {
   auto row = memory_of(node, client, options, count);
   if (!row) return row;
+  const auto dropped_before = stat_of(client, "io.frames_dropped");
+  if (!dropped_before) return tl::unexpected(dropped_before.error());
   const double cpu = node.cpu_seconds();
   const auto began = Clock::now();
   std::vector<double> gaps_ms;
@@ -157,6 +168,9 @@ Result<Json> measure(const NodeProcess& node, transport::Client& client, const O
   (*row)["tokens_per_s"] = static_cast<double>(tokens) / seconds;
   (*row)["itl_p50_ms"] = quantile(gaps_ms, 0.5);
   (*row)["itl_p99_ms"] = quantile(gaps_ms, 0.99);
+  const auto dropped = stat_of(client, "io.frames_dropped");
+  if (!dropped) return tl::unexpected(dropped.error());
+  (*row)["frames_dropped"] = *dropped - *dropped_before;
   (*row)["node_cpu_us_per_token"] = 1e6 * (node.cpu_seconds() - cpu) / static_cast<double>(tokens);
   return row;
 }
@@ -178,10 +192,9 @@ Result<Json> watch(const NodeProcess& node, transport::Client& client, const Opt
   }
   // They are subscribed when the node has counted them.
   for (double subscribed = 0; subscribed < options.watchers;) {
-    const auto stats = client.stats(std::chrono::seconds(20));
-    if (!stats) return tl::unexpected(stats.error());
-    for (const auto& [name, value] : stats->values)
-      if (name == "io.subscriptions") subscribed = value;
+    const auto now = stat_of(client, "io.subscriptions");
+    if (!now) return tl::unexpected(now.error());
+    subscribed = *now;
   }
   if (auto sent = client.submit(submit); !sent) return tl::unexpected(sent.error());
   const double cpu = node.cpu_seconds();
@@ -214,15 +227,15 @@ Result<Json> watch(const NodeProcess& node, transport::Client& client, const Opt
 }
 
 void print(const Json& all) {
-  std::printf("%8s %10s %10s %9s %9s %11s %9s %9s\n", "streams", "streams/s", "tokens/s",
-              "ITL p50", "ITL p99", "CPU/token", "KB idle", "KB active");
+  std::printf("%8s %10s %10s %9s %9s %11s %9s %9s %9s\n", "streams", "streams/s", "tokens/s",
+              "ITL p50", "ITL p99", "CPU/token", "KB idle", "KB active", "dropped");
   for (const Json& row : all["streams"])
-    std::printf("%8u %10.0f %10.0f %6.2f ms %6.2f ms %8.1f us %9.1f %9.1f\n",
+    std::printf("%8u %10.0f %10.0f %6.2f ms %6.2f ms %8.1f us %9.1f %9.1f %9.0f\n",
                 row["streams"].get<unsigned>(), row["streams_per_s"].get<double>(),
                 row["tokens_per_s"].get<double>(), row["itl_p50_ms"].get<double>(),
                 row["itl_p99_ms"].get<double>(), row["node_cpu_us_per_token"].get<double>(),
-                row["kb_per_idle_stream"].get<double>(),
-                row["kb_per_active_stream"].get<double>());
+                row["kb_per_idle_stream"].get<double>(), row["kb_per_active_stream"].get<double>(),
+                row["frames_dropped"].get<double>());
   if (!all.contains("watched")) return;
   const Json& w = all["watched"];
   std::printf("one stream, %u subscribers: %.0f messages/s, %.1f us of the node's CPU each\n",
@@ -298,8 +311,9 @@ bool parse(int argc, char** argv, Options& options) {
 int main(int argc, char** argv) {
   Options options;
   if (!parse(argc, argv, options)) {
-    std::fprintf(stderr, "usage: sluice-bench-streams --model FILE [--streams N,N] [--tokens N] "
-                         "[--watchers N] [--json]\n");
+    std::fprintf(stderr,
+                 "usage: sluice-bench-streams --model FILE [--streams N,N] [--tokens N] "
+                 "[--watchers N] [--json]\n");
     return 2;
   }
   rlimit files{};
@@ -312,7 +326,9 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "sluice-bench-streams: %s\n", result.error().message.c_str());
     return 1;
   }
-  if (options.json) std::printf("%s\n", result->dump().c_str());
-  else print(*result);
+  if (options.json)
+    std::printf("%s\n", result->dump().c_str());
+  else
+    print(*result);
   return 0;
 }
