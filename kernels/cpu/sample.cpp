@@ -9,10 +9,10 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <functional>
 
 #include "kernels/cpu/lanes-inl.hpp"
 #include "kernels/cpu/sample.hpp"
-#include "kernels/sampling.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace sluice::kernels::HWY_NAMESPACE {
@@ -44,7 +44,7 @@ void scale_below(const float* logits, std::size_t count, float peak, float scale
 }
 
 /// Sum of mass(value - below)
-std::uint64_t total_mass(const float* values, std::size_t count, float below) {
+std::uint64_t add_masses(const float* values, std::size_t count, float below) {
   std::uint64_t total = 0;
   float e[16];
   for (std::size_t i = 0; i < count; i += 16) {
@@ -77,11 +77,13 @@ HWY_AFTER_NAMESPACE();
 namespace sluice::kernels {
 HWY_EXPORT(tame);
 HWY_EXPORT(scale_below);
-HWY_EXPORT(total_mass);
+HWY_EXPORT(add_masses);
 HWY_EXPORT(ban_below);
 
 namespace cpu {
 namespace {
+
+constexpr std::size_t noise_tokens = 4;  ///< that share a block of Philox
 
 std::size_t round16(std::size_t n) { return (n + 15) / 16 * 16; }
 
@@ -96,68 +98,26 @@ void apply_mask(std::span<float> logits, std::span<const std::uint64_t> allowed)
   }
 }
 
-/// Everything between the model's logits and the temperature; returns the highest.
-float adjust(const Slot& slot, std::span<const float> raw, std::span<const std::uint64_t> allowed,
-             std::span<float> out) {
-  const SamplingParams& s = slot.sampling;
-  std::copy(raw.begin(), raw.end(), out.begin());
-  std::fill(out.begin() + static_cast<std::ptrdiff_t>(raw.size()), out.end(), banned);
-  for (const auto& [token, bias] : s.logit_bias) {
-    if (token < raw.size()) out[token] += bias;
-  }
-  const Penalties penalties{s.repetition_penalty, s.presence_penalty, s.frequency_penalty};
-  for (const Token token : slot.used) {
-    const std::uint32_t use = slot.uses[token];
-    out[token] =
-        penalized(out[token], penalties, (use & Slot::in_prompt) != 0, use & ~Slot::in_prompt);
-  }
-  if (slot.token_count - slot.prompt_tokens < s.min_tokens) {
-    for (const Token token : s.stop_tokens) {
-      if (token < raw.size()) out[token] = banned;
-    }
-  }
-  if (!allowed.empty()) apply_mask(out.first(raw.size()), allowed);
-  return HWY_DYNAMIC_DISPATCH(tame)(out.data(), out.size());
-}
-
-/// The highest values of z, enough of them for `enough(candidates)`: the cut goes down until it is.
-template <class Enough>
-void gather(std::span<const float> z, std::vector<float>& candidates, Enough enough) {
-  for (float cut = -4.0F;; cut *= 2) {
-    if (cut < -64.0F) cut = std::numeric_limits<float>::lowest();
-    candidates.clear();
-    for (const float value : z) {
-      if (value >= cut) candidates.push_back(value);
-    }
-    if (enough() || cut == std::numeric_limits<float>::lowest()) return;
-  }
-}
-
 void ban_under(std::span<float> z, float threshold) {
   for (float& value : z) value = value < threshold ? banned : value;
 }
 
-void keep_top_k(std::span<float> z, std::uint32_t k, std::vector<float>& candidates) {
-  gather(z, candidates, [&] { return candidates.size() >= k; });
-  if (candidates.size() <= k) return;
-  const auto kth = candidates.begin() + (k - 1);
-  std::nth_element(candidates.begin(), kth, candidates.end(), std::greater<>());
-  ban_under(z, *kth);
-}
-
-void keep_top_p(std::span<float> z, float top_p, std::vector<float>& candidates) {
-  const std::uint64_t total = HWY_DYNAMIC_DISPATCH(total_mass)(z.data(), z.size(), 0.0F);
-  const std::uint64_t target = top_p_target(total, top_p);
-  gather(z, candidates, [&] {
-    std::uint64_t gathered = 0;
-    for (const float value : candidates) gathered += mass(value);
-    return gathered >= target;
-  });
-  std::sort(candidates.begin(), candidates.end(), std::greater<>());
-  std::uint64_t gathered = 0;
-  for (const float value : candidates) {
-    gathered += mass(value);
-    if (gathered >= target) return ban_under(z, value);
+/// Bans what top-k and top-p rule out of whole rows: the highest values of z are looked at, more
+/// of them until they tell.
+void ban_tail(const SamplingParams& s, std::size_t vocabulary, std::span<float> z,
+              std::vector<float>& known) {
+  const bool by_mass = !has_top_k(s, vocabulary);
+  const std::uint64_t kept_mass = by_mass ? total_mass({0, z}, 0.0F) : 0;
+  for (float cut = -4.0F;; cut *= 2) {
+    if (cut < -64.0F) cut = std::numeric_limits<float>::lowest();
+    known.clear();
+    for (const float value : z) {
+      if (value >= cut) known.push_back(value);
+    }
+    const bool all = cut == std::numeric_limits<float>::lowest();
+    if (const auto lowest = lowest_kept(s, vocabulary, known, all, kept_mass)) {
+      return ban_under(z, *lowest);
+    }
   }
 }
 
@@ -174,106 +134,193 @@ struct NoiseFloor {
   }
 };
 
-/// The token with the highest z + noise. Noise is made only where it could win.
-Token race(std::span<const float> z, Token favourite, std::uint64_t seed, std::uint32_t index) {
-  static const NoiseFloor floor;
-  Token winner = favourite;
-  float best = z[favourite] + gumbel(noise_bits(seed, index, favourite));
-  for (std::size_t block = 0; block < z.size(); block += 4) {
-    const float top =
-        std::max(std::max(z[block], z[block + 1]), std::max(z[block + 2], z[block + 3]));
-    if (top + gumbel_highest < best) continue;
-    const auto words = philox({static_cast<std::uint32_t>(block / 4), index, 0, 0}, seed);
-    for (std::size_t i = 0; i < 4; ++i) {
-      const float value = z[block + i];
-      if (value + gumbel_highest < best) continue;
-      const float needed = best - value;
-      if (needed >= 1.0F &&
-          words[i] < floor.least[static_cast<std::size_t>(std::min(needed, 23.0F))]) {
-        continue;
-      }
-      const float score = value + gumbel(words[i]);
-      const auto token = static_cast<Token>(block + i);
-      if (score > best || (score == best && token < winner)) {
-        best = score;
-        winner = token;
-      }
-    }
-  }
-  return winner;
-}
-
-std::vector<TokenLogprob> list_logprobs(std::span<const float> logits, float peak, Token drawn,
-                                        std::size_t best_count) {
-  const std::uint64_t total =
-      HWY_DYNAMIC_DISPATCH(total_mass)(logits.data(), logits.size(), peak);
-  const auto entry = [&](Token token) {
-    return TokenLogprob{token, log_probability(logits[token] - peak, total)};
-  };
-  std::vector<Token> best;  // highest first, lowest id among equals
-  best.reserve(best_count + 1);
-  for (Token t = 0; t < logits.size() && best_count > 0; ++t) {
-    if (logits[t] == banned) continue;
-    if (best.size() == best_count && logits[t] <= logits[best.back()]) continue;
-    const auto place = std::upper_bound(best.begin(), best.end(), t,
-                                        [&](Token a, Token b) { return logits[a] > logits[b]; });
-    best.insert(place, t);
-    if (best.size() > best_count) best.pop_back();
-  }
-  std::vector<TokenLogprob> list{entry(drawn)};
-  for (const Token token : best) list.push_back(entry(token));
-  return list;
-}
-
-Token choose(const Slot& slot, std::size_t vocabulary, float peak, SampleScratch& scratch) {
+Token choose(const Slot& slot, const TokenValues& logits, std::size_t vocabulary,
+             const Candidate& best, SampleScratch& scratch) {
   const SamplingParams& s = slot.sampling;
-  const std::span<const float> logits = scratch.logits;
-  const auto favourite =
-      static_cast<Token>(std::find(logits.begin(), logits.end(), peak) - logits.begin());
-  if (s.temperature == 0.0F) return favourite;
-  const std::span<float> z = scratch.z;
-  HWY_DYNAMIC_DISPATCH(scale_below)
-  (logits.data(), logits.size(), peak, inverse_temperature(s.temperature), z.data());
-  if (s.min_p > 0.0F) HWY_DYNAMIC_DISPATCH(ban_below)(z.data(), z.size(), s.min_p);
-  if (s.top_k > 0 && s.top_k < vocabulary) keep_top_k(z, s.top_k, scratch.candidates);
-  if (s.top_p < 1.0F) keep_top_p(z, s.top_p, scratch.candidates);
-  return race(z, favourite, s.seed, slot.token_count - slot.prompt_tokens);
+  if (s.temperature == 0.0F) return best.token;
+  const std::span<float> room(scratch.z);
+  const TokenValues z = scale(s, logits, best.value, room);
+  if (has_threshold(s, vocabulary)) {
+    ban_tail(s, vocabulary, room.first(z.values.size()), scratch.known);
+  }
+  return race(z, best.token, s.seed, output_index(slot)).token;
 }
 
 }  // namespace
 
+std::size_t adjusted_room(std::size_t tokens) { return round16(tokens + noise_tokens - 1); }
+
+Adjusted adjust(const Slot& slot, const TokenValues& raw, std::span<const std::uint64_t> allowed,
+                std::span<float> out) {
+  const SamplingParams& s = slot.sampling;
+  const std::size_t lead = raw.first % noise_tokens;
+  const std::span<float> all = out.first(round16(lead + raw.values.size()));
+  const std::span<float> own = all.subspan(lead, raw.values.size());
+  std::fill(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(lead), banned);
+  std::copy(raw.values.begin(), raw.values.end(), own.begin());
+  std::fill(all.begin() + static_cast<std::ptrdiff_t>(lead + own.size()), all.end(), banned);
+  const auto is_own = [&](Token token) {
+    return token >= raw.first && token - raw.first < own.size();
+  };
+  for (const auto& [token, bias] : s.logit_bias) {
+    if (is_own(token)) own[token - raw.first] += bias;
+  }
+  const Penalties penalties{s.repetition_penalty, s.presence_penalty, s.frequency_penalty};
+  for (const Token token : slot.used) {
+    if (!is_own(token)) continue;
+    const std::uint32_t use = slot.uses[token];
+    float& logit = own[token - raw.first];
+    logit = penalized(logit, penalties, (use & Slot::in_prompt) != 0, use & ~Slot::in_prompt);
+  }
+  if (output_index(slot) < s.min_tokens) {
+    for (const Token token : s.stop_tokens) {
+      if (is_own(token)) own[token - raw.first] = banned;
+    }
+  }
+  SLUICE_ASSERT(allowed.empty() || raw.first == 0, "a mask for a part of the vocabulary");
+  if (!allowed.empty()) apply_mask(own, allowed);
+  const float peak = HWY_DYNAMIC_DISPATCH(tame)(all.data(), all.size());
+  const auto at = std::find(own.begin(), own.end(), peak) - own.begin();
+  return {{raw.first - static_cast<Token>(lead), all},
+          {peak + 0.0F, raw.first + static_cast<Token>(at)}};  // of the two zeros one
+}
+
+TokenValues scale(const SamplingParams& s, const TokenValues& logits, float peak,
+                  std::span<float> out) {
+  const std::size_t count = logits.values.size();
+  HWY_DYNAMIC_DISPATCH(scale_below)
+  (logits.values.data(), count, peak, inverse_temperature(s.temperature), out.data());
+  if (s.min_p > 0.0F) HWY_DYNAMIC_DISPATCH(ban_below)(out.data(), count, s.min_p);
+  return {logits.first, out.first(count)};
+}
+
+std::uint64_t total_mass(const TokenValues& values, float below) {
+  return HWY_DYNAMIC_DISPATCH(add_masses)(values.values.data(), values.values.size(), below);
+}
+
+bool has_top_k(const SamplingParams& s, std::size_t vocabulary) {
+  return s.top_k > 0 && s.top_k < vocabulary;
+}
+
+bool has_threshold(const SamplingParams& s, std::size_t vocabulary) {
+  return has_top_k(s, vocabulary) || s.top_p < 1.0F;
+}
+
+std::optional<float> lowest_kept(const SamplingParams& s, std::size_t vocabulary,
+                                 std::vector<float>& known, bool all, std::uint64_t kept_mass) {
+  float lowest = banned;
+  if (has_top_k(s, vocabulary)) {
+    if (known.size() < s.top_k && !all) return std::nullopt;
+    if (known.size() > s.top_k) {
+      const auto behind = known.begin() + s.top_k;
+      std::nth_element(known.begin(), behind - 1, known.end(), std::greater<>());
+      lowest = *(behind - 1);
+      known.erase(std::remove_if(behind, known.end(), [&](float z) { return z < lowest; }),
+                  known.end());
+    }
+  }
+  if (s.top_p >= 1.0F) return lowest;
+  std::uint64_t known_mass = 0;
+  for (const float z : known) known_mass += mass(z);
+  const std::uint64_t total = has_top_k(s, vocabulary) ? known_mass : kept_mass;
+  const std::uint64_t target = top_p_target(total, s.top_p);
+  if (known_mass < target) return std::nullopt;
+  std::sort(known.begin(), known.end(), std::greater<>());
+  std::uint64_t gathered = 0;
+  for (const float z : known) {
+    if ((gathered += mass(z)) >= target) return z;
+  }
+  return lowest;
+}
+/// Noise is made only where it could win.
+Candidate race(const TokenValues& all, Token likely, std::uint64_t seed, std::uint32_t index) {
+  static const NoiseFloor floor;
+  const std::span<const float> z = all.values;
+  if (all.of(likely) == banned) return {};  // it ranks highest: so are all
+  Candidate best{all.of(likely) + gumbel(noise_bits(seed, index, likely)), likely};
+  for (std::size_t block = 0; block < z.size(); block += noise_tokens) {
+    const float top =
+        std::max(std::max(z[block], z[block + 1]), std::max(z[block + 2], z[block + 3]));
+    if (top + gumbel_highest < best.value) continue;
+    const Token first = all.first + static_cast<Token>(block);
+    const auto words = philox({first / 4, index, 0, 0}, seed);
+    for (std::size_t i = 0; i < noise_tokens; ++i) {
+      const float value = z[block + i];
+      if (value + gumbel_highest < best.value) continue;
+      const float needed = best.value - value;
+      if (needed >= 1.0F &&
+          words[i] < floor.least[static_cast<std::size_t>(std::min(needed, 23.0F))]) {
+        continue;
+      }
+      const Candidate one{value + gumbel(words[i]), first + static_cast<Token>(i)};
+      if (ahead(one, best)) best = one;
+    }
+  }
+  return best;
+}
+
+void list_best(const TokenValues& logits, std::size_t count, std::vector<Candidate>& best) {
+  best.clear();
+  if (count == 0) return;
+  float least = banned;  // that a later token must be above
+  for (std::size_t i = 0; i < logits.values.size(); ++i) {
+    const float value = logits.values[i];
+    if (value <= least) continue;
+    const Candidate one{value, logits.first + static_cast<Token>(i)};
+    best.insert(std::upper_bound(best.begin(), best.end(), one, ahead), one);
+    if (best.size() > count) best.pop_back();
+    if (best.size() == count) least = best.back().value;
+  }
+}
+
+std::uint32_t output_index(const Slot& slot) { return slot.token_count - slot.prompt_tokens; }
+
+SlotTokens no_token(Slot& slot, bool numbers) {
+  slot.error =
+      Error{ErrorCode::internal,
+            numbers ? "no token is allowed: the mask, bias or minimum length rule out all"
+                    : "every logit is NaN: the weights or the KV cache are damaged",
+            0};
+  return {slot.ref, {}, {}, slot.error};
+}
+
+SlotTokens append_drawn(Slot& slot, const Candidate& drawn, std::span<const Candidate> best,
+                        float peak, std::uint64_t total) {
+  SlotTokens result;
+  result.slot = slot.ref;
+  if (slot.sampling.logprobs >= 0) {
+    const auto entry = [&](const Candidate& c) {
+      return TokenLogprob{c.token, log_probability(c.value - peak, total)};
+    };
+    std::vector<TokenLogprob>& list = result.logprobs.emplace_back();
+    list.reserve(best.size() + 1);
+    list.push_back(entry(drawn));
+    for (const Candidate& c : best) list.push_back(entry(c));
+  }
+  slot.append(drawn.token);
+  result.tokens.push_back(drawn.token);
+  return result;
+}
+
 SampleScratch::SampleScratch(std::uint32_t vocabulary)
-    : logits(round16(vocabulary)), z(round16(vocabulary)) {
-  candidates.reserve(round16(vocabulary));
+    : logits(adjusted_room(vocabulary)), z(adjusted_room(vocabulary)) {
+  known.reserve(z.size());
+  candidates.reserve(z.size() + 1);
 }
 
 SlotTokens draw(Slot& slot, std::span<const float> logits, std::span<const std::uint64_t> allowed,
                 SampleScratch& scratch) {
-  SlotTokens result;
-  result.slot = slot.ref;
-  if (slot.error) {
-    result.error = slot.error;
-    return result;
+  if (slot.error) return {slot.ref, {}, {}, slot.error};
+  const auto [adjusted, best] = adjust(slot, {0, logits}, allowed, scratch.logits);
+  if (best.value == banned) {
+    return no_token(slot, std::any_of(logits.begin(), logits.end(), [](float x) { return x == x; }));
   }
-  const float peak = adjust(slot, logits, allowed, scratch.logits);
-  if (peak == banned) {
-    const bool numbers = std::any_of(logits.begin(), logits.end(), [](float x) { return x == x; });
-    slot.error =
-        Error{ErrorCode::internal,
-              numbers ? "no token is allowed: the mask, bias or minimum length rule out all"
-                      : "every logit is NaN: the weights or the KV cache are damaged",
-              0};
-    result.error = slot.error;
-    return result;
-  }
-  const Token token = choose(slot, logits.size(), peak, scratch);
-  if (slot.sampling.logprobs >= 0) {
-    result.logprobs.push_back(list_logprobs(scratch.logits, peak, token,
-                                            static_cast<std::size_t>(slot.sampling.logprobs)));
-  }
-  slot.append(token);
-  result.tokens.push_back(token);
-  return result;
+  const Token token = choose(slot, adjusted, logits.size(), best, scratch);
+  const Candidate drawn{adjusted.of(token), token};
+  if (slot.sampling.logprobs < 0) return append_drawn(slot, drawn, {}, best.value, 0);
+  list_best(adjusted, static_cast<std::size_t>(slot.sampling.logprobs), scratch.candidates);
+  return append_drawn(slot, drawn, scratch.candidates, best.value,
+                      total_mass(adjusted, best.value));
 }
 
 }  // namespace cpu
