@@ -211,7 +211,7 @@ std::optional<float> lowest_kept(const SamplingParams& s, std::size_t vocabulary
   float lowest = banned;
   if (has_top_k(s, vocabulary)) {
     if (known.size() < s.top_k && !all) return std::nullopt;
-    if (known.size() > s.top_k) {
+    if (known.size() >= s.top_k) {
       const auto behind = known.begin() + s.top_k;
       std::nth_element(known.begin(), behind - 1, known.end(), std::greater<>());
       lowest = *(behind - 1);

@@ -14,6 +14,7 @@
 #include <random>
 #include <vector>
 
+#include "kernels/cpu/sample.hpp"
 #include "kernels/elementary.hpp"
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/tested.hpp"
@@ -182,6 +183,23 @@ BOOST_AUTO_TEST_CASE(tokens_are_those_of_the_definition) {
     check_tokens(backend, 1003, 300);
     check_tokens(backend, 9001, 40);  // more than a device's block has under way together
   });
+}
+
+BOOST_AUTO_TEST_CASE(top_k_rules_out_what_lies_far_below) {
+  // Exactly k tokens are close to the highest, and much of the mass is not: once taken for all that
+  // there are.
+  std::vector<float> logits(4096, -5.0F);
+  logits[7] = logits[4000] = 0.0F;
+  std::vector<Token> room(101);
+  cpu::Slot slot;
+  slot.tokens = room;
+  slot.sampling.top_k = 2;
+  cpu::SampleScratch scratch(4096);
+  for (std::uint64_t seed = 0; seed < 100; ++seed) {
+    slot.sampling.seed = seed;
+    const Token token = cpu::draw(slot, logits, {}, scratch).tokens.at(0);
+    BOOST_TEST((token == 7 || token == 4000));
+  }
 }
 
 BOOST_AUTO_TEST_CASE(philox_is_as_published) {
