@@ -313,7 +313,8 @@ SlotTokens draw(Slot& slot, std::span<const float> logits, std::span<const std::
   if (slot.error) return {slot.ref, {}, {}, slot.error};
   const auto [adjusted, best] = adjust(slot, {0, logits}, allowed, scratch.logits);
   if (best.value == banned) {
-    return no_token(slot, std::any_of(logits.begin(), logits.end(), [](float x) { return x == x; }));
+    const bool numbers = std::any_of(logits.begin(), logits.end(), [](float x) { return x == x; });
+    return no_token(slot, numbers);
   }
   const Token token = choose(slot, adjusted, logits.size(), best, scratch);
   const Candidate drawn{adjusted.of(token), token};

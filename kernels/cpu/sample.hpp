@@ -1,6 +1,6 @@
 #pragma once
-// Draws a row's token as kernels/sampling.hpp defines it, from whole rows of logits. Its parts serve
-// ranks too, which draw from what each knows of its own tokens (candidates.hpp).
+// Draws a row's token as kernels/sampling.hpp defines it, from whole rows of logits. Its parts also
+// serve ranks, which draw from what each knows of its own tokens (candidates.hpp).
 
 #include <cstdint>
 #include <optional>
@@ -60,8 +60,8 @@ struct Adjusted {
 };
 
 /// Everything between the model's logits and the temperature, of all tokens, or without a mask of
-/// some. `out` [adjusted_room(raw)] takes the logits; they begin at a whole block of noise, and what
-/// is none of the tokens is banned.
+/// some. `out` [adjusted_room(raw)] takes the logits; they begin at a whole block of noise, with
+/// what is none of the tokens banned.
 Adjusted adjust(const Slot& slot, const TokenValues& raw, std::span<const std::uint64_t> allowed,
                 std::span<float> out);
 
@@ -78,8 +78,8 @@ bool has_threshold(const SamplingParams& sampling, std::size_t vocabulary);
 
 /// The lowest z that top-k and top-p keep, `banned` where that is every one, from those of `known`:
 /// all that there are (finite ones), or else all above some z. None: it takes more of them.
-/// `kept_mass` is the mass of all that there are, needed without top-k. Changes the order and number
-/// of `known`.
+/// `kept_mass` is the mass of all that there are, needed without top-k. Leaves `known` with others,
+/// or in another order.
 std::optional<float> lowest_kept(const SamplingParams& sampling, std::size_t vocabulary,
                                  std::vector<float>& known, bool all, std::uint64_t kept_mass);
 

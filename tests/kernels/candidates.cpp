@@ -1,0 +1,264 @@
+// Shows that ranks which tell each other candidates draw what whole rows of logits give: token,
+// log-probabilities and errors to the bit, over random rows and sampling parameters, and that every
+// rank comes to the same. Rows are chosen to hurt: equal logits across the borders of parts, NaN,
+// infinities, parts or rows without a token, flat rows. That whole rows are asked for is right only
+// where a list may lack something, so how often they are is checked too. Groups of processes draw
+// that way in tests/kernels/collectives.cpp and tests/model/shards.cpp.
+#include "kernels/cpu/candidates.hpp"
+
+#include <algorithm>
+#include <boost/test/unit_test.hpp>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <random>
+#include <vector>
+
+#include "kernels/communicator.hpp"
+
+namespace sluice::kernels::cpu {
+namespace {
+
+constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+constexpr float infinity = std::numeric_limits<float>::infinity();
+
+/// A slot on a rank, with memory of its own.
+struct SomeSlot {
+  SomeSlot(std::uint32_t vocabulary, const SamplingParams& sampling, const std::vector<Token>& text,
+           std::uint32_t prompt)
+      : room(text.size() + 8), uses(vocabulary) {
+    slot.ref = {3, 7};
+    slot.tokens = room;
+    slot.uses = uses;
+    slot.sampling = sampling;
+    slot.prompt_tokens = prompt;
+    std::copy(text.begin(), text.end(), room.begin());
+    slot.token_count = static_cast<std::uint32_t>(text.size());
+    if (!slot.penalized()) return;
+    for (std::size_t i = 0; i < text.size(); ++i) slot.count(text[i], i < prompt);
+  }
+  SomeSlot(const SomeSlot&) = delete;
+
+  std::vector<Token> room;
+  std::vector<std::uint32_t> uses;
+  Slot slot;
+};
+
+/// What every rank says of a row, and whether anything but its peaks was told.
+struct Outcome {
+  std::vector<std::optional<SlotTokens>> drawn;  ///< one a rank
+  bool tallied = false;
+};
+
+/// A row on `ranks` ranks: `make` gives each its slot.
+template <class Make>
+Outcome draw_apart(std::uint32_t ranks, std::span<const float> logits, const Make& make) {
+  const auto vocabulary = static_cast<std::uint32_t>(logits.size());
+  std::vector<std::unique_ptr<SomeSlot>> slots;
+  std::vector<std::vector<float>> rooms(ranks, std::vector<float>(adjusted_room(vocabulary), nan));
+  std::vector<TokenValues> adjusted(ranks);
+  std::vector<Peak> peaks;
+  for (std::uint32_t r = 0; r < ranks; ++r) {
+    slots.push_back(make());
+    const std::uint32_t first = shard_begin(vocabulary, r, ranks);
+    const auto own = logits.subspan(first, shard_count(vocabulary, {r, ranks}));
+    peaks.push_back(find_peak(slots[r]->slot, {first, own}, rooms[r], adjusted[r]));
+  }
+  Peak peak = peaks.front();
+  for (const Peak& other : peaks) peak = higher(peak, other);
+  Outcome outcome;
+  SampleScratch scratch(vocabulary);
+  Tallies tallies;
+  tallies.bytes = tallies.stride = tally_bytes(slots.front()->slot, peak, vocabulary);
+  tallies.ranks = ranks;
+  std::vector<std::uint64_t> memory(ranks * tallies.bytes / 8, ~std::uint64_t{0});
+  tallies.first = reinterpret_cast<std::byte*>(memory.data());
+  outcome.tallied = tallies.bytes > 0;
+  for (std::uint32_t r = 0; outcome.tallied && r < ranks; ++r) {
+    BOOST_REQUIRE_EQUAL(tally_bytes(slots[r]->slot, peak, vocabulary), tallies.bytes);
+    BOOST_REQUIRE_LE(tallies.bytes, tally_bytes_max);
+    tally(slots[r]->slot, adjusted[r], peaks[r].best, peak, vocabulary, scratch, tallies, r);
+  }
+  for (std::uint32_t r = 0; r < ranks; ++r) {
+    Slot& slot = slots[r]->slot;
+    const std::uint32_t before = slot.token_count;
+    outcome.drawn.push_back(settle(slot, peak, tallies, vocabulary, scratch));
+    const bool drew = outcome.drawn.back() && !outcome.drawn.back()->tokens.empty();
+    BOOST_REQUIRE_EQUAL(slot.token_count, before + (drew ? 1 : 0));
+  }
+  return outcome;
+}
+
+/// The same to the bit.
+void check_same(const SlotTokens& got, const SlotTokens& due) {
+  BOOST_CHECK(got.slot == due.slot);
+  BOOST_REQUIRE_EQUAL(got.error.has_value(), due.error.has_value());
+  if (due.error) BOOST_TEST(got.error->message == due.error->message);
+  BOOST_TEST(got.tokens == due.tokens, boost::test_tools::per_element());
+  BOOST_REQUIRE_EQUAL(got.logprobs.size(), due.logprobs.size());
+  if (due.logprobs.empty()) return;
+  BOOST_REQUIRE_EQUAL(got.logprobs[0].size(), due.logprobs[0].size());
+  for (std::size_t i = 0; i < due.logprobs[0].size(); ++i) {
+    BOOST_TEST(got.logprobs[0][i].token == due.logprobs[0][i].token);
+    BOOST_TEST(bits_of(got.logprobs[0][i].logprob) == bits_of(due.logprobs[0][i].logprob));
+  }
+}
+
+class Rows {
+ public:
+  explicit Rows(unsigned seed) : random_(seed) {}
+
+  bool chance(unsigned n) { return random_() % n == 0; }
+  std::uint32_t below(std::uint32_t n) { return static_cast<std::uint32_t>(random_() % n); }
+  float real(float low, float high) {
+    return std::uniform_real_distribution<float>(low, high)(random_);
+  }
+
+  std::vector<float> logits(std::uint32_t vocabulary, std::uint32_t ranks) {
+    std::vector<float> row(vocabulary);
+    std::normal_distribution<float> spread(0, chance(4) ? 0.05F : chance(2) ? 1.0F : 5.0F);
+    for (float& x : row) x = spread(random_);
+    if (chance(3)) {  // few values: ties everywhere
+      for (float& x : row) x = std::round(x);
+    }
+    if (chance(4)) {  // the highest ones meet at a border of two parts
+      const std::uint32_t border = shard_begin(vocabulary, 1 + below(ranks - 1), ranks);
+      for (std::uint32_t t = border - std::min(border, 3U); t < border + 3 && t < vocabulary; ++t) {
+        row[t] = 20.0F;
+      }
+    }
+    if (chance(5)) {
+      for (float& x : row) x = chance(3) ? nan : x;
+    }
+    if (chance(8)) {  // a rank that has nothing
+      const std::uint32_t rank = below(ranks);
+      const auto begin = row.begin() + shard_begin(vocabulary, rank, ranks);
+      std::fill_n(begin, shard_count(vocabulary, {rank, ranks}), chance(2) ? nan : -infinity);
+    }
+    if (chance(10)) row[below(vocabulary)] = infinity;
+    if (chance(30)) std::fill(row.begin(), row.end(), nan);
+    if (chance(30)) std::fill(row.begin(), row.end(), -infinity);
+    if (chance(30)) std::fill(row.begin(), row.end(), 0.0F);
+    return row;
+  }
+
+  SamplingParams params(std::uint32_t vocabulary) {
+    SamplingParams s;
+    s.temperature = chance(5) ? 0.0F : chance(4) ? real(1e-6F, 0.1F) : real(0.3F, 3.0F);
+    if (chance(2)) s.top_k = 1 + below(chance(3) ? vocabulary + 10 : 60);
+    if (chance(2)) s.top_p = chance(4) ? 1e-6F : chance(3) ? 0.999F : real(0.05F, 1.0F);
+    if (chance(3)) s.min_p = chance(4) ? 1.0F : real(0.0F, 0.3F);
+    if (chance(2)) s.repetition_penalty = real(0.5F, 2.0F);
+    if (chance(3)) s.presence_penalty = real(-2.0F, 2.0F);
+    if (chance(3)) s.frequency_penalty = real(-1.0F, 1.0F);
+    if (chance(3)) {
+      for (Token t = below(7); t < vocabulary; t += 1 + below(40)) {
+        s.logit_bias.emplace_back(t, chance(4) ? -infinity : real(-5.0F, 5.0F));
+      }
+    }
+    s.min_tokens = below(10);
+    for (int i = 0; i < 20; ++i) s.stop_tokens.push_back(below(vocabulary + 5));
+    s.seed = (std::uint64_t{random_()} << 32) | random_();
+    if (chance(2)) s.logprobs = static_cast<std::int32_t>(below(21));
+    return s;
+  }
+
+  std::vector<Token> text(std::uint32_t vocabulary) {
+    std::vector<Token> tokens(1 + below(30));
+    for (Token& t : tokens) t = below(vocabulary);
+    return tokens;
+  }
+
+ private:
+  std::mt19937 random_;
+};
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(candidates)
+
+BOOST_AUTO_TEST_CASE(they_give_what_whole_rows_give) {
+  Rows rows(11);
+  std::size_t by_peaks = 0, by_winners = 0, by_lists = 0, whole = 0, errors = 0;
+  for (int round = 0; round < 6000; ++round) {
+    const std::uint32_t vocabulary = rows.chance(5) ? 5 + rows.below(60) : 300 + rows.below(3000);
+    const std::uint32_t ranks = 2 + rows.below(4);
+    const std::vector<float> logits = rows.logits(vocabulary, ranks);
+    const SamplingParams sampling = rows.params(vocabulary);
+    const std::vector<Token> text = rows.text(vocabulary);
+    const auto prompt = 1 + rows.below(static_cast<std::uint32_t>(text.size()));
+    const auto make = [&] {
+      return std::make_unique<SomeSlot>(vocabulary, sampling, text, prompt);
+    };
+    const auto alone = make();
+    SampleScratch scratch(vocabulary);
+    const SlotTokens due = draw(alone->slot, logits, {}, scratch);
+    const Outcome got = draw_apart(ranks, logits, make);
+    const bool cuts = sampling.temperature != 0.0F && has_threshold(sampling, vocabulary);
+    for (const auto& drawn : got.drawn) {
+      BOOST_REQUIRE_EQUAL(drawn.has_value(), got.drawn.front().has_value());
+      if (drawn) check_same(*drawn, due);
+    }
+    errors += due.error.has_value();
+    if (!got.drawn.front()) {
+      ++whole;
+      BOOST_TEST(cuts);
+    } else {
+      ++(!got.tallied ? by_peaks : cuts ? by_lists : by_winners);
+    }
+  }
+  BOOST_TEST_MESSAGE("by peaks " << by_peaks << ", winners " << by_winners << ", lists " << by_lists
+                                 << ", whole rows " << whole << "; errors " << errors);
+  BOOST_TEST(by_peaks > 500U);
+  BOOST_TEST(by_winners > 500U);
+  BOOST_TEST(by_lists > 1000U);
+  BOOST_TEST(whole > 200U);
+  BOOST_TEST(errors > 100U);
+}
+
+BOOST_AUTO_TEST_CASE(whole_rows_are_asked_for_where_lists_end_too_high) {
+  constexpr std::uint32_t vocabulary = 3000, ranks = 3;
+  std::vector<float> falling(vocabulary);  // the best are all the first rank's
+  for (std::uint32_t t = 0; t < vocabulary; ++t) falling[t] = -0.01F * static_cast<float>(t);
+  std::vector<float> mixed(vocabulary);  // they take turns
+  for (std::uint32_t t = 0; t < vocabulary; ++t) {
+    mixed[t] = falling[t % 1000 * 3 + t / 1000];
+  }
+  const auto asks_for_whole = [&](const std::vector<float>& logits, const SamplingParams& s) {
+    const Outcome got = draw_apart(ranks, logits, [&] {
+      return std::make_unique<SomeSlot>(vocabulary, s, std::vector<Token>{1}, 1);
+    });
+    return !got.drawn.front().has_value();
+  };
+  SamplingParams s;
+  BOOST_TEST(!asks_for_whole(falling, s));  // the race needs no list
+  s.logprobs = 20;
+  BOOST_TEST(!asks_for_whole(falling, s));
+  for (s.top_k = 1; s.top_k < list_tokens_max; ++s.top_k) BOOST_TEST(!asks_for_whole(falling, s));
+  BOOST_TEST(asks_for_whole(falling, s));  // list_tokens_max of them
+  BOOST_TEST(!asks_for_whole(mixed, s));
+  s.top_k = 3 * list_tokens_max - 3;
+  BOOST_TEST(!asks_for_whole(mixed, s));
+  s.top_k = 3 * list_tokens_max;
+  BOOST_TEST(asks_for_whole(mixed, s));
+  s.min_p = 0.5F;  // of a list's end too, so that none behind it counts
+  BOOST_TEST(!asks_for_whole(mixed, s));
+  s = {};
+  s.top_p = 0.6F;  // exp(-1.28) is behind the first rank's list, and 0.28 of the mass
+  BOOST_TEST(!asks_for_whole(falling, s));
+  s.top_p = 0.8F;
+  BOOST_TEST(asks_for_whole(falling, s));
+  BOOST_TEST(!asks_for_whole(mixed, s));
+  s.top_k = 2;
+  std::vector<float> equal(vocabulary, 1.0F);
+  BOOST_TEST(asks_for_whole(equal, s));  // ties with the k-th stay in
+  s.logprobs = list_tokens_max + 1;
+  s.top_k = 0;
+  s.top_p = 1.0F;
+  BOOST_TEST(asks_for_whole(mixed, s));
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace sluice::kernels::cpu
