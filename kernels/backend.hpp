@@ -151,6 +151,8 @@ struct AllReduce {
 
 /// out[r] = all ranks' in[r], side by side in rank order                   out: [R, width],
 ///                                                      in: [R, shard_count(width, own shard)]
+/// Where `Sample` follows and reads `out`, rows of a step that samples now may be left out: ranks
+/// need not see all of a row's logits to draw what it gives.
 struct AllGather {
   Buffer in;
   Buffer out;

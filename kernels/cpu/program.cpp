@@ -70,6 +70,8 @@ class Compiler {
         floats += (shard_->size + 1) * gather_floats(steps_.buffers[gather->out.index]);
       }
     }
+    candidates_at_ = floats = padded(floats);
+    if (draws_from_candidates()) floats += candidate_floats();
     auto arena = ZeroPages::make(floats * sizeof(float), "a program's activations");
     if (!arena) return tl::unexpected(arena.error());
     program_.arena_ = std::move(*arena);
@@ -84,6 +86,30 @@ class Compiler {
                      steps_.buffers[i].width};
     }
     return {};
+  }
+
+  /// Whether the program ends with a gather of the rows that are sampled, over several ranks.
+  bool draws_from_candidates() const {
+    if (!shard_ || shard_->size == 1 || steps_.ops.size() < 2) return false;
+    const auto* gather = std::get_if<AllGather>(&steps_.ops[steps_.ops.size() - 2]);
+    const auto* sample = std::get_if<Sample>(&steps_.ops.back());
+    return gather != nullptr && sample != nullptr && gather->out.index == sample->logits.index;
+  }
+
+  std::size_t adjusted_stride() const {
+    return padded(adjusted_room(shard_count(pool_.vocabulary, *shard_)));
+  }
+
+  /// Of each of the candidates' rooms, a multiple of what a float's row is.
+  std::size_t adjusted_floats() const {
+    return rows_max(pool_, RowSpace::sampled) * adjusted_stride();
+  }
+  std::size_t met_floats(std::size_t row_bytes) const {
+    const std::size_t bytes = shard_->size * rows_max(pool_, RowSpace::sampled) * row_bytes;
+    return padded(bytes / sizeof(float) + 1);
+  }
+  std::size_t candidate_floats() const {
+    return adjusted_floats() + met_floats(tally_bytes_max) + met_floats(sizeof(Peak));
   }
 
   /// Columns of the rank that has most.
@@ -240,14 +266,33 @@ class Compiler {
         AllReduceStage{program_.stages_.size(), shape(op.values).rows, view(op.values)});
   }
 
+  void add_candidates(const AllGather& op) {
+    CandidateStage stage;
+    float* at = program_.arena_.as<float>() + candidates_at_;
+    stage.in = view(op.in);
+    stage.width = shape(op.in).width;
+    stage.adjusted = {at, adjusted_stride()};
+    stage.tallies = reinterpret_cast<std::byte*>(at += adjusted_floats());
+    stage.peaks = reinterpret_cast<Peak*>(at + met_floats(tally_bytes_max));
+    using Part = CandidateStage::Part;
+    for (const Part part : {Part::find_peaks, Part::meet_peaks, Part::tally, Part::meet_tallies,
+                            Part::settle}) {
+      stage.part = part;
+      stage.index = program_.stages_.size();
+      program_.stages_.push_back(stage);
+    }
+  }
+
   void add(const AllGather& op) {
+    const bool unsettled = draws_from_candidates() && index_ + 2 == steps_.ops.size();
+    if (unsettled) add_candidates(op);
     const BufferShape& out = shape(op.out);
     float* own = program_.arena_.as<float>() + gathers_end_;
     float* all = own + gather_floats(out);
     gathers_end_ += (shard_->size + 1) * gather_floats(out);
     writers_[op.out.index].reset();
-    program_.stages_.push_back(AllGatherStage{program_.stages_.size(), out.rows, view(op.in),
-                                              view(op.out), out.width, widest(out),
+    program_.stages_.push_back(AllGatherStage{program_.stages_.size(), unsettled, out.rows,
+                                              view(op.in), view(op.out), out.width, widest(out),
                                               gathered_rows(out), own, all});
   }
 
@@ -276,6 +321,7 @@ class Compiler {
   static constexpr std::size_t rounded_already = SIZE_MAX;
   std::size_t angles_end_ = 0;   ///< floats of the arena in use
   std::size_t gathers_end_ = 0;  ///< likewise
+  std::size_t candidates_at_ = 0;
   Program program_;
 };
 

@@ -11,6 +11,7 @@
 
 #include "kernels/backend.hpp"
 #include "kernels/cpu/attention.hpp"
+#include "kernels/cpu/candidates.hpp"
 #include "kernels/cpu/matmul.hpp"
 #include "kernels/cpu/state.hpp"
 
@@ -95,8 +96,28 @@ struct AllReduceStage {
   RowView values;
 };
 
+/// One of the steps in which ranks draw from what each knows of its own tokens (candidates.hpp), in
+/// the order that they follow each other in.
+struct CandidateStage {
+  enum class Part : std::uint8_t {
+    find_peaks,
+    meet_peaks,  ///< a gather, by one thread
+    tally,
+    meet_tallies,  ///< likewise
+    settle,
+  };
+  Part part = Part::find_peaks;
+  std::size_t index = 0;  ///< of the stage
+  RowView in;             ///< logits of the rank's own tokens
+  std::uint32_t width = 0;       ///< of them
+  RowView adjusted;              ///< [sampled, adjusted_room(width)]
+  Peak* peaks = nullptr;         ///< [ranks, sampled]
+  std::byte* tallies = nullptr;  ///< [ranks, the rows' one behind the other]
+};
+
 struct AllGatherStage {
   std::size_t index = 0;  ///< of the stage
+  bool unsettled = false;  ///< only rows that the candidates left
   RowSpace space = RowSpace::batch;
   RowView in;
   RowView out;
@@ -119,7 +140,7 @@ struct SampleStage {
 
 using Stage = std::variant<EmbedStage, NormStage, LinearStage, QuantizeStage, AnglesStage,
                            RopeStage, AttentionStage, GateStage, SoftCapStage, AllReduceStage,
-                           AllGatherStage, SelectStage, SampleStage>;
+                           CandidateStage, AllGatherStage, SelectStage, SampleStage>;
 
 class Program {
  public:

@@ -34,6 +34,8 @@ void StepRunner::prepare(const Program& program, const PoolShape& pool) {
   rows_.reserve(pool.rows_max);
   groups_.reserve(pool.rows_max);
   sampled_.reserve(rows_max(pool, RowSpace::sampled));
+  draws_.reserve(sampled_.capacity());
+  gathered_.reserve(rows_max(pool, RowSpace::batch));
   if (sample_scratch_.empty())
     sample_scratch_.assign(threads_.threads(), SampleScratch(vocabulary_));
   if (program.scratch_floats() > scratch_floats_) {
@@ -74,6 +76,8 @@ void StepRunner::place(const Batch& batch, std::vector<SlotTokens>& results) {
     sampled_.push_back(static_cast<std::uint32_t>(rows_.size()) - 1);
     results.emplace_back().slot = segment.slot;
   }
+  draws_.assign(sampled_.size(), {});
+  tally_bytes_ = 0;
 }
 
 void StepRunner::join(std::shared_ptr<Communicator> group) {
@@ -389,6 +393,79 @@ void StepRunner::task(const AllReduceStage& stage, std::uint32_t, std::uint32_t)
   note(group_->all_reduce({stage.values.data, floats}), stage.index);
 }
 
+/// The slot of a row whose logits are of its last token.
+Slot& StepRunner::sampled_slot(std::uint32_t index) const {
+  const Row& row = rows_[sampled_[index]];
+  SLUICE_ASSERT(row.slot->error || row.position + 1 == row.slot->token_count,
+                "only a sequence's last token can be followed by a drawn one");
+  return *row.slot;
+}
+
+std::uint32_t StepRunner::tasks(const CandidateStage& stage) const {
+  using Part = CandidateStage::Part;
+  const std::uint32_t rows = batch_->sample_now ? row_count(RowSpace::sampled) : 0;
+  if (stage.part == Part::meet_peaks) return std::min(1U, rows);
+  if (stage.part == Part::tally && tally_bytes_ == 0) return 0;
+  if (stage.part == Part::meet_tallies) return tally_bytes_ == 0 ? 0 : 1;
+  return rows;
+}
+
+void StepRunner::task(const CandidateStage& stage, std::uint32_t index, std::uint32_t thread) {
+  using Part = CandidateStage::Part;
+  if (stage.part == Part::meet_peaks) return note(meet_peaks(stage), stage.index);
+  if (stage.part == Part::meet_tallies) return note(meet_tallies(stage), stage.index);
+  Slot& slot = sampled_slot(index);
+  Draw& row = draws_[index];
+  const Shard shard = group_->shard();
+  Peak& own = stage.peaks[shard.rank * draws_.size() + index];
+  if (stage.part == Part::find_peaks) {
+    const Token first = shard_begin(vocabulary_, shard.rank, shard.size);
+    own = find_peak(slot, {first, {stage.in.row(index), stage.width}},
+                    {stage.adjusted.row(index), stage.adjusted.stride}, row.adjusted);
+  } else if (stage.part == Part::tally) {
+    if (row.tally_bytes == 0) return;
+    tally(slot, row.adjusted, own.best, row.peak, vocabulary_, sample_scratch_[thread],
+          tallies(stage, index), shard.rank);
+  } else if (auto drawn = settle(slot, row.peak, tallies(stage, index), vocabulary_,
+                                 sample_scratch_[thread])) {
+    (*results_)[index] = std::move(*drawn);
+    row.settled = true;
+  }
+}
+
+Tallies StepRunner::tallies(const CandidateStage& stage, std::uint32_t row) const {
+  const Draw& draw = draws_[row];
+  return {stage.tallies + draw.tally_at, draw.tally_bytes, tally_bytes_, group_->shard().size};
+}
+
+/// Then every rank knows the rows' peaks, and how long their tallies will be.
+Result<void> StepRunner::meet_peaks(const CandidateStage& stage) {
+  const Shard shard = group_->shard();
+  const std::size_t rows = draws_.size();
+  const std::span<const Peak> own(stage.peaks + shard.rank * rows, rows);
+  const std::span<Peak> all(stage.peaks, shard.size * rows);
+  if (auto met = group_->all_gather(std::as_bytes(own), std::as_writable_bytes(all)); !met) {
+    return met;
+  }
+  for (std::size_t r = 0; r < rows; ++r) {
+    Draw& row = draws_[r];
+    row.peak = all[r];
+    for (std::uint32_t rank = 1; rank < shard.size; ++rank) {
+      row.peak = higher(row.peak, all[rank * rows + r]);
+    }
+    row.tally_at = tally_bytes_;
+    row.tally_bytes = tally_bytes(*rows_[sampled_[r]].slot, row.peak, vocabulary_);
+    tally_bytes_ += row.tally_bytes;
+  }
+  return {};
+}
+
+Result<void> StepRunner::meet_tallies(const CandidateStage& stage) {
+  const Shard shard = group_->shard();
+  const std::span<std::byte> all(stage.tallies, shard.size * tally_bytes_);
+  return group_->all_gather(all.subspan(shard.rank * tally_bytes_, tally_bytes_), all);
+}
+
 std::uint32_t StepRunner::tasks(const AllGatherStage& stage) const {
   return std::min(1U, row_count(stage.space));
 }
@@ -400,13 +477,18 @@ void StepRunner::task(const AllGatherStage& stage, std::uint32_t, std::uint32_t)
 /// Ranks' columns differ by one at most: what is sent is as wide as the widest.
 Result<void> StepRunner::gather(const AllGatherStage& stage) {
   const Shard shard = group_->shard();
-  const std::uint32_t rows = row_count(stage.space);
+  gathered_.clear();
+  for (std::uint32_t r = 0; r < row_count(stage.space); ++r) {
+    if (!stage.unsettled || !draws_[r].settled) gathered_.push_back(r);
+  }
+  const auto rows = static_cast<std::uint32_t>(gathered_.size());
   const std::size_t own_width = shard_count(stage.width, shard);
   for (std::uint32_t first = 0; first < rows; first += stage.rows) {
     const std::uint32_t count = std::min(stage.rows, rows - first);
     const std::size_t floats = std::size_t{count} * stage.widest;
     for (std::uint32_t r = 0; r < count; ++r) {
-      std::copy_n(stage.in.row(first + r), own_width, stage.own + std::size_t{r} * stage.widest);
+      std::copy_n(stage.in.row(gathered_[first + r]), own_width,
+                  stage.own + std::size_t{r} * stage.widest);
     }
     const std::span<const float> own(stage.own, floats);
     const std::span<float> all(stage.all, floats * shard.size);
@@ -418,7 +500,7 @@ Result<void> StepRunner::gather(const AllGatherStage& stage) {
       const std::size_t width = shard_count(stage.width, {rank, shard.size});
       for (std::uint32_t r = 0; r < count; ++r) {
         std::copy_n(stage.all + rank * floats + std::size_t{r} * stage.widest, width,
-                    stage.out.row(first + r) + column);
+                    stage.out.row(gathered_[first + r]) + column);
       }
     }
   }
@@ -434,10 +516,8 @@ void StepRunner::task(const SelectStage& stage, std::uint32_t index, std::uint32
 std::uint32_t StepRunner::tasks(const SampleStage&) const { return row_count(RowSpace::sampled); }
 
 void StepRunner::task(const SampleStage& stage, std::uint32_t index, std::uint32_t thread) {
-  const Row& row = rows_[sampled_[index]];
-  Slot& slot = *row.slot;
-  SLUICE_ASSERT(slot.error || row.position + 1 == slot.token_count,
-                "only a sequence's last token can be followed by a drawn one");
+  if (draws_[index].settled) return;
+  Slot& slot = sampled_slot(index);
   const float* logits = stage.logits.row(index);
   if (batch_->sample_now) {
     (*results_)[index] = draw(slot, {logits, vocabulary_}, {}, sample_scratch_[thread]);

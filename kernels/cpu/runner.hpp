@@ -55,9 +55,22 @@ class StepRunner {
     std::atomic<std::uint32_t> done{0};  ///< how many tasks are done
   };
 
+  /// A sampled row on its way from candidates to a token.
+  struct Draw {
+    Peak peak;  ///< of all ranks' tokens
+    TokenValues adjusted;
+    std::size_t tally_at = 0;  ///< bytes behind the first row's
+    std::size_t tally_bytes = 0;
+    bool settled = false;
+  };
+
   void place(const Batch& batch, std::vector<SlotTokens>& results);
   void run_stages(std::uint32_t thread);
   Result<void> gather(const AllGatherStage& stage);
+  Result<void> meet_peaks(const CandidateStage& stage);
+  Result<void> meet_tallies(const CandidateStage& stage);
+  Tallies tallies(const CandidateStage& stage, std::uint32_t row) const;
+  Slot& sampled_slot(std::uint32_t index) const;
   void note(Result<void> done, std::size_t stage);
   template <class Run>
   void share(Counter& counter, std::uint32_t tasks, Run run);
@@ -78,6 +91,7 @@ class StepRunner {
   std::uint32_t tasks(const GateStage& stage) const;
   std::uint32_t tasks(const SoftCapStage& stage) const;
   std::uint32_t tasks(const AllReduceStage& stage) const;
+  std::uint32_t tasks(const CandidateStage& stage) const;
   std::uint32_t tasks(const AllGatherStage& stage) const;
   std::uint32_t tasks(const SelectStage& stage) const;
   std::uint32_t tasks(const SampleStage& stage) const;
@@ -92,6 +106,7 @@ class StepRunner {
   void task(const GateStage& stage, std::uint32_t index, std::uint32_t thread);
   void task(const SoftCapStage& stage, std::uint32_t index, std::uint32_t thread);
   void task(const AllReduceStage& stage, std::uint32_t index, std::uint32_t thread);
+  void task(const CandidateStage& stage, std::uint32_t index, std::uint32_t thread);
   void task(const AllGatherStage& stage, std::uint32_t index, std::uint32_t thread);
   void task(const SelectStage& stage, std::uint32_t index, std::uint32_t thread);
   void task(const SampleStage& stage, std::uint32_t index, std::uint32_t thread);
@@ -121,6 +136,9 @@ class StepRunner {
   std::vector<SlotTokens>* results_ = nullptr;
   std::vector<Row> rows_;
   std::vector<std::uint32_t> sampled_;  ///< rows
+  std::vector<Draw> draws_;             ///< of these
+  std::vector<std::uint32_t> gathered_;  ///< rows, where not all are
+  std::size_t tally_bytes_ = 0;         ///< of a rank's, all rows
   std::vector<RowGroup> groups_;
 };
 

@@ -2,23 +2,32 @@
 // log-probabilities and errors to the bit, over random rows and sampling parameters, and that every
 // rank comes to the same. Rows are chosen to hurt: equal logits across the borders of parts, NaN,
 // infinities, parts or rows without a token, flat rows. That whole rows are asked for is right only
-// where a list may lack something, so how often they are is checked too. Groups of processes draw
-// that way in tests/kernels/collectives.cpp and tests/model/shards.cpp.
+// where a list may lack something, so how often they are is checked too. Then groups of processes
+// draw that way, against the same rows held for a mask, which are gathered whole; and one leaves in
+// the middle.
 #include "kernels/cpu/candidates.hpp"
 
 #include <algorithm>
+#include <boost/test/results_collector.hpp>
 #include <boost/test/unit_test.hpp>
 #include <cmath>
+#include <cstdio>
 #include <limits>
 #include <memory>
 #include <optional>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "kernels/communicator.hpp"
+#include "tests/kernels/device_ranks.hpp"
+#include "tests/kernels/ranks.hpp"
+#include "tests/kernels/tested.hpp"
 
-namespace sluice::kernels::cpu {
+namespace sluice::kernels::test {
 namespace {
+
+using namespace cpu;  // NOLINT: what is tested
 
 constexpr float nan = std::numeric_limits<float>::quiet_NaN();
 constexpr float infinity = std::numeric_limits<float>::infinity();
@@ -105,6 +114,13 @@ void check_same(const SlotTokens& got, const SlotTokens& due) {
   }
 }
 
+/// In this process.
+std::size_t failed_checks() {
+  namespace unit = boost::unit_test;
+  return unit::results_collector.results(unit::framework::current_test_case_id())
+      .p_assertions_failed;
+}
+
 class Rows {
  public:
   explicit Rows(unsigned seed) : random_(seed) {}
@@ -173,6 +189,123 @@ class Rows {
  private:
   std::mt19937 random_;
 };
+
+/// A rank's place in a group, that counts gathers, and can leave at one.
+class Counted final : public Communicator {
+ public:
+  explicit Counted(std::shared_ptr<Communicator> group, int leave_at = 0)
+      : group_(std::move(group)), leave_at_(leave_at) {}
+
+  int gathers() { return std::exchange(gathers_, 0); }
+
+  Shard shard() const override { return group_->shard(); }
+  std::string name() const override { return group_->name(); }
+  Result<void> all_reduce(std::span<float> values) override { return group_->all_reduce(values); }
+  Result<void> all_gather(std::span<const std::byte> own, std::span<std::byte> all) override {
+    if (++gathers_ == leave_at_) group_->abort("the test leaves");
+    return group_->all_gather(own, all);
+  }
+  Result<void> broadcast(std::span<std::byte> values, std::uint32_t root) override {
+    return group_->broadcast(values, root);
+  }
+  void abort(std::string_view why) override { group_->abort(why); }
+  std::optional<Error> failure() const override { return group_->failure(); }
+
+ private:
+  std::shared_ptr<Communicator> group_;
+  int leave_at_ = 0;
+  int gathers_ = 0;
+};
+
+constexpr std::uint32_t cut_vocabulary = 3001;
+
+/// Sequences that fill the slots.
+struct Texts {
+  std::vector<std::vector<Token>> prompts;
+  std::vector<SamplingParams> sampling;
+
+  Batch open(std::uint32_t generation) const {
+    Batch batch;
+    for (SlotIndex slot = 0; slot < prompts.size(); ++slot) {
+      const auto rows = static_cast<std::uint32_t>(prompts[slot].size());
+      batch.opens.push_back({{slot, generation}, prompts[slot], rows, sampling[slot]});
+      batch.grants.push_back({slot, 0, {3 * slot, 3 * slot + 1, 3 * slot + 2}});
+      batch.segments.push_back({{slot, generation}, 0, rows, Path::prompt, true});
+    }
+    return batch;
+  }
+
+  Batch next(std::uint32_t generation, std::uint32_t drawn, bool last) const {
+    Batch batch;
+    for (SlotIndex slot = 0; slot < prompts.size(); ++slot) {
+      const auto at = static_cast<std::uint32_t>(prompts[slot].size()) + drawn - 1;
+      batch.segments.push_back({{slot, generation}, at, 1, Path::decode, true});
+      if (last) batch.closes.push_back({slot, generation});
+    }
+    return batch;
+  }
+};
+
+/// Draws from rows that were held for masks, which then allow all.
+StepResult run_held(LoadedDevice& device, Batch batch) {
+  std::vector<Mask> masks;
+  for (const Segment& segment : batch.segments) masks.push_back({segment.slot, {}});
+  Batch closing;
+  closing.closes = std::exchange(batch.closes, {});
+  batch.sample_now = false;
+  device.submit(std::move(batch));
+  device.backend->sample(device.ticket, std::move(masks));
+  StepResult result = device.results.take();
+  device.run(std::move(closing));
+  return result;
+}
+
+/// Rounds of six random sequences, drawn in both ways: "ok" and how often a step had how many
+/// gathers.
+std::string draw_in_both_ways(const std::shared_ptr<Communicator>& group) {
+  const TinyModel model = cut(group->shard(), cut_vocabulary);
+  LoadedDevice device(on_cpu(2), model);
+  const auto counted = std::make_shared<Counted>(group);
+  device.join(counted);
+  device.record();
+  Rows rows(3);
+  int steps_of[4] = {};
+  for (std::uint32_t round = 0; round < 40; ++round) {
+    Texts texts;
+    const bool simple = rows.chance(3);
+    for (int i = 0; i < 6; ++i) {
+      std::vector<Token> prompt(1 + rows.below(15));
+      for (Token& t : prompt) t = rows.below(cut_vocabulary);
+      texts.prompts.push_back(std::move(prompt));
+      texts.sampling.push_back(rows.params(cut_vocabulary));
+      if (simple) texts.sampling.back().temperature = 0.0F;
+      if (simple) texts.sampling.back().logprobs = -1;
+    }
+    std::vector<StepResult> both[2];
+    for (const bool held : {false, true}) {
+      const std::uint32_t generation = 2 * round + held;
+      for (std::uint32_t drawn = 0; drawn < 3; ++drawn) {
+        Batch batch = drawn == 0 ? texts.open(generation)
+                                 : texts.next(generation, drawn, drawn == 2);
+        counted->gathers();
+        both[held].push_back(held ? run_held(device, std::move(batch))
+                                  : device.run(std::move(batch)));
+        const int gathers = counted->gathers();
+        if (gathers < 1 || gathers > (held ? 1 : 3)) return fmt::format("{} gathers", gathers);
+        if (!held) ++steps_of[gathers];
+      }
+    }
+    for (std::size_t step = 0; step < 3; ++step) {
+      for (std::size_t i = 0; i < 6; ++i) {
+        SlotTokens got = both[0][step].slots.at(i), due = both[1][step].slots.at(i);
+        got.slot = due.slot;
+        check_same(got, due);
+      }
+    }
+  }
+  if (failed_checks() > 0) return "a check failed";
+  return fmt::format("ok {} {} {}", steps_of[1], steps_of[2], steps_of[3]);
+}
 
 }  // namespace
 
@@ -259,6 +392,42 @@ BOOST_AUTO_TEST_CASE(whole_rows_are_asked_for_where_lists_end_too_high) {
   BOOST_TEST(asks_for_whole(mixed, s));
 }
 
+BOOST_AUTO_TEST_CASE(processes_draw_what_whole_rows_give) {
+  for (const std::uint32_t size : {2U, 3U}) {
+    const auto ends = run_ranks(size, draw_in_both_ways);
+    int steps[3] = {};
+    BOOST_TEST(std::sscanf(ends[0].report.c_str(), "ok %d %d %d", &steps[0], &steps[1],
+                           &steps[2]) == 3,
+               ends[0].report);
+    for (const int count : steps) BOOST_TEST(count > 10, ends[0].report);
+    check_all(ends, ends[0].report);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_step_fails_where_a_rank_leaves_it) {
+  for (const int at : {1, 2, 3}) {
+    check_ok(run_ranks(2, [&](const auto& group) -> std::string {
+      const auto renewed = another_group(group);
+      const TinyModel model = cut(group->shard(), cut_vocabulary);
+      LoadedDevice device(on_cpu(2), model);
+      device.join(std::make_shared<Counted>(group, group->shard().rank == 1 ? at : 0));
+      device.record();
+      SamplingParams flat;
+      flat.top_k = 400;  // more than any list: three gathers
+      const Texts texts{{{5, 7, 11}}, {flat}};
+      const StepResult failed = device.run(texts.open(1));
+      if (!failed.failed || !failed.slots.empty()) return "a step ended without its group";
+      if (failed.error.code != ErrorCode::unavailable) return failed.error.message;
+      if (failed.error.message.find("all_gather: ") == std::string::npos) {
+        return failed.error.message;
+      }
+      device.join(renewed);
+      const StepResult after = device.run(texts.open(2));
+      return after.failed ? after.error.message : "ok";
+    }));
+  }
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 
-}  // namespace sluice::kernels::cpu
+}  // namespace sluice::kernels::test

@@ -23,11 +23,11 @@ inline std::string pretended(const char* state) {
 
 /// The tiny model with a vocabulary that is cut over the ranks, embedding and logits alike. Sums of
 /// an embedding and zeros, and products of the same rows, are those of one device to the bit.
-inline TinyModel cut(const Shard& shard) {
-  TinyModel model = tiny_model({.vocabulary = 301});
+inline TinyModel cut(const Shard& shard, std::uint32_t vocabulary = 301) {
+  TinyModel model = tiny_model({.vocabulary = vocabulary});
   StepProgram& program = model.program;
-  const std::uint32_t first = shard_begin(301, shard.rank, shard.size);
-  const std::uint32_t count = shard_count(301, shard);
+  const std::uint32_t first = shard_begin(vocabulary, shard.rank, shard.size);
+  const std::uint32_t count = shard_count(vocabulary, shard);
   const auto keep = [&](Weight weight) {
     Tensor& tensor = model.tensors[weight.index];
     const std::size_t row = tensor.bytes.size() / tensor.host.rows;

@@ -72,6 +72,7 @@ class LoadedModel {
       results_.push_back(std::move(result));
       arrived_.notify_one();
     }));
+    group_ = group;
     kernels::PoolShape pool;
     pool.layers = config.layers;
     const Shard shard = group == nullptr ? Shard{} : group->shard();
@@ -115,8 +116,10 @@ class LoadedModel {
   /// Runs one step, which may fail.
   kernels::StepResult step(const std::vector<Part>& parts) { return step(decoder.program, parts); }
 
-  /// The logits of the last step's n-th sampled row.
+  /// The logits of the last step's n-th sampled row. All ranks of a group call it: each has those
+  /// of its own tokens.
   std::vector<float> sampled_logits(std::size_t n) {
+    if (group_ != nullptr && group_->shard().size > 1) return gathered_logits(n);
     auto rows = read(decoder.program, decoder.logits, n + 1);
     rows.erase(rows.begin(), rows.end() - static_cast<std::ptrdiff_t>(config.vocabulary));
     return rows;
@@ -146,6 +149,25 @@ class LoadedModel {
   std::unique_ptr<kernels::Backend> backend;  ///< declared after what it reads in place
 
  private:
+  std::vector<float> gathered_logits(std::size_t n) {
+    const Shard shard = group_->shard();
+    const auto gather = std::get<kernels::AllGather>(*(decoder.steps.ops.end() - 2));
+    const std::uint32_t width = decoder.steps.buffers[gather.in.index].width;
+    const std::size_t widest = (config.vocabulary + shard.size - 1) / shard.size;
+    std::vector<float> own((n + 1) * width), all(shard.size * widest), row;
+    BOOST_REQUIRE(backend->read(decoder.program, gather.in, own).has_value());
+    own.erase(own.begin(), own.end() - width);
+    own.resize(widest);
+    BOOST_REQUIRE(group_->all_gather(std::as_bytes(std::span(own)),
+                                     std::as_writable_bytes(std::span(all))).has_value());
+    for (std::uint32_t rank = 0; rank < shard.size; ++rank) {
+      const std::uint32_t count = kernels::shard_count(config.vocabulary, {rank, shard.size});
+      const auto from = all.begin() + static_cast<std::ptrdiff_t>(rank * widest);
+      row.insert(row.end(), from, from + count);
+    }
+    return row;
+  }
+
   /// What comes after the selection, over all rows of the batch instead.
   void record_every_row() {
     kernels::StepProgram steps = decoder.steps;
@@ -216,6 +238,7 @@ class LoadedModel {
     return values;
   }
 
+  std::shared_ptr<kernels::Communicator> group_;
   kernels::ProgramId every_row_;
   kernels::Buffer row_logits_;
   std::uint32_t slot_blocks_ = 0;

@@ -191,6 +191,7 @@ std::string compare_with_one_rank(kernels::GroupStart& start,
     const Drawn drawn = draw(model, prompts[p]);
     for (std::size_t i = 0; i < drawn_tokens; ++i) {
       ++steps;
+      if (drawn.tokens[i] != best_of(drawn.logits[i]).token) return "not the best token";
       for (std::size_t t = 0; t < drawn.logits[i].size(); ++t) {
         deviation.add(double{drawn.logits[i][t]} - double{alone[p].logits[i][t]});
       }
