@@ -3,7 +3,8 @@
 // `--sealed`: as between hosts, where every message is encrypted. `--gpu`: what a decode step's
 // sums take on GPUs, as we take them and as the library does; of one rank unless told otherwise, of
 // several with a GPU each, or with one together if NCCL lets them.
-//   sluice-bench-collectives [--ranks 2,3] [--rounds N] [--sealed] [--model FILE [--rows 1,16]]
+//   sluice-bench-collectives [--ranks 2,3] [--rounds N] [--sealed] [--model FILE [--rows 1,16]
+//                            [--temperature 0] [--top-k 0] [--top-p 1]]
 //   sluice-bench-collectives --gpu [--ranks 1] [--rows 1,2,4] [--widths 4096,8192] [--device N]
 //                            [--share-device] [--json]
 
@@ -100,6 +101,7 @@ struct Options {
   int rounds = 4000;
   std::string model;
   std::vector<std::uint32_t> rows = {1, 16};
+  SamplingParams sampling;
   bool sealed = false;
   bool gpu = false;
   sluice::bench::GpuSums gpu_sums;
@@ -109,7 +111,7 @@ struct Options {
 bool measure_model(const std::shared_ptr<Communicator>& group, const Options& options) {
   for (const std::uint32_t rows : options.rows) {
     const auto steps = static_cast<std::uint32_t>(std::min(options.rounds, 200));
-    const auto step_us = sluice::bench::measure_steps(options.model, group, rows, steps);
+    const auto step_us = sluice::bench::measure_steps(options.model, group, rows, steps, options.sampling);
     if (!step_us) {
       fmt::print(stderr, "{}\n", step_us.error().message);
       return false;
@@ -176,6 +178,7 @@ bool run(std::uint32_t size, const Options& options) {
 
 int main(int count, char** arguments) {
   Options options;
+  options.sampling.temperature = 0;
   const auto numbers = [](const char* text) {
     std::vector<std::uint32_t> list;
     for (char* end = nullptr; *text != '\0'; text = *end == ',' ? end + 1 : end) {
@@ -203,13 +206,20 @@ int main(int count, char** arguments) {
       options.model = value;
     } else if (argument == "--rows") {
       options.rows = options.gpu_sums.rows = numbers(value);
+    } else if (argument == "--temperature") {
+      options.sampling.temperature = std::strtof(value, nullptr);
+    } else if (argument == "--top-k") {
+      options.sampling.top_k = static_cast<std::uint32_t>(std::strtoul(value, nullptr, 10));
+    } else if (argument == "--top-p") {
+      options.sampling.top_p = std::strtof(value, nullptr);
     } else if (argument == "--widths") {
       options.gpu_sums.widths = numbers(value);
     } else if (argument == "--device") {
       options.gpu_sums.device = static_cast<std::uint32_t>(std::strtoul(value, nullptr, 10));
     } else {
       fmt::print("usage: sluice-bench-collectives [--ranks 2,3] [--rounds N] [--sealed] "
-                 "[--model FILE [--rows 1,16]]\n"
+                 "[--model FILE [--rows 1,16]\n"
+                 "                                [--temperature 0] [--top-k 0] [--top-p 1]]\n"
                  "       sluice-bench-collectives --gpu [--ranks 1] [--rows 1,2,4] "
                  "[--widths 4096,8192]\n"
                  "                                [--device N] [--share-device] [--json]\n");

@@ -32,7 +32,8 @@ struct Inbox {
 
 Result<double> measure_steps(const std::string& model,
                              const std::shared_ptr<kernels::Communicator>& group,
-                             std::uint32_t rows, std::uint32_t steps) {
+                             std::uint32_t rows, std::uint32_t steps,
+                             const kernels::SamplingParams& sampling) {
   auto file = model::open_checkpoint(model);
   if (!file) return tl::unexpected(file.error());
   auto config = (*file)->config();
@@ -64,8 +65,8 @@ Result<double> measure_steps(const std::string& model,
     kernels::Batch batch;
     for (std::uint32_t slot = 0; slot < rows; ++slot) {
       if (step == 0) {
-        kernels::SlotOpen open{{slot, 1}, {}, prompt_tokens, {}};
-        open.sampling.temperature = 0;
+        kernels::SlotOpen open{{slot, 1}, {}, prompt_tokens, sampling};
+        open.sampling.seed = slot;
         for (Token t = 0; t < prompt_tokens; ++t) open.tokens.push_back(100 + 31 * t + slot);
         batch.opens.push_back(std::move(open));
         kernels::BlockGrant grant{slot, 0, {}};

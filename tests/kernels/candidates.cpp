@@ -378,9 +378,9 @@ BOOST_AUTO_TEST_CASE(whole_rows_are_asked_for_where_lists_end_too_high) {
   s.min_p = 0.5F;  // of a list's end too, so that none behind it counts
   BOOST_TEST(!asks_for_whole(mixed, s));
   s = {};
-  s.top_p = 0.6F;  // exp(-1.28) is behind the first rank's list, and 0.28 of the mass
+  s.top_p = 0.4F;  // 1 - exp(-0.64) = 0.47 of the mass is in the first rank's list
   BOOST_TEST(!asks_for_whole(falling, s));
-  s.top_p = 0.8F;
+  s.top_p = 0.6F;
   BOOST_TEST(asks_for_whole(falling, s));
   BOOST_TEST(!asks_for_whole(mixed, s));
   s.top_k = 2;
