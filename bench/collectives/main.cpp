@@ -84,8 +84,8 @@ bool measure(Communicator& group, int rounds) {
     const int count = bytes > 100'000 ? rounds / 4 : rounds;
     const auto reduce_us = times_us(count, [&] { return group.all_reduce(values); });
     if (reduce_us.empty()) return false;
-    const auto gather_us = times_us(
-        count, [&] { return group.all_gather(std::as_bytes(std::span(values)), all); });
+    const auto gather_us =
+        times_us(count, [&] { return group.all_gather(std::as_bytes(std::span(values)), all); });
     if (gather_us.empty()) return false;
     if (shard.rank != 0) continue;
     fmt::print("{:5} {:9} {:13.1f} {:8.1f} {:13.1f} {:8.1f}\n", shard.size, bytes,
@@ -111,7 +111,8 @@ struct Options {
 bool measure_model(const std::shared_ptr<Communicator>& group, const Options& options) {
   for (const std::uint32_t rows : options.rows) {
     const auto steps = static_cast<std::uint32_t>(std::min(options.rounds, 200));
-    const auto step_us = sluice::bench::measure_steps(options.model, group, rows, steps, options.sampling);
+    const auto step_us =
+        sluice::bench::measure_steps(options.model, group, rows, steps, options.sampling);
     if (!step_us) {
       fmt::print(stderr, "{}\n", step_us.error().message);
       return false;
@@ -217,12 +218,13 @@ int main(int count, char** arguments) {
     } else if (argument == "--device") {
       options.gpu_sums.device = static_cast<std::uint32_t>(std::strtoul(value, nullptr, 10));
     } else {
-      fmt::print("usage: sluice-bench-collectives [--ranks 2,3] [--rounds N] [--sealed] "
-                 "[--model FILE [--rows 1,16]\n"
-                 "                                [--temperature 0] [--top-k 0] [--top-p 1]]\n"
-                 "       sluice-bench-collectives --gpu [--ranks 1] [--rows 1,2,4] "
-                 "[--widths 4096,8192]\n"
-                 "                                [--device N] [--share-device] [--json]\n");
+      fmt::print(
+          "usage: sluice-bench-collectives [--ranks 2,3] [--rounds N] [--sealed] "
+          "[--model FILE [--rows 1,16]\n"
+          "                                [--temperature 0] [--top-k 0] [--top-p 1]]\n"
+          "       sluice-bench-collectives --gpu [--ranks 1] [--rows 1,2,4] "
+          "[--widths 4096,8192]\n"
+          "                                [--device N] [--share-device] [--json]\n");
       return argument == "--help" ? 0 : 2;
     }
     ++i;

@@ -11,8 +11,8 @@
 namespace sluice::bench {
 
 /// Decodes `steps` tokens of each of `rows` sequences, all in one batch, with one thread, each by
-/// `sampling` with a seed of its own; gives the median step's time in microseconds. Every rank calls
-/// it.
+/// `sampling` with a seed of its own; gives the median step's time in microseconds. Every rank
+/// calls it.
 Result<double> measure_steps(const std::string& model,
                              const std::shared_ptr<kernels::Communicator>& group,
                              std::uint32_t rows, std::uint32_t steps,
