@@ -17,8 +17,9 @@
 namespace sluice::kernels::cpu {
 
 /// Tokens of a rank's list where top-k or top-p asks for one. Longer ones are seldom needed and
-/// take time to make: of 64, 128, 256 and 512, 64 gave the shortest steps at top-p 0.9 and temperature
-/// 0.7 (18.5, 19.5, 20.8 and 24.2 ms for 16 rows of SmolLM2-135M on three ranks, sealed).
+/// take time to make: of 64, 128, 256 and 512, 64 gave the shortest steps at top-p 0.9 and
+/// temperature 0.7 (18.5, 19.5, 20.8 and 24.2 ms for 16 rows of SmolLM2-135M on three ranks,
+/// sealed).
 inline constexpr std::size_t list_tokens_max = 64;
 
 /// What a rank tells of a row first.
