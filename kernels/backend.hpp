@@ -210,6 +210,8 @@ struct DeviceInfo {
   std::uint32_t int8_block_columns = 0;
   /// Products round their input and weights to bf16, but for float32 weights.
   bool bf16_products = false;
+  /// Products with bf16 weights round their input to bf16, and take denormals for zeros.
+  bool bf16_inputs = false;
   /// Attention rounds queries to f16, multiplied by its scale and log2(e), or by scale / soft_cap.
   bool half_queries = false;
   std::uint32_t threads = 0;

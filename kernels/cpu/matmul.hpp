@@ -1,8 +1,10 @@
 #pragma once
 // Products of packed weights with activations; sixteen results at once, a lane each, and every
 // result in one order whatever the number of rows, threads or the instruction set:
-//   float32, float16, bfloat16   one chain of fused multiply-adds over the columns (matmul_float)
-//   quantized                    block by block of 32 columns, with fused multiply-adds,
+//   float32, float16   one chain of fused multiply-adds over the columns (matmul_float)
+//   bfloat16           the same with x rounded to bfloat16, of each pair of columns the odd one
+//                      first, denormals taken for zeros (matmul_bf16)
+//   quantized          block by block of 32 columns, with fused multiply-adds,
 //     d * (step_a * (q . x_a) + step_b * (q . x_b)) + m * (sum of x)            (matmul_int8)
 // a and b being the block's halves, x rounded to int8, q . x exact integers; Q6_K, whose halves
 // have scales of their own, adds them apart, and Q4_0 and Q8_0, whose m is -8 d and -128 d, take q
@@ -11,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cpu/narrow.hpp"
 #include "kernels/cpu/packed.hpp"
 #include "kernels/cpu/quantize.hpp"
 #include "kernels/program.hpp"
@@ -40,11 +43,26 @@ struct RowView {
   float* row(std::size_t r) const { return data + r * stride; }
 };
 
+/// Rows rounded for each kind of product that reads them; without data where none does.
+struct RoundedRows {
+  QuantizedView int8;
+  NarrowView bf16;
+};
+
+/// Rounds columns [first, last) of row x into row r; `first` is a multiple of row_quantum and
+/// `last` one too or the row's end, behind which x is padded to one.
+inline void round_row(const float* x, std::uint32_t first, std::uint32_t last,
+                      const RoundedRows& to, std::size_t r) {
+  if (to.int8.data != nullptr) quantize(x, first, last, to.int8, r);
+  if (to.bf16.data == nullptr) return;
+  narrow(x, first, static_cast<std::uint32_t>(padded(last)), to.bf16, r);
+}
+
 struct Product {
   const PackedWeight* weight = nullptr;
   const float* bias = nullptr;  ///< [weight rows, rounded up to strips] or none
   RowView in;                   ///< padded to row_quantum with zeros
-  QuantizedView rounded;        ///< the same rounded, where the weight is quantized
+  RoundedRows rounded;          ///< the same as the weight's format reads it
   RowView out;                  ///< starts at the product's first column
   bool accumulate = false;
 };

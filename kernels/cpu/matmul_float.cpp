@@ -36,20 +36,6 @@ struct ColumnF16 {
   }
 };
 
-struct ColumnBF16 {
-  static constexpr std::size_t beside = cpu::packed_layout(Format::bf16).beside;
-  static HWY_INLINE Lanes widen(Bytes at) {
-    const hn::Rebind<std::uint16_t, F> u16;
-    Lanes v;
-    unroll<parts>([&](auto i) SLUICE_INLINE {
-      const auto narrow =
-          hn::LoadU(u16, reinterpret_cast<const std::uint16_t*>(at) + i * part_lanes);
-      v.part[i] = hn::BitCast(F(), hn::ShiftLeft<16>(hn::PromoteTo(I(), narrow)));
-    });
-    return v;
-  }
-};
-
 // Register tile: strips x activation rows, as many chains as leave room for the loads.
 #if HWY_CAP_GE512
 constexpr std::size_t tile_strips = 2, tile_rows = 12;  // 24 of 32 registers
@@ -127,8 +113,7 @@ void multiply_float(const Product& p, std::uint32_t rows, std::uint32_t first,
   switch (p.weight->format) {
     case Format::f32: return run(ColumnF32());
     case Format::f16: return run(ColumnF16());
-    case Format::bf16: return run(ColumnBF16());
-    default: SLUICE_ASSERT(false, "a quantized format");
+    default: SLUICE_ASSERT(false, "a format that rounds activations");
   }
 }
 
@@ -148,8 +133,11 @@ void multiply_float(const Product& product, std::uint32_t rows, std::uint32_t fi
 
 void multiply(const Product& product, std::uint32_t rows, std::uint32_t first,
               std::uint32_t last) {
-  if (is_rounded(product.weight->format)) return multiply_int8(product, rows, first, last);
-  multiply_float(product, rows, first, last);
+  switch (activations_of(product.weight->format)) {
+    case Activations::f32: return multiply_float(product, rows, first, last);
+    case Activations::bf16: return multiply_bf16(product, rows, first, last);
+    case Activations::int8: return multiply_int8(product, rows, first, last);
+  }
 }
 
 }  // namespace cpu

@@ -164,7 +164,7 @@ template <class Kind, std::size_t N>
 HWY_NOINLINE void multiply_tile(const Product& p, std::size_t r, std::uint32_t first,
                                 std::uint32_t last) {
   const QuantizedBlock* x[N];
-  for (std::size_t n = 0; n < N; ++n) x[n] = p.rounded.row(r + n);
+  for (std::size_t n = 0; n < N; ++n) x[n] = p.rounded.int8.row(r + n);
   for (std::uint32_t s = first; s < last; ++s) {
     Lanes sums[N];
     multiply_strip<Kind, N>(*p.weight, s, x, sums);
@@ -196,7 +196,7 @@ HWY_NOINLINE void multiply_pair(const Product& p, std::size_t tile, std::uint32_
   unroll<S * N>([&](auto i) SLUICE_INLINE { sums[i] = set(0.0F); });
   Cursor<Kind, S> at(*p.weight, strip);
   const QuantizedBlock* x[N];
-  for (std::size_t n = 0; n < N; ++n) x[n] = p.rounded.row(r + n);
+  for (std::size_t n = 0; n < N; ++n) x[n] = p.rounded.int8.row(r + n);
   const std::size_t blocks = p.weight->blocks();
   for (std::size_t b = 0; b < blocks; ++b) {
     at.enter(b);

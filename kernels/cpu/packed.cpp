@@ -138,12 +138,19 @@ void write_row(Bytes row, std::uint32_t r, const PackedWeight& weight, std::uint
   }
 }
 
-/// Row `r` of a strip of floats.
+/// Row `r` of a strip of float32 or float16.
 template <class Element>
 void write_floats(Bytes row, std::uint32_t r, std::uint32_t cols, std::uint8_t* to) {
   for (std::size_t c = 0; c < cols; ++c) {
     std::memcpy(to + c * column_bytes + r * sizeof(Element), row + c * sizeof(Element),
                 sizeof(Element));
+  }
+}
+
+/// Row `r` of a strip of bfloat16.
+void write_pairs(Bytes row, std::uint32_t r, std::uint32_t cols, std::uint8_t* to) {
+  for (std::size_t c = 0; c < cols; c += 2) {
+    std::memcpy(to + c / 2 * pair_bytes + r * 4, row + c * 2, c + 1 < cols ? 4 : 2);
   }
 }
 
@@ -156,7 +163,7 @@ PackedWeight PackedWeight::of(const WeightShape& shape) {
   weight.rows = shape.rows;
   weight.cols = shape.cols;
   const std::size_t blocks = weight.blocks();
-  if (is_rounded(shape.format)) {
+  if (layout.scale_bytes != 0) {
     weight.quants_at = (layout.scale_at(blocks - 1) + layout.scale_bytes + 63) / 64 * 64;
   }
   weight.strip_bytes = weight.quants_at + blocks * layout.quant_bytes;
@@ -171,8 +178,8 @@ void PackedWeight::fill(std::uint32_t index, const std::byte* rows_in_file,
     Bytes row = reinterpret_cast<Bytes>(rows_in_file) + (first + r) * row_stride;
     switch (format) {
       case Format::f32: write_floats<std::uint32_t>(row, r, cols, to); break;
-      case Format::f16:
-      case Format::bf16: write_floats<std::uint16_t>(row, r, cols, to); break;
+      case Format::f16: write_floats<std::uint16_t>(row, r, cols, to); break;
+      case Format::bf16: write_pairs(row, r, cols, to); break;
       case Format::q4_0: write_row<Format::q4_0>(row, r, *this, to); break;
       case Format::q4_1: write_row<Format::q4_1>(row, r, *this, to); break;
       case Format::q5_0: write_row<Format::q5_0>(row, r, *this, to); break;

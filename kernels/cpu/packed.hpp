@@ -4,10 +4,11 @@
 // many bytes as in the file (the K formats' scales take 3% more).
 //
 // A strip is sixteen rows, zeros beyond the last row and the last column. A block is 32 columns.
-// Floats lie column by column, sixteen rows each; of 16 bits, two strips side by side, so that
-// a column fills a line. A quantized strip has first the scales of all its
-// blocks, then, at a multiple of 64 bytes, the quants. Of a block, vector j of 0..7 means
-// columns 4j .. 4j + 3, byte 4 r + i being column 4j + i of row r:
+// float32 and float16 lie column by column, sixteen rows each; float16 with two strips side by
+// side, so that a column fills a line. bfloat16 lies by pairs of columns, row r's two in word r,
+// the even column below, which is a line; two strips' lines side by side. A quantized strip has
+// first the scales of all its blocks, then, at a multiple of 64 bytes, the quants. Of a block,
+// vector j of 0..7 means columns 4j .. 4j + 3, byte 4 r + i being column 4j + i of row r:
 //   nibbles   4 vectors; vector j in the low half of vector j % 4's bytes, 4 + j in the high half
 //   bytes     8 vectors, the signed value plus 128
 //   5th bits  8 words of 64 bits, one a vector, bit 4 r + i for byte 4 r + i
@@ -25,14 +26,18 @@ namespace sluice::kernels::cpu {
 inline constexpr std::uint32_t strip_rows = 16;
 inline constexpr std::uint32_t block_cols = 32;
 
-/// From one column of a strip of floats to its next.
+/// From one column of a strip of float32 or float16 to its next.
 inline constexpr std::uint32_t column_bytes = 64;
+
+/// From one pair of columns of a strip of bfloat16 to its next.
+inline constexpr std::uint32_t pair_bytes = 128;
 
 struct PackedLayout {
   std::uint32_t quant_bytes = 0;  ///< of a block, for sixteen rows
   std::uint32_t scale_bytes = 0;  ///< of a block
   std::uint32_t head_bytes = 0;   ///< of eight blocks, before their scales
   std::uint32_t beside = 1;       ///< strips whose columns lie interleaved
+  std::uint32_t beside_bytes = 0; ///< from one of them to the next
 
   constexpr std::size_t scale_at(std::size_t block) const {
     const std::size_t heads = head_bytes == 0 ? 0 : block / 8 + 1;
@@ -51,15 +56,22 @@ constexpr PackedLayout packed_layout(Format format) {
     case Format::q5_k: return {256 + 64, 32, 64};
     case Format::q6_k: return {256 + 128, 32, 32};
     case Format::f32: return {2048, 0, 0};
-    case Format::f16:
-    case Format::bf16: return {1024, 0, 0, 2};
+    case Format::f16: return {1024, 0, 0, 2, column_bytes / 2};
+    case Format::bf16: return {1024, 0, 0, 2, pair_bytes / 2};
   }
   return {};
 }
 
-/// Whether products with weights of this format round their activations (quantize.hpp).
-constexpr bool is_rounded(Format format) {
-  return format != Format::f32 && format != Format::f16 && format != Format::bf16;
+/// As what products with weights of a format read their activations.
+enum class Activations : std::uint8_t {
+  f32,   ///< as they are
+  bf16,  ///< narrow.hpp
+  int8,  ///< quantize.hpp
+};
+
+constexpr Activations activations_of(Format format) {
+  if (format == Format::f32 || format == Format::f16) return Activations::f32;
+  return format == Format::bf16 ? Activations::bf16 : Activations::int8;
 }
 
 /// A weight in strips.
@@ -91,7 +103,7 @@ struct PackedWeight {
  private:
   std::size_t strip_at(std::uint32_t index) const {
     const std::uint32_t among = index % beside();
-    return (index - among) * strip_bytes + among * (column_bytes / beside());
+    return (index - among) * strip_bytes + among * packed_layout(format).beside_bytes;
   }
 };
 

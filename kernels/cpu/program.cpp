@@ -48,15 +48,20 @@ class Compiler {
     }
     rounded_.resize(steps_.buffers.size());
     writers_.resize(steps_.buffers.size());
-    std::vector<std::size_t> rounded_at(steps_.buffers.size());
+    std::vector<std::size_t> int8_at(steps_.buffers.size()), bf16_at(steps_.buffers.size());
     for (const Op& op : steps_.ops) {
       const auto* linear = std::get_if<Linear>(&op);
-      if (linear == nullptr || !is_rounded(weights_[linear->weight.index].format)) continue;
+      if (linear == nullptr) continue;
+      const Activations read = activations_of(weights_[linear->weight.index].format);
+      if (read == Activations::f32) continue;
       const BufferShape& in = steps_.buffers[linear->in.index];
-      std::size_t& at = rounded_at[linear->in.index];
+      const bool int8 = read == Activations::int8;
+      std::size_t& at = (int8 ? int8_at : bf16_at)[linear->in.index];
       if (at != 0) continue;
       at = floats;
-      floats += rows_max(pool_, in.rows) * QuantizedView::row_bytes(in.width) / sizeof(float);
+      const std::size_t row = int8 ? QuantizedView::row_bytes(in.width)
+                                   : padded(in.width) * sizeof(std::uint16_t);
+      floats += rows_max(pool_, in.rows) * row / sizeof(float);
     }
     angles_end_ = floats;
     for (const Op& op : steps_.ops) {  // at most one table of angles an operation
@@ -80,10 +85,16 @@ class Compiler {
       program_.views_.push_back(
           {program_.arena_.as<float>() + offsets[i], padded(steps_.buffers[i].width)});
     }
-    for (std::size_t i = 0; i < rounded_at.size(); ++i) {
-      if (rounded_at[i] == 0) continue;
-      rounded_[i] = {program_.arena_.as<std::byte>() + rounded_at[i] * sizeof(float),
-                     steps_.buffers[i].width};
+    auto* arena_floats = program_.arena_.as<float>();
+    for (std::size_t i = 0; i < steps_.buffers.size(); ++i) {
+      const std::uint32_t width = steps_.buffers[i].width;
+      if (int8_at[i] != 0) {
+        rounded_[i].int8 = {reinterpret_cast<std::byte*>(arena_floats + int8_at[i]), width};
+      }
+      if (bf16_at[i] != 0) {
+        rounded_[i].bf16 = {reinterpret_cast<std::uint16_t*>(arena_floats + bf16_at[i]),
+                            static_cast<std::uint32_t>(padded(width))};
+      }
     }
     return {};
   }
@@ -140,27 +151,29 @@ class Compiler {
     program_.stages_.push_back(std::move(stage));
   }
 
-  /// The buffer as rounded rows: by the stage that wrote it last if that can, else by one more.
-  QuantizedView rounded(Buffer buffer) {
-    const QuantizedView view = rounded_[buffer.index];
+  /// The buffer as rounded rows, of each kind that any product reads: by the stage that wrote it
+  /// last if that can, else by one more.
+  RoundedRows rounded(Buffer buffer) {
+    const RoundedRows rows = rounded_[buffer.index];
     std::optional<std::size_t>& writer = writers_[buffer.index];
-    if (writer == rounded_already) return view;
-    const bool done = writer && std::visit([&](auto& stage) { return round(stage, view); },
+    if (writer == rounded_already) return rows;
+    const bool done = writer && std::visit([&](auto& stage) { return round(stage, rows); },
                                            program_.stages_[*writer]);
     if (!done) {
-      program_.stages_.push_back(QuantizeStage{shape(buffer).rows, this->view(buffer), view});
+      program_.stages_.push_back(
+          RoundStage{shape(buffer).rows, view(buffer), shape(buffer).width, rows});
     }
     writer = rounded_already;
-    return view;
+    return rows;
   }
 
   template <class AnyStage>
-  static bool round(AnyStage& stage, const QuantizedView& view) {
+  static bool round(AnyStage& stage, const RoundedRows& rows) {
     if constexpr (requires { stage.rounded; }) {
       if constexpr (std::is_same_v<AnyStage, AttentionStage>) {
         if (stage.work.shape.head_dim % block_cols != 0) return false;  // heads would share a block
       }
-      stage.rounded = view;
+      stage.rounded = rows;
       return true;
     }
     return false;
@@ -185,7 +198,8 @@ class Compiler {
     const CpuWeight& weight = weights_[op.weight.index];
     const float* bias = op.bias ? vector(*op.bias) : nullptr;
     const RowView out{view(op.out).data + op.out_column, view(op.out).stride};
-    const QuantizedView in = is_rounded(weight.format) ? rounded(op.in) : QuantizedView{};
+    const bool rounds = activations_of(weight.format) != Activations::f32;
+    const RoundedRows in = rounds ? rounded(op.in) : RoundedRows{};
     if (!beside_last(op)) program_.stages_.push_back(LinearStage{shape(op.in).rows, {}});
     auto& stage = std::get<LinearStage>(program_.stages_.back());
     stage.products.push_back({weight.packed, bias, view(op.in), in, out, op.accumulate});
@@ -315,7 +329,7 @@ class Compiler {
   std::size_t index_ = 0;
   std::vector<std::size_t> beside_;  ///< products of the last stage, as operations
   std::vector<Angles> angles_;
-  std::vector<QuantizedView> rounded_;  ///< of each buffer that a packed product reads
+  std::vector<RoundedRows> rounded_;  ///< of each buffer that a product reads so
   /// The stage that wrote a buffer's whole rows last, or that they are rounded already.
   std::vector<std::optional<std::size_t>> writers_;
   static constexpr std::size_t rounded_already = SIZE_MAX;

@@ -32,7 +32,7 @@ struct NormStage {
   float epsilon = 0.0F;
   RowView out;
   bool accumulate = false;
-  QuantizedView rounded;  ///< of `out`, where a product reads it so
+  RoundedRows rounded;  ///< of `out`, where a product reads it so
 };
 
 /// Products that run side by side, such as q, k and v of one input.
@@ -42,10 +42,11 @@ struct LinearStage {
 };
 
 /// Rounds rows that no stage rounds as it writes them.
-struct QuantizeStage {
+struct RoundStage {
   RowSpace space = RowSpace::batch;
   RowView in;
-  QuantizedView rounded;
+  std::uint32_t width = 0;
+  RoundedRows rounded;
 };
 
 /// Cosines and sines of the rows' positions: once a step, for all layers.
@@ -70,7 +71,7 @@ struct RopeStage {
 
 struct AttentionStage {
   AttentionWork work;
-  QuantizedView rounded;
+  RoundedRows rounded;
 };
 
 struct GateStage {
@@ -79,7 +80,7 @@ struct GateStage {
   Activation activation = Activation::silu;
   std::uint32_t width = 0;
   RowView out;
-  QuantizedView rounded;
+  RoundedRows rounded;
 };
 
 struct SoftCapStage {
@@ -138,7 +139,7 @@ struct SampleStage {
   RowView logits;
 };
 
-using Stage = std::variant<EmbedStage, NormStage, LinearStage, QuantizeStage, AnglesStage,
+using Stage = std::variant<EmbedStage, NormStage, LinearStage, RoundStage, AnglesStage,
                            RopeStage, AttentionStage, GateStage, SoftCapStage, AllReduceStage,
                            CandidateStage, AllGatherStage, SelectStage, SampleStage>;
 

@@ -229,9 +229,7 @@ void StepRunner::task(const NormStage& stage, std::uint32_t index, std::uint32_t
   for (std::uint32_t r = index * chunk; r < std::min(rows, (index + 1) * chunk); ++r) {
     norm_row(stage.in.row(r), stage.gain, stage.width, stage.epsilon, stage.accumulate,
              stage.out.row(r));
-    if (stage.rounded.data != nullptr) {
-      quantize(stage.out.row(r), 0, stage.width, stage.rounded, r);
-    }
+    round_row(stage.out.row(r), 0, stage.width, stage.rounded, r);
   }
 }
 
@@ -260,16 +258,16 @@ void StepRunner::task(const LinearStage& stage, std::uint32_t index, std::uint32
   }
 }
 
-std::uint32_t StepRunner::tasks(const QuantizeStage& stage) const {
+std::uint32_t StepRunner::tasks(const RoundStage& stage) const {
   const std::uint32_t rows = row_count(stage.space);
   return divide_up(rows, row_chunk(rows));
 }
 
-void StepRunner::task(const QuantizeStage& stage, std::uint32_t index, std::uint32_t) {
+void StepRunner::task(const RoundStage& stage, std::uint32_t index, std::uint32_t) {
   const std::uint32_t rows = row_count(stage.space);
   const std::uint32_t chunk = row_chunk(rows);
   for (std::uint32_t r = index * chunk; r < std::min(rows, (index + 1) * chunk); ++r) {
-    quantize(stage.in.row(r), 0, stage.rounded.cols, stage.rounded, r);
+    round_row(stage.in.row(r), 0, stage.width, stage.rounded, r);
   }
 }
 
@@ -346,10 +344,9 @@ void StepRunner::task(const AttentionStage& stage, std::uint32_t index, std::uin
   group.head = kv_head * shared + first;
   group.heads = std::min(heads, shared - first);
   attend(stage.work, kv_, group, scratch_[thread].as<float>());
-  if (stage.rounded.data == nullptr) return;
   for (std::uint32_t r = group.row; r < group.row + group.rows; ++r) {
-    quantize(stage.work.out.row(r), group.head * shape.head_dim,
-             (group.head + group.heads) * shape.head_dim, stage.rounded, r);
+    round_row(stage.work.out.row(r), group.head * shape.head_dim,
+              (group.head + group.heads) * shape.head_dim, stage.rounded, r);
   }
 }
 
@@ -363,7 +360,7 @@ void StepRunner::task(const GateStage& stage, std::uint32_t index, std::uint32_t
   const std::uint32_t first = index % per_row * gate_columns;
   const std::uint32_t last = std::min(stage.width, first + gate_columns);
   gate_row(stage.in.row(r), stage.activation, stage.width, first, last, stage.out.row(r));
-  if (stage.rounded.data != nullptr) quantize(stage.out.row(r), first, last, stage.rounded, r);
+  round_row(stage.out.row(r), first, last, stage.rounded, r);
 }
 
 std::uint32_t StepRunner::tasks(const SoftCapStage& stage) const {

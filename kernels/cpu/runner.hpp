@@ -84,7 +84,7 @@ class StepRunner {
   std::uint32_t tasks(const EmbedStage& stage) const;
   std::uint32_t tasks(const NormStage& stage) const;
   std::uint32_t tasks(const LinearStage& stage) const;
-  std::uint32_t tasks(const QuantizeStage& stage) const;
+  std::uint32_t tasks(const RoundStage& stage) const;
   std::uint32_t tasks(const AnglesStage& stage) const;
   std::uint32_t tasks(const RopeStage& stage) const;
   std::uint32_t tasks(const AttentionStage& stage) const;
@@ -99,7 +99,7 @@ class StepRunner {
   void task(const EmbedStage& stage, std::uint32_t index, std::uint32_t thread);
   void task(const NormStage& stage, std::uint32_t index, std::uint32_t thread);
   void task(const LinearStage& stage, std::uint32_t index, std::uint32_t thread);
-  void task(const QuantizeStage& stage, std::uint32_t index, std::uint32_t thread);
+  void task(const RoundStage& stage, std::uint32_t index, std::uint32_t thread);
   void task(const AnglesStage& stage, std::uint32_t index, std::uint32_t thread);
   void task(const RopeStage& stage, std::uint32_t index, std::uint32_t thread);
   void task(const AttentionStage& stage, std::uint32_t index, std::uint32_t thread);

@@ -145,6 +145,12 @@ BOOST_AUTO_TEST_CASE(every_weight_format) {
   }
 }
 
+// A buffer's readers round it each in their own way.
+BOOST_AUTO_TEST_CASE(matrices_of_different_formats) {
+  check({.format = Format::q8_0, .other_format = Format::bf16}, 6);
+  check({.format = Format::bf16, .other_format = Format::f32, .head_norms = true}, 6);
+}
+
 BOOST_AUTO_TEST_CASE(a_long_run_with_slots_used_again) { check({}, 60); }
 
 BOOST_AUTO_TEST_CASE(rope_in_halves_partial_and_scaled) {
@@ -192,7 +198,9 @@ BOOST_AUTO_TEST_CASE(widths_that_fill_no_vector) {
          .feed_forward = 27,
          .vocabulary = 61,
          .pairs = 5});
-  check({.format = Format::f16, .hidden = 24, .heads = {3, 3, 8}, .feed_forward = 9, .pairs = 4});
+  for (const Format format : {Format::f16, Format::bf16}) {
+    check({.format = format, .hidden = 24, .heads = {3, 3, 8}, .feed_forward = 9, .pairs = 4});
+  }
 }
 
 BOOST_AUTO_TEST_CASE(many_heads_share_one_key_head) {

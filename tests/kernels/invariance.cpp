@@ -102,7 +102,8 @@ BOOST_AUTO_TEST_CASE(chunks_do_not_matter) {
   on_every_backend([](const Tested& backend) {
     const std::vector<Format> formats =
         backend.emulated ? std::vector{Format::q4_1}
-                         : std::vector{Format::q4_1, Format::q8_0, Format::q6_k, Format::f16};
+                         : std::vector{Format::q4_1, Format::q8_0, Format::q6_k, Format::f16,
+                                       Format::bf16};
     const std::vector<std::uint32_t> chunks =
         backend.emulated ? std::vector{1U, 7U, 31U} : std::vector{1U, 2U, 3U, 7U, 16U, 31U};
     for (const Format format : formats) {

@@ -1,7 +1,7 @@
 // Shows that products of packed weights are what they say: for every format, random weights of
-// ragged shapes times rows (rounded to int8 or not) against the sum in double of the same values,
-// alone and in any number of rows to the bit; and that rounding is to the nearest step of each
-// sixteen, zero where all are zero, NaN where one is not finite.
+// ragged shapes times rows (rounded as the format has it) against the sum in double of the same
+// values, alone and in any number of rows to the bit; and that rounding to int8 is to the nearest
+// step of each sixteen, zero where all are zero, NaN where one is not finite.
 
 #include "kernels/cpu/matmul.hpp"
 
@@ -17,24 +17,42 @@
 namespace sluice::kernels::test {
 namespace {
 
-/// Rows of activations, rounded.
-struct Activations {
+/// Rows of activations, as they are and rounded.
+struct Inputs {
   mutable std::vector<float> x;  ///< [rows, cols]
   std::uint32_t cols;
   std::vector<std::byte> bytes;
-  cpu::QuantizedView view;
+  std::vector<std::uint16_t> halves;
+  cpu::RoundedRows view;
 
-  Activations(std::vector<float> values, std::size_t width)
+  Inputs(std::vector<float> values, std::size_t width)
       : x(std::move(values)), cols(static_cast<std::uint32_t>(width)) {
     const std::size_t rows = x.size() / cols;
     bytes.resize(rows * cpu::QuantizedView::row_bytes(cols));
-    view = {bytes.data(), cols};
-    for (std::size_t r = 0; r < rows; ++r) cpu::quantize(&x[r * cols], 0, cols, view, r);
+    halves.resize(x.size());
+    view = {{bytes.data(), cols}, {halves.data(), cols}};
+    for (std::size_t r = 0; r < rows; ++r) cpu::round_row(&x[r * cols], 0, cols, view, r);
   }
 
-  double value(std::size_t r, std::uint32_t c) const {
-    const cpu::QuantizedBlock& block = view.row(r)[c / 32];
+  /// What a product with weights of this format reads.
+  double value(Format format, std::size_t r, std::uint32_t c) const {
+    switch (cpu::activations_of(format)) {
+      case cpu::Activations::f32: return x[r * cols + c];
+      case cpu::Activations::bf16: return bf16_to_f32(view.bf16.row(r)[c]);
+      case cpu::Activations::int8: break;
+    }
+    return quantized(r, c);
+  }
+
+  double quantized(std::size_t r, std::uint32_t c) const {
+    const cpu::QuantizedBlock& block = view.int8.row(r)[c / 32];
     return static_cast<double>(block.steps[c / 16 % 2]) * block.values[c % 32];
+  }
+
+  /// Row r alone.
+  cpu::RoundedRows row(std::size_t r) const {
+    return {{view.int8.data + r * cpu::QuantizedView::row_bytes(cols), cols},
+            {view.bf16.row(r), cols}};
   }
 };
 
@@ -85,11 +103,10 @@ BOOST_AUTO_TEST_CASE(every_format_and_shape) {
       const Tensor tensor = random_tensor(random, format, rows, cols, 1.0F);
       const Packed packed(tensor);
       const cpu::PackedWeight& weight = packed.weight;
-      constexpr std::uint32_t count = 13;
-      const Activations in(random_rows(random, count, cols), cpu::padded(cols));
+      constexpr std::uint32_t count = 27;  // tiles of 12, 2 and 1 rows
+      const Inputs in(random_rows(random, count, cols), cpu::padded(cols));
       std::vector<float> bias(48), out(count * rows, 7.0F);
       for (std::uint32_t i = 0; i < rows; ++i) bias[i] = static_cast<float>(i);
-      const bool rounds = cpu::is_rounded(format);
       const cpu::RowView x{in.x.data(), in.cols};
       const cpu::Product product{&weight, bias.data(), x, in.view, {out.data(), rows}, true};
       cpu::multiply(product, count, 0, weight.strips());
@@ -98,8 +115,7 @@ BOOST_AUTO_TEST_CASE(every_format_and_shape) {
         for (std::uint32_t o = 0; o < rows; ++o) {
           double sum = 7.0 + o;
           for (std::uint32_t c = 0; c < cols; ++c) {
-            const double value = rounds ? in.value(r, c) : in.x[r * in.cols + c];
-            sum += tensor.values[o * cols + c] * value;
+            sum += tensor.values[o * cols + c] * in.value(format, r, c);
           }
           off = std::max(off, std::abs(sum - static_cast<double>(out[r * rows + o])));
         }
@@ -107,10 +123,8 @@ BOOST_AUTO_TEST_CASE(every_format_and_shape) {
       BOOST_TEST(off < 1e-4, info(format).name << " " << rows << " x " << cols << ": " << off);
       for (std::uint32_t r = 0; r < count; ++r) {  // each row alone
         std::vector<float> alone(rows, 7.0F);
-        const std::size_t row_bytes = cpu::QuantizedView::row_bytes(in.cols);
-        const cpu::QuantizedView view{in.view.data + r * row_bytes, in.cols};
         const cpu::RowView row{in.x.data() + r * in.cols, in.cols};
-        const cpu::Product one{&weight, bias.data(), row, view, {alone.data(), rows}, true};
+        const cpu::Product one{&weight, bias.data(), row, in.row(r), {alone.data(), rows}, true};
         cpu::multiply(one, 1, 0, weight.strips());
         BOOST_CHECK(std::memcmp(alone.data(), &out[r * rows], rows * sizeof(float)) == 0);
       }
@@ -123,17 +137,17 @@ BOOST_AUTO_TEST_CASE(rounding_is_to_the_nearest_step) {
   std::vector<float> x = random_values(random, 64);
   std::fill(x.begin(), x.begin() + 16, 0.0F);
   x[20] = -1000.0F;
-  const Activations in(x, 64);
-  const cpu::QuantizedBlock* blocks = in.view.row(0);
+  const Inputs in(x, 64);
+  const cpu::QuantizedBlock* blocks = in.view.int8.row(0);
   BOOST_TEST(blocks[0].steps[0] == 0.0F);
   BOOST_TEST(blocks[0].values[20] == -127);
   for (std::uint32_t c = 0; c < 64; ++c) {
     const double step = blocks[c / 32].steps[c / 16 % 2];
-    BOOST_TEST(std::abs(in.value(0, c) - static_cast<double>(x[c])) <= step * 0.500001);
+    BOOST_TEST(std::abs(in.quantized(0, c) - static_cast<double>(x[c])) <= step * 0.500001);
   }
   for (std::uint32_t b = 0; b < 4; ++b) {
     double sum = 0;
-    for (std::uint32_t c = 16 * b; c < 16 * b + 16; ++c) sum += in.value(0, c);
+    for (std::uint32_t c = 16 * b; c < 16 * b + 16; ++c) sum += in.quantized(0, c);
     const cpu::QuantizedBlock& block = blocks[b / 2];
     const auto of_block = static_cast<double>(block.sums[b % 2]);
     BOOST_TEST(std::abs(sum - of_block) <= 1e-6 * std::abs(sum));
@@ -151,13 +165,17 @@ BOOST_AUTO_TEST_CASE(what_is_not_finite_stays_so) {
                           -std::numeric_limits<float>::quiet_NaN()}) {
     std::vector<float> x(32, 1.0F);
     x[17] = bad;
-    const Activations in(x, 32);
+    const Inputs in(x, 32);
     std::mt19937 random(5);
-    const Packed packed(random_tensor(random, Format::q4_0, 16, 32, 1.0F));
-    std::vector<float> out(16);
-    cpu::multiply({&packed.weight, nullptr, {in.x.data(), 32}, in.view, {out.data(), 16}, false}, 1,
-                  0, 1);
-    for (const float y : out) BOOST_TEST(std::isnan(y));
+    for (const Format format : {Format::q4_0, Format::bf16}) {
+      const Packed packed(random_tensor(random, format, 16, 32, 1.0F));
+      std::vector<float> out(16);
+      const cpu::RowView row{in.x.data(), 32};
+      cpu::multiply({&packed.weight, nullptr, row, in.view, {out.data(), 16}, false}, 1, 0, 1);
+      for (const float y : out) {
+        BOOST_TEST((format == Format::bf16 ? !std::isfinite(y) : std::isnan(y)));
+      }
+    }
   }
 }
 

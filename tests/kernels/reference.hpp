@@ -8,6 +8,7 @@
 #include <functional>
 #include <map>
 #include <numbers>
+#include <optional>
 #include <random>
 #include <span>
 #include <vector>
@@ -86,6 +87,7 @@ inline Tensor random_tensor(std::mt19937& random, Format format, std::uint32_t r
 
 struct Traits {
   Format format = Format::q4_1;
+  std::optional<Format> other_format = std::nullopt;  ///< of every second matrix
   std::uint32_t hidden = 256;
   HeadShape heads{4, 2, 64};
   std::uint32_t feed_forward = 256;
@@ -194,7 +196,9 @@ class TinyModelMaker {
   }
   Weight matrix(std::uint32_t rows, std::uint32_t cols, float size) {
     const float each = size / std::sqrt(static_cast<float>(cols));
-    return tensor(model_.traits.format, rows, cols, each, 0.0F);
+    const Traits& t = model_.traits;
+    const Format format = ++matrices_ % 2 == 0 ? t.other_format.value_or(t.format) : t.format;
+    return tensor(format, rows, cols, each, 0.0F);
   }
   Weight vector(std::uint32_t cols) { return tensor(Format::f32, 1, cols, 0.5F, 1.0F); }
 
@@ -216,6 +220,7 @@ class TinyModelMaker {
 
   std::mt19937 random_;
   TinyModel model_;
+  std::uint32_t matrices_ = 0;
 };
 
 inline TinyModel tiny_model(const Traits& traits, std::uint32_t seed = 1) {
@@ -229,6 +234,7 @@ class Reference {
       : model_(model),
         int8_block_columns_(device.int8_block_columns),
         bf16_products_(device.bf16_products),
+        bf16_inputs_(device.bf16_inputs),
         half_queries_(device.half_queries) {}
 
   /// Buffers after the batch ran: [rows][width]
@@ -316,7 +322,9 @@ class Reference {
     return rows;
   }
 
-  bool rounds_to_bf16(Format format) const { return bf16_products_ && format != Format::f32; }
+  bool rounds_to_bf16(Format format) const {
+    return (bf16_products_ && format != Format::f32) || (bf16_inputs_ && format == Format::bf16);
+  }
 
   static std::vector<double> brained(std::vector<double> x) {
     for (double& v : x) {
@@ -477,6 +485,7 @@ class Reference {
   std::function<std::vector<float>(Buffer, std::size_t)> read_;
   std::uint32_t int8_block_columns_;
   bool bf16_products_;
+  bool bf16_inputs_;
   bool half_queries_;
   std::vector<Row> rows_;
   std::vector<std::size_t> sampled_;

@@ -152,7 +152,7 @@ const std::string smollm2 = SLUICE_MODELS "/SmolLM2-135M-Instruct-Q4_1.gguf";
 
 // Sums over columns in another order let int8 rounding fall otherwise, by as much as it is off from
 // the exact product (tests/model/golden.cpp): the deviation measured is 0.17, the worst difference
-// 0.93. With the same model in BF16, which rounds nothing, they are 0.0018 and 0.013.
+// 0.93. With the same model in F16, which rounds nothing, they are 0.0018 and 0.011.
 constexpr double logit_deviation = 0.2;
 constexpr double logit_tolerance = 1.5;
 

@@ -1,0 +1,230 @@
+// Vectors with bfloat16 dot products are beyond the target of VNNI; see matmul_int8.cpp.
+#define HWY_WANT_AVX3_DL
+#include "kernels/cpu/targets.hpp"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/matmul_bf16.cpp"
+#include <hwy/foreach_target.h>  // IWYU pragma: keep
+// After foreach_target, as Highway asks.
+#include <hwy/highway.h>
+
+#include "kernels/cpu/denormals.hpp"
+#include "kernels/cpu/matmul-inl.hpp"
+#include "kernels/cpu/matmul_formats.hpp"
+
+// Arithmetic intensity: a pair of columns of a strip is a line of 64 bytes for one dot product of
+// sixteen lanes a row, where a core gets some 12 bytes a cycle from memory and starts two dot
+// products: up to ten rows run at the speed of memory. For many rows the dot products bound; a
+// register tile of two strips and twelve rows has 24 of them, 12 cycles, for 14 loads, 7 cycles. A
+// dot product takes 6 cycles, so twelve chains are needed: tiles of six rows and more have them.
+//
+// The instruction (AVX512_BF16) multiplies and adds twice, first the odd columns, then the even,
+// rounding to nearest even each time, with zeros for denormals: so what else processors have gives
+// the same bits in this order, with denormals flushed. (ARM's flush looks at a result before it is
+// rounded: there one in the last half step below 2^-126 becomes 0 and elsewhere 2^-126.)
+
+HWY_BEFORE_NAMESPACE();
+namespace sluice::kernels::HWY_NAMESPACE {
+
+using cpu::Product;
+
+/// Sixteen rows' pairs of columns, or one pair in every lane.
+struct Pairs {
+  hn::Vec<I> part[parts];
+};
+
+HWY_INLINE Pairs load_pairs(const std::uint8_t* from) {
+  Pairs v;
+  unroll<parts>([&](auto i) SLUICE_INLINE {
+    v.part[i] = hn::LoadU(I(), reinterpret_cast<const std::int32_t*>(from) + i * part_lanes);
+  });
+  return v;
+}
+
+HWY_INLINE hn::Vec<I> set_pair(const std::uint16_t* from) {
+  std::int32_t pair;
+  std::memcpy(&pair, from, sizeof pair);
+  return hn::Set(I(), pair);
+}
+
+HWY_INLINE Part odd_part(hn::Vec<I> pairs) {
+  return hn::BitCast(F(), hn::And(pairs, hn::Set(I(), static_cast<std::int32_t>(0xFFFF0000U))));
+}
+HWY_INLINE Part even_part(hn::Vec<I> pairs) { return hn::BitCast(F(), hn::ShiftLeft<16>(pairs)); }
+
+// How a pair is added, `Weight` being sixteen rows' pairs and `Input` a pair of a row of
+// activations, each as the sum wants it.
+
+/// By two multiply-adds.
+struct ByParts {
+  struct Weight {
+    Lanes odd;
+    Lanes even;
+  };
+  struct Input {
+    Part odd;
+    Part even;
+  };
+  static HWY_INLINE Weight weight(const Pairs& pairs) {
+    Weight w;
+    unroll<parts>([&](auto i) SLUICE_INLINE {
+      w.odd.part[i] = odd_part(pairs.part[i]);
+      w.even.part[i] = even_part(pairs.part[i]);
+    });
+    return w;
+  }
+  static HWY_INLINE Input input(hn::Vec<I> pair) { return {odd_part(pair), even_part(pair)}; }
+  static HWY_INLINE void add(const Weight& w, const Input& x, Lanes& sum) {
+    unroll<parts>([&](auto i) SLUICE_INLINE {
+      sum.part[i] = fma_part(w.even.part[i], x.even,
+                             fma_part(w.odd.part[i], x.odd, sum.part[i]));
+    });
+  }
+};
+
+#if HWY_TARGET == HWY_AVX3_DL
+/// By the instruction, as assembly: this Highway has no target with it.
+struct ByDots {
+  using Weight = Pairs;
+  using Input = hn::Vec<I>;
+  static HWY_INLINE const Weight& weight(const Pairs& pairs) { return pairs; }
+  static HWY_INLINE Input input(hn::Vec<I> pair) { return pair; }
+  static HWY_INLINE void add(const Weight& w, const Input& x, Lanes& sum) {
+    auto to = sum.part[0].raw;  // a copy: GCC keeps in memory what assembly writes of an array
+    asm("vdpbf16ps %2, %1, %0" : "+v"(to) : "v"(w.part[0].raw), "v"(x.raw));
+    sum.part[0].raw = to;
+  }
+};
+
+/// Whether the instruction gives the bits that two multiply-adds give, of random pairs of which
+/// every second or third sum is another in the other order, or when rounded once.
+HWY_NOINLINE bool dots_agree() {
+  std::uint32_t state = 1;
+  const auto next = [&] { return state = state * 1664525U + 1013904223U; };
+  // A bfloat16 of 2^-8 to 2^8.
+  const auto value = [&] { return (next() >> 16 & 0x807FU) | (119 + next() % 16) << 7; };
+  Lanes by_dots = set(1.0F), by_parts = by_dots;
+  for (int step = 0; step < 64; ++step) {
+    std::uint32_t pairs[17];
+    for (std::uint32_t& pair : pairs) pair = value() | value() << 16;
+    const Pairs w = load_pairs(reinterpret_cast<const std::uint8_t*>(pairs));
+    const auto x = hn::Set(I(), static_cast<std::int32_t>(pairs[16]));
+    ByDots::add(w, x, by_dots);
+    ByParts::add(ByParts::weight(w), ByParts::input(x), by_parts);
+  }
+  float one[16], other[16];
+  store(by_dots, one);
+  store(by_parts, other);
+  return std::memcmp(one, other, sizeof one) == 0;
+}
+
+bool bf16_by_dots() {
+  static const bool has = __builtin_cpu_supports("avx512bf16") && dots_agree();
+  return has;
+}
+#else
+bool bf16_by_dots() { return false; }
+#endif
+
+// Register tile: strips x activation rows, as many chains as leave room for the operands.
+#if HWY_CAP_GE512
+constexpr std::size_t tile_strips = 2, tile_rows = 12;  // 24 of 32 registers
+#elif SLUICE_PORTABLE
+constexpr std::size_t tile_strips = 1, tile_rows = 1;
+#else
+constexpr std::size_t tile_strips = 1, tile_rows = 4;  // 8 of 16 (AVX2), 16 of 32 (NEON)
+#endif
+
+// For one or two rows: a chain waits 6 or 8 cycles for itself, in which memory gives a line and a
+// half.
+constexpr std::size_t few_strips = SLUICE_PORTABLE ? 1 : 2;
+
+// Strips that all rows go over together: they come from the second-level cache, often enough for
+// the dot products.
+constexpr std::uint32_t cached_strips = 4;
+
+// How far ahead of its use a weight is asked for.
+constexpr std::size_t prefetch_bytes = 8192;
+
+template <class How, std::size_t S, std::size_t N>
+HWY_NOINLINE void multiply_tile(const Product& p, std::size_t r, std::size_t strip) {
+  const std::size_t pairs = cpu::padded(p.weight->cols) / 2;
+  const std::uint8_t* weights[S];
+  const std::uint16_t* x[N];
+  Lanes sums[S * N];
+  for (std::size_t s = 0; s < S; ++s) {
+    weights[s] = p.weight->strip(static_cast<std::uint32_t>(strip + s));
+  }
+  for (std::size_t n = 0; n < N; ++n) x[n] = p.rounded.bf16.row(r + n);
+  unroll<S * N>([&](auto i) SLUICE_INLINE { sums[i] = set(0.0F); });
+  for (std::size_t k = 0; k < pairs; ++k) {
+    typename How::Weight w[S];
+    unroll<S>([&](auto s) SLUICE_INLINE {
+      const std::uint8_t* at = weights[s] + k * cpu::pair_bytes;
+      __builtin_prefetch(at + prefetch_bytes);
+      w[s] = How::weight(load_pairs(at));
+    });
+    unroll<N>([&](auto n) SLUICE_INLINE {
+      const auto input = How::input(set_pair(x[n] + 2 * k));
+      unroll<S>([&](auto s) SLUICE_INLINE { How::add(w[s], input, sums[s * N + n]); });
+    });
+  }
+  unroll<S * N>([&](auto i) SLUICE_INLINE { finish(p, r + i % N, strip + i / N, sums[i]); });
+}
+
+/// Strips [first, last) for N rows from r on, S strips at once, then fewer.
+template <class How, std::size_t S, std::size_t N>
+HWY_INLINE void multiply_strips(const Product& p, std::size_t r, std::size_t first,
+                                std::size_t last) {
+  for (; first + S <= last; first += S) multiply_tile<How, S, N>(p, r, first);
+  if constexpr (S > 1) multiply_strips<How, S / 2, N>(p, r, first, last);
+}
+
+/// Rows [r, rows), N at once, then fewer.
+template <class How, std::size_t N>
+HWY_INLINE void multiply_rows(const Product& p, std::size_t r, std::size_t rows, std::size_t first,
+                              std::size_t last) {
+  constexpr std::size_t strips = N <= 2 ? few_strips : tile_strips;
+  for (; r + N <= rows; r += N) multiply_strips<How, strips, N>(p, r, first, last);
+  if constexpr (N > 1) {
+    multiply_rows<How, (N > 8 ? 8 : N / 2)>(p, r, rows, first, last);
+  }
+}
+
+template <class How>
+HWY_INLINE void multiply_by(const Product& p, std::uint32_t rows, std::uint32_t first,
+                            std::uint32_t last) {
+  for (std::uint32_t s = first; s < last; s += cached_strips) {
+    multiply_rows<How, tile_rows>(p, 0, rows, s, std::min(last, s + cached_strips));
+  }
+}
+
+void multiply_bf16(const Product& p, std::uint32_t rows, std::uint32_t first,
+                   std::uint32_t last) {
+  const cpu::NoDenormals flushed;
+#if HWY_TARGET == HWY_AVX3_DL
+  if (bf16_by_dots()) return multiply_by<ByDots>(p, rows, first, last);
+#endif
+  multiply_by<ByParts>(p, rows, first, last);
+}
+
+}  // namespace sluice::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace sluice::kernels {
+HWY_EXPORT(multiply_bf16);
+HWY_EXPORT(bf16_by_dots);
+
+namespace cpu {
+
+bool bf16_by_dots() { return HWY_DYNAMIC_DISPATCH(bf16_by_dots)(); }
+
+void multiply_bf16(const Product& product, std::uint32_t rows, std::uint32_t first,
+                   std::uint32_t last) {
+  HWY_DYNAMIC_DISPATCH(multiply_bf16)(product, rows, first, last);
+}
+
+}  // namespace cpu
+}  // namespace sluice::kernels
+#endif

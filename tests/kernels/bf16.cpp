@@ -1,0 +1,189 @@
+// Shows that products with bfloat16 weights are, on every instruction set this machine has and to
+// the bit, the chain of multiply-adds that kernels/cpu/matmul.hpp says, computed here one by one:
+// over random bits of any exponent, denormals, infinities and NaNs among them, with odd numbers of
+// columns, and in tiles of every size; and that activations are rounded as f32_to_bf16 rounds.
+
+#define HWY_WANT_AVX3_DL
+#include "kernels/cpu/targets.hpp"
+// The targets must be chosen before Highway's headers.
+#include <hwy/targets.h>
+
+#include <bit>
+#include <boost/test/unit_test.hpp>
+#include <cmath>
+#include <fstream>
+#include <functional>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/cpu/matmul.hpp"
+#include "kernels/cpu/matmul_formats.hpp"
+#include "kernels/quant.hpp"
+
+namespace sluice::kernels::test {
+namespace {
+
+/// Calls check() with the kernels held to each instruction set.
+void on_every_target(const std::function<void()>& check) {
+  const std::int64_t supported = hwy::SupportedTargets() & HWY_TARGETS;
+  for (std::int64_t rest = supported; rest != 0; rest &= rest - 1) {
+    hwy::SetSupportedTargetsForTest(rest & -rest);
+    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+    BOOST_TEST_CONTEXT(hwy::TargetName(rest & -rest)) { check(); }
+    hwy::SetSupportedTargetsForTest(0);
+    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  }
+}
+
+float flushed(float x) { return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.0F, x) : x; }
+
+/// acc + w * x, rounded once, with zeros for denormals.
+float add(float acc, std::uint16_t w, std::uint16_t x) {
+  return flushed(std::fma(flushed(bf16_to_f32(w)), flushed(bf16_to_f32(x)), acc));
+}
+
+/// A weight [rows, cols] and activations [count, cols] in bfloat16, and their product.
+struct Case {
+  std::uint32_t rows, cols, count;
+  std::vector<std::uint16_t> weight, activations;
+
+  template <class Value>
+  Case(std::uint32_t weight_rows, std::uint32_t columns, std::uint32_t input_rows, Value value)
+      : rows(weight_rows), cols(columns), count(input_rows) {
+    for (std::size_t i = 0; i < std::size_t{rows} * cols; ++i) weight.push_back(value());
+    for (std::size_t i = 0; i < std::size_t{count} * cols; ++i) activations.push_back(value());
+  }
+
+  float expected(std::uint32_t r, std::uint32_t o) const {
+    // With the zeros behind the last column, which make 0 of a sum of -0.
+    std::vector<std::uint16_t> w(cpu::padded(cols)), x(w.size());
+    std::copy_n(&weight[std::size_t{o} * cols], cols, w.begin());
+    std::copy_n(&activations[std::size_t{r} * cols], cols, x.begin());
+    float sum = 0;
+    for (std::size_t c = 0; c < w.size(); c += 2) {
+      sum = add(add(sum, w[c + 1], x[c + 1]), w[c], x[c]);
+    }
+    return sum;
+  }
+
+  /// [count, rows]
+  std::vector<float> computed() const {
+    cpu::PackedWeight packed = cpu::PackedWeight::of({Format::bf16, rows, cols});
+    std::vector<std::uint8_t> bytes(packed.bytes());
+    packed.data = bytes.data();
+    for (std::uint32_t s = 0; s < packed.strips(); ++s) {
+      packed.fill(s, reinterpret_cast<const std::byte*>(weight.data()), std::size_t{2} * cols);
+    }
+    const auto padded = static_cast<std::uint32_t>(cpu::padded(cols));
+    std::vector<std::uint16_t> rounded(std::size_t{count} * padded);
+    for (std::uint32_t r = 0; r < count; ++r) {
+      std::copy_n(&activations[std::size_t{r} * cols], cols, &rounded[std::size_t{r} * padded]);
+    }
+    std::vector<float> out(std::size_t{count} * rows);
+    const cpu::RoundedRows in{{}, {rounded.data(), padded}};
+    cpu::multiply({&packed, nullptr, {}, in, {out.data(), rows}, false}, count, 0,
+                  packed.strips());
+    return out;
+  }
+
+  /// How many results are finite.
+  std::size_t check() const {
+    const std::vector<float> out = computed();
+    std::size_t off = 0, finite = 0;
+    for (std::uint32_t r = 0; r < count; ++r) {
+      for (std::uint32_t o = 0; o < rows; ++o) {
+        const float due = expected(r, o), got = out[std::size_t{r} * rows + o];
+        // Of a NaN, which bits it has is the processor's affair.
+        const bool same = std::isnan(due) ? std::isnan(got)
+                                          : std::bit_cast<std::uint32_t>(due) ==
+                                                std::bit_cast<std::uint32_t>(got);
+        off += !same;
+        finite += std::isfinite(due);
+      }
+    }
+    BOOST_TEST(off == 0U, off << " of " << out.size() << " differ, " << rows << " x " << cols
+                              << ", " << count << " rows");
+    return finite;
+  }
+};
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(bf16)
+
+BOOST_AUTO_TEST_CASE(one_chain_whatever_the_instructions_and_the_tile) {
+  on_every_target([] {
+    std::mt19937 random(1);
+    std::normal_distribution<float> normal(0.1F, 1.0F);
+    const auto value = [&] { return f32_to_bf16(normal(random)); };
+    for (const std::uint32_t count : {1U, 2U, 3U, 4U, 8U, 12U, 27U}) {
+      for (const std::uint32_t rows : {1U, 16U, 37U, 83U}) {
+        Case(rows, 1 + static_cast<std::uint32_t>(random() % 99), count, value).check();
+      }
+    }
+  });
+}
+
+// 2^-133 to 2^127, so that nearly every sum soon is infinite or lost; and products around 2^-126,
+// where sums are denormal or begin to be.
+BOOST_AUTO_TEST_CASE(any_bits) {
+  on_every_target([] {
+    std::mt19937 random(2);
+    std::size_t finite = 0;
+    for (const std::uint32_t cols : {1U, 2U, 3U, 6U, 40U}) {
+      finite += Case(48, cols, 29, [&] { return static_cast<std::uint16_t>(random()); }).check();
+    }
+    BOOST_TEST(finite > 1000U);
+    const auto small = [&] {  // 2^-71 to 2^-56, or any bits with an exponent of 0
+      const auto bits = static_cast<std::uint32_t>(random());
+      const std::uint32_t exponent = bits >> 16 & 7U ? 56 + (bits >> 20) % 16 : 0;
+      return static_cast<std::uint16_t>((bits & 0x807FU) | exponent << 7);
+    };
+    for (const std::uint32_t cols : {2U, 7U, 64U}) {
+      BOOST_TEST(Case(48, cols, 29, small).check() == 48U * 29U);
+    }
+  });
+}
+
+BOOST_AUTO_TEST_CASE(the_caller_keeps_its_denormals) {
+  Case(16, 32, 1, [] { return std::uint16_t{0x3F80}; }).check();
+  volatile float least = std::numeric_limits<float>::min();
+  BOOST_TEST(std::fpclassify(least / 2) == FP_SUBNORMAL);
+}
+
+BOOST_AUTO_TEST_CASE(the_processors_dot_products_are_used) {
+  std::ifstream cpuinfo("/proc/cpuinfo");
+  std::string flags;
+  while (std::getline(cpuinfo, flags) && !flags.starts_with("flags")) continue;
+  const bool has = flags.find("avx512_bf16") != std::string::npos &&
+                   (hwy::SupportedTargets() & HWY_AVX3_DL) != 0;
+  BOOST_TEST(cpu::bf16_by_dots() == has);
+}
+
+BOOST_AUTO_TEST_CASE(activations_are_rounded_to_nearest_even) {
+  std::vector<float> x;
+  for (const std::uint32_t bits :
+       {0x00000000U, 0x80000000U, 0x3F808000U, 0x3F818000U, 0x3F808001U, 0x3F807FFFU, 0x7F7FFFFFU,
+        0xFF7FFFFFU, 0x7F800000U, 0xFF800000U, 0x7F800001U, 0xFFFFFFFFU, 0x7FFFFFFFU, 0x00008000U,
+        0x00018000U, 0x007FFFFFU}) {
+    x.push_back(std::bit_cast<float>(bits));
+  }
+  std::mt19937 random(3);
+  while (x.size() < 4096) x.push_back(std::bit_cast<float>(static_cast<std::uint32_t>(random())));
+  const auto cols = static_cast<std::uint32_t>(x.size());
+  on_every_target([&] {
+    std::vector<std::uint16_t> out(x.size());
+    cpu::narrow(x.data(), 0, cols / 2, {out.data(), cols}, 0);
+    BOOST_TEST(out[cols / 2] == 0);
+    cpu::narrow(x.data(), cols / 2, cols, {out.data(), cols}, 0);
+    std::size_t off = 0;
+    for (std::size_t i = 0; i < x.size(); ++i) off += out[i] != f32_to_bf16(x[i]);
+    BOOST_TEST(off == 0U);
+  });
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace sluice::kernels::test
