@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
 #include <cmath>
+#include <filesystem>
 #include <span>
 #include <string>
 
@@ -14,7 +15,7 @@ namespace sluice::model::testing {
 
 struct Golden {
   std::string fixture;
-  std::string model;  ///< in the folder of models
+  std::string model;  ///< in the folder of models, or a whole path
   std::uint32_t prompts = 0;
   /// Of them, how many (the first) run under the address sanitizer, which is slow; 0: all.
   std::uint32_t prompts_sanitized = 0;
@@ -27,6 +28,9 @@ struct Golden {
   std::size_t top = 0;   ///< best tokens that the fixture has of each position
   double tolerance = 0;  ///< of any logit
   double deviation = 0;  ///< root mean square over all
+  /// Over llama.cpp's root mean square. Above 1 where both round the same and chance says which is
+  /// nearer: then over all positions alone, and not by prompt.
+  double over_llama = 1.0;
 
   std::uint32_t prompts_run(const std::string& backend) const {
     if (backend == emulated) return prompts_emulated;
@@ -65,8 +69,8 @@ inline double log_sum_exp(std::span<const float> logits) {
 
 inline void check_golden(const Golden& golden, const std::string& backend) {
   WordReader fixture(fmt::format("{}/golden/{}.bin", SLUICE_FIXTURES, golden.fixture));
-  LoadedModel model(fmt::format("{}/{}", SLUICE_MODELS, golden.model), golden.context_tokens, 2,
-                    nullptr, backend);
+  const auto path = std::filesystem::path(SLUICE_MODELS) / golden.model;
+  LoadedModel model(path.string(), golden.context_tokens, 2, nullptr, backend);
   const std::uint32_t prompts = fixture.u32();
   const auto fixed = fixture.u32s(fixture.u32());
   BOOST_TEST(prompts == golden.prompts);
@@ -102,13 +106,17 @@ inline void check_golden(const Golden& golden, const std::string& backend) {
                                  << llama_worst << "), rms " << apart.rms() << " (llama.cpp "
                                  << llama_rms << ")");
     BOOST_TEST(apart.worst <= golden.tolerance);
-    if (count >= golden.worst_positions_min) BOOST_TEST(apart.worst <= llama_worst);
-    if (count >= positions_compared) BOOST_TEST(apart.rms() <= llama_rms);
+    if (golden.over_llama == 1.0) {
+      if (count >= golden.worst_positions_min) BOOST_TEST(apart.worst <= llama_worst);
+      if (count >= positions_compared) BOOST_TEST(apart.rms() <= llama_rms);
+    }
     llama_square_sum += llama_rms * llama_rms * static_cast<double>(apart.count);
   }
   BOOST_TEST_MESSAGE(positions << " positions, " << sure << " sure; worst " << all.worst << ", rms "
                                << all.rms());
-  BOOST_TEST(all.rms() <= std::sqrt(llama_square_sum / static_cast<double>(all.count)));
+  const double llama = std::sqrt(llama_square_sum / static_cast<double>(all.count));
+  BOOST_TEST_MESSAGE("llama.cpp over all: rms " << llama);
+  BOOST_TEST(all.rms() <= golden.over_llama * llama);
   if (golden.prompts_run(backend) < prompts) return;
   BOOST_TEST(all.rms() <= golden.deviation);
   BOOST_TEST(sums.rms() <= golden.deviation);
