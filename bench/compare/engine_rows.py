@@ -92,7 +92,8 @@ def peaks(run):
 
 def read_prompt(run, family, form):
     """A prompt, beside what the processor multiplies and adds out of registers: int8 for quantized
-    weights, else f32. Only the layers' products are counted, the attention's are not."""
+    weights, bf16 for those in BF16, f32 for those in F16 and where it has no such instructions.
+    Only the layers' products are counted, the attention's are not."""
     entry, tokens = run.models[f"{family}-{form}"], run.prompt
     model, ops_per_token = entry["path"], 2 * entry["layer_weights"]
     calls = {"ours": lambda: bench("--model", model, "--threads", run.threads, "--prompt", tokens,
@@ -105,7 +106,8 @@ def read_prompt(run, family, form):
     # A peak is what the processor can do: the most that was seen.
     best = {kind: max(rounds.samples[f"peak, {kind}"]) for kind in ("f32", "bf16", "int8")
             if f"peak, {kind}" in rounds.samples}
-    kind = "f32" if form in ("F16", "BF16") or "int8" not in best else "int8"
+    wanted = {"F16": "f32", "BF16": "bf16"}.get(form, "int8")
+    kind = wanted if wanted in best else "f32"
     line = result("c", f"pp{tokens}, {family} {form}", rounds, "ours", ONE_STREAM,
                   peaks_gop_s=best, ops_per_token=ops_per_token, threads=run.threads,
                   model=f"{family}-{form}")
