@@ -10,6 +10,8 @@
 #include <array>
 #include <cmath>
 #include <functional>
+#include <iterator>
+#include <numeric>
 
 #include "kernels/cpu/lanes-inl.hpp"
 #include "kernels/cpu/sample.hpp"
@@ -56,6 +58,20 @@ std::uint64_t add_masses(const float* values, std::size_t count, float below) {
   return total;
 }
 
+/// Adds mass(z) of each to its bucket's sum. `count` need be no multiple of 16.
+void add_to_buckets(const float* z, std::size_t count, std::uint64_t* sums) {
+  float values[16], e[16];
+  for (std::size_t i = 0; i < count; i += 16) {
+    const std::size_t n = std::min<std::size_t>(16, count - i);
+    std::fill(std::copy_n(z + i, n, values), std::end(values), banned);  // whose mass is 0
+    store(exp(load(values)), e);
+    for (std::size_t j = 0; j < n; ++j) {
+      sums[cpu::mass_bucket(values[j])] +=
+          static_cast<std::uint64_t>(static_cast<double>(e[j]) * mass_one);
+    }
+  }
+}
+
 /// Bans what has exp(z) < floor
 void ban_below(float* z, std::size_t count, float floor) {
   for (std::size_t i = 0; i < count; i += 16) {
@@ -78,6 +94,7 @@ namespace sluice::kernels {
 HWY_EXPORT(tame);
 HWY_EXPORT(scale_below);
 HWY_EXPORT(add_masses);
+HWY_EXPORT(add_to_buckets);
 HWY_EXPORT(ban_below);
 
 namespace cpu {
@@ -220,18 +237,25 @@ std::optional<float> lowest_kept(const SamplingParams& s, std::size_t vocabulary
     }
   }
   if (s.top_p >= 1.0F) return lowest;
-  std::uint64_t known_mass = 0;
-  for (const float z : known) known_mass += mass(z);
+  // Only the bucket in which the target is reached is put in order: a flat row keeps thousands.
+  std::array<std::uint64_t, mass_buckets> sums{};
+  HWY_DYNAMIC_DISPATCH(add_to_buckets)(known.data(), known.size(), sums.data());
+  const std::uint64_t known_mass = std::accumulate(sums.begin(), sums.end(), std::uint64_t{0});
   const std::uint64_t total = has_top_k(s, vocabulary) ? known_mass : kept_mass;
   const std::uint64_t target = top_p_target(total, s.top_p);
   if (known_mass < target) return std::nullopt;
-  std::sort(known.begin(), known.end(), std::greater<>());
   std::uint64_t gathered = 0;
-  for (const float z : known) {
-    if ((gathered += mass(z)) >= target) return z;
+  std::size_t bucket = 0;
+  while (gathered + sums[bucket] < target) gathered += sums[bucket++];
+  const auto end = std::partition(known.begin(), known.end(),
+                                  [&](float z) { return cpu::mass_bucket(z) == bucket; });
+  std::sort(known.begin(), end, std::greater<>());
+  for (auto z = known.begin(); z != end; ++z) {
+    if ((gathered += mass(*z)) >= target) return *z;
   }
-  return lowest;
+  return *(end - 1);
 }
+
 /// Noise is made only where it could win.
 Candidate race(const TokenValues& all, Token likely, std::uint64_t seed, std::uint32_t index) {
   static const NoiseFloor floor;

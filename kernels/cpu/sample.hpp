@@ -2,6 +2,7 @@
 // Draws a row's token as kernels/sampling.hpp defines it, from whole rows of logits. Its parts also
 // serve ranks, which draw from what each knows of its own tokens (candidates.hpp).
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -75,6 +76,13 @@ std::uint64_t total_mass(const TokenValues& values, float below);
 /// Whether top-k, or one of top-k and top-p, rules tokens out.
 bool has_top_k(const SamplingParams& sampling, std::size_t vocabulary);
 bool has_threshold(const SamplingParams& sampling, std::size_t vocabulary);
+
+/// Which of the buckets, the highest z first, takes the mass of z <= 0: a sixteenth each, and the
+/// last all from -16 down.
+inline constexpr std::size_t mass_buckets = 256;
+inline std::size_t mass_bucket(float z) {
+  return z > -16.0F ? static_cast<std::size_t>(z * -16.0F) : mass_buckets - 1;
+}
 
 /// The lowest z that top-k and top-p keep, `banned` where that is every one, from those of `known`:
 /// all that there are (finite ones), or else all above some z. None: it takes more of them.
