@@ -28,6 +28,24 @@ part() {
   rows+=("| $name | $result | $((SECONDS - began)) s |")
 }
 
+# fuzz_all NAME...: as many at a time as there are processors, noted down in this order.
+fuzz_all() {
+  local name row
+  for name in "$@"; do
+    while (($(jobs -rp | wc -l) >= $(nproc))); do wait -n; done
+    (
+      part "fuzz $name" run_fuzzer "$name" "$fuzz_seconds"
+      printf '%s' "${rows[-1]}" >"$logs/fuzz-$name.row"
+    ) &
+  done
+  wait
+  for name in "$@"; do
+    row=$(<"$logs/fuzz-$name.row")
+    rows+=("$row")
+    [[ $row != *'| FAILED |'* ]] || failures=$((failures + 1))
+  done
+}
+
 part setup scripts/setup.sh --tests
 part model scripts/fetch-model.sh
 part "model gemma3" scripts/fetch-model.sh gemma3-270m  # without it its suite is skipped
@@ -42,9 +60,7 @@ part "test tsan" test_preset tsan -E '^(model/(golden|gemma3)|cli/.*)$'
 mapfile -t names < <(fuzzers)
 if ((${#names[@]})); then
   part "build fuzz" build_preset fuzz "${names[@]/#/fuzz_}"
-  for name in "${names[@]}"; do
-    part "fuzz $name" run_fuzzer "$name" "$fuzz_seconds"
-  done
+  fuzz_all "${names[@]}"
 fi
 part "long simulation" scripts/simulate.sh 10000
 part "long simulation of fleets" scripts/simulate.sh 10000 --fleets
