@@ -19,7 +19,7 @@ class ChannelBox : public PeerBox {
   void close(ChannelRef channel) override;
   void tell(transport::LinkId link, const transport::NodeMessage& message) override;
 
-  // Of whoever carries sessions, from one thread.
+  // Of whoever carries sessions, one at a time.
 
   /// Who hears of sessions, and of what is outside of channels; set while there are none.
   void serve(HostActor host) { host_ = std::move(host); }

@@ -211,9 +211,10 @@ struct PeerEndpoint::State {
         for (int i = 0; i < batch && dial.line.news; ++i) dial.line.news = receive_dialed(dial);
       const bool sent = drain();
       if (cutting.exchange(false)) cut();
+      changed = false;
       const auto next = links.tick(now_ns(), out);  // after what came: it may be a sign of life
       settle();
-      if (!sent && !news()) sleep(next);
+      if (!sent && !news() && !changed) sleep(next);
     }
     drain();
     links.end_all({ErrorCode::cancelled, "the node stops", 0}, now_ns(), out);
@@ -238,7 +239,6 @@ struct PeerEndpoint::State {
     const auto now = now_ns();
     constexpr std::uint64_t longest_ms = 60'000;
     const auto wait_ms = next <= now ? 0 : std::min((next - now) / 1'000'000 + 1, longest_ms);
-    changed = false;
     queue.sleep([&] { return !stopping && !cutting; },
                 [&] { ::poll(items.data(), items.size(), static_cast<int>(wait_ms)); });
     for (std::size_t i = 0; i < asked.size(); ++i) asked[i]->news |= items[i + 1].revents != 0;

