@@ -1,7 +1,5 @@
 #include "actors/node.hpp"
 
-#include <pthread.h>
-#include <signal.h>
 #include <sodium.h>
 
 #include <algorithm>
@@ -23,6 +21,7 @@
 #include "actors/work_queue.hpp"
 #include "transport/http_page.hpp"
 #include "transport/metrics_text.hpp"
+#include "transport/signals.hpp"
 
 namespace sluice::actors {
 namespace {
@@ -37,23 +36,6 @@ struct SystemConfig : caf::actor_system_config {
     set("scheduler.max-threads",
         static_cast<std::uint64_t>(std::max(1U, std::thread::hardware_concurrency() / 2)));
   }
-};
-
-/// Signals are the other threads' business while it lives, and for ever that of threads made then:
-/// one that sends a frame in the I/O thread's stead must not be interrupted in libzmq.
-class SignalsBlocked {
- public:
-  SignalsBlocked() {
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, &before_);
-  }
-  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-  SignalsBlocked(const SignalsBlocked&) = delete;
-  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
-
- private:
-  sigset_t before_;
 };
 
 /// Exit code of a process that ends with its executor: no destructor may wait for what hangs.
@@ -267,7 +249,8 @@ Result<std::unique_ptr<Node>> Node::start(NodeConfig config, zmq::context_t& con
 
   std::unique_ptr<State> state;
   {
-    const SignalsBlocked meanwhile;  // the actors' threads are made here
+    // The actors' threads are made here, and may send in the I/O thread's stead.
+    const transport::SignalsBlocked meanwhile;
     state = std::make_unique<State>();
   }
   state->config = std::move(config);

@@ -62,11 +62,12 @@ const std::vector<NodeKey>& node_keys() {
        "where clients connect: tcp://HOST:PORT (port 0: any free one), ipc://PATH"},
       {"endpoint", "publish", SLUICE_FIELD(Config, node.endpoint.publish),
        "where subscribers connect; empty: derived from `listen`"},
-      {"endpoint", "send_queue_messages", SLUICE_FIELD(Config, node.endpoint.send_queue_messages),
-       "messages waiting for one subscriber, and eighths of those waiting for one client, before "
-       "its "
-       "connection counts as lost",
-       16, 1e6},
+      {"endpoint", "client_queue_messages",
+       SLUICE_FIELD(Config, node.endpoint.client_queue_messages),
+       "messages waiting for one client before its connection counts as lost", 16, 1e6},
+      {"endpoint", "subscriber_queue_messages",
+       SLUICE_FIELD(Config, node.endpoint.subscriber_queue_messages),
+       "messages waiting for one subscriber before it misses some", 16, 1e6},
       {"endpoint", "subscriptions_max", SLUICE_FIELD(Config, node.endpoint.subscriptions_max),
        "subscriptions to streams, there or not yet there", 1, 1e7},
       {"endpoint", "heartbeat_ms", SLUICE_FIELD(Config, node.endpoint.heartbeat_ms),

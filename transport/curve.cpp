@@ -1,7 +1,6 @@
 #include "transport/curve.hpp"
 
 #include <pthread.h>
-#include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -19,6 +18,7 @@
 #include <zmq.hpp>
 
 #include "transport/handover.hpp"
+#include "transport/signals.hpp"
 
 namespace sluice::transport {
 namespace {
@@ -131,9 +131,7 @@ struct Guard::State {
 
   void run() {
     pthread_setname_np(pthread_self(), "sluice-guard");
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, nullptr);
+    const SignalsBlocked always;
     std::vector<zmq::pollitem_t> items;
     while (!stopping) {
       items.assign({{nullptr, wake_fd, ZMQ_POLLIN, 0}, {questions.handle(), 0, ZMQ_POLLIN, 0}});

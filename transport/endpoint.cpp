@@ -2,7 +2,6 @@
 
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 
 #include <algorithm>
 #include <array>
@@ -17,6 +16,7 @@
 
 #include "transport/bind.hpp"
 #include "transport/handover.hpp"
+#include "transport/signals.hpp"
 #include "transport/sockets.hpp"
 #include "transport/wake_queue.hpp"
 
@@ -32,9 +32,8 @@ constexpr int batch = 64;
 /// microseconds each, is less than a wake. The frames of a larger step leave beside the next one.
 constexpr std::size_t few = 8;
 
-/// A client's connection has room for so many times what a subscriber's has: it carries all of the
-/// client's streams, thousands of frames a step, and who loses one asks for all of them again.
-constexpr int client_queues = 8;
+/// Frames of one connection that wait to be taken.
+constexpr int receive_queue_messages = 8192;
 
 /// A subscription is a byte and a topic; the publisher reads nothing longer. Of CURVE's handshake
 /// the longest command has 257 bytes and the metadata's.
@@ -93,10 +92,8 @@ struct Endpoint::State {
     try {
       router = zmq::socket_t(context, zmq::socket_type::router);
       publisher = zmq::socket_t(context, zmq::socket_type::xpub);
-      const int high_water = static_cast<int>(config.send_queue_messages);
       for (zmq::socket_t* socket : {&router, &publisher}) {
-        socket->set(zmq::sockopt::sndhwm, high_water);
-        socket->set(zmq::sockopt::rcvhwm, high_water);
+        socket->set(zmq::sockopt::rcvhwm, receive_queue_messages);
         socket->set(zmq::sockopt::linger, 0);
         socket->set(zmq::sockopt::backlog, 1024);
         socket->set(zmq::sockopt::handshake_ivl, static_cast<int>(config.handshake_ms));
@@ -105,7 +102,8 @@ struct Endpoint::State {
           config.curve->guard->watch(*socket);
         }
       }
-      router.set(zmq::sockopt::sndhwm, high_water * client_queues);
+      router.set(zmq::sockopt::sndhwm, static_cast<int>(config.client_queue_messages));
+      publisher.set(zmq::sockopt::sndhwm, static_cast<int>(config.subscriber_queue_messages));
       router.set(zmq::sockopt::heartbeat_ivl, static_cast<int>(config.heartbeat_ms));
       router.set(zmq::sockopt::heartbeat_timeout, static_cast<int>(config.heartbeat_ms * 3));
       router.set(zmq::sockopt::heartbeat_ttl, static_cast<int>(config.heartbeat_ms * 3));
@@ -150,9 +148,7 @@ struct Endpoint::State {
 
   void run() {
     pthread_setname_np(pthread_self(), "sluice-io");
-    sigset_t all;  // signals are the other threads' business: nothing here is ever interrupted
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, nullptr);
+    const SignalsBlocked always;
     // The descriptors themselves, and a socket is asked only when it may have something: each time
     // that one has nothing costs a system call, and zmq::poll asks all of them before and after.
     // A descriptor becomes readable with what is new since a receive that found nothing, provided
@@ -160,7 +156,7 @@ struct Endpoint::State {
     pollfd items[] = {{router.get(zmq::sockopt::fd), POLLIN, 0},
                       {publisher.get(zmq::sockopt::fd), POLLIN, 0},
                       {queue.descriptor(), POLLIN, 0}};
-    queue.begin();
+    queue.begin([this] { return stand_in(); });
     while (!stopping) {
       for (int i = 0; i < batch && router_news; ++i) router_news = receive();
       for (int i = 0; i < batch && publisher_news; ++i) publisher_news = subscribe();
@@ -377,16 +373,14 @@ void Endpoint::stop(int linger_ms) {
 }
 
 void Endpoint::send(const Peer& peer, std::shared_ptr<const std::string> frame) {
-  state_->queue.post({peer, std::move(frame)}, [this] { return state_->stand_in(); });
+  state_->queue.post({peer, std::move(frame)});
 }
 
 void Endpoint::publish(const StreamId& stream, std::shared_ptr<const std::string> frame) {
-  state_->queue.post({stream, std::move(frame)}, [this] { return state_->stand_in(); });
+  state_->queue.post({stream, std::move(frame)});
 }
 
-void Endpoint::post(std::vector<Outgoing>&& frames) {
-  state_->queue.post_all(frames, few, [this] { return state_->stand_in(); });
-}
+void Endpoint::post(std::vector<Outgoing>&& frames) { state_->queue.post_all(frames, few); }
 
 void Endpoint::cut_removed() {
   if (!state_->config.curve) return;

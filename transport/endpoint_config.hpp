@@ -14,13 +14,15 @@ struct EndpointConfig {
   std::string listen = "tcp://127.0.0.1:0";  ///< ROUTER; tcp, ipc or inproc
   std::string publish;  ///< XPUB; empty: derived (tcp: a free port; else + ".pub")
   Limits limits;
-  std::uint32_t send_queue_messages = 8192;  ///< that may wait for a subscriber; 8 times as many
-                                             ///< for a client
-  std::uint32_t subscriptions_max = 65536;   ///< of streams not there yet and there, together
-  std::uint32_t heartbeat_ms = 2000;         ///< a silent connection is lost after three of these
-  std::uint32_t handshake_ms = 10'000;       ///< a connection that has not said who it is by then
-                                             ///< is closed
-  std::optional<CurveServer> curve;          ///< none: plain
+  /// Frames that may wait for one client: it has all of its streams' on one connection, thousands a
+  /// step, and asks for all streams again when one frame finds no room.
+  std::uint32_t client_queue_messages = 65536;
+  std::uint32_t subscriber_queue_messages = 8192;  ///< that may wait for one subscriber
+  std::uint32_t subscriptions_max = 65536;         ///< of streams not there yet and there, together
+  std::uint32_t heartbeat_ms = 2000;    ///< a silent connection is lost after three of these
+  std::uint32_t handshake_ms = 10'000;  ///< a connection that has not said who it is by then
+                                        ///< is closed
+  std::optional<CurveServer> curve;     ///< none: plain
 };
 
 }  // namespace sluice::transport

@@ -2,7 +2,6 @@
 
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 
 #include <algorithm>
 #include <atomic>
@@ -14,6 +13,7 @@
 
 #include "transport/bind.hpp"
 #include "transport/handover.hpp"
+#include "transport/signals.hpp"
 #include "transport/sockets.hpp"
 #include "transport/wake_queue.hpp"
 
@@ -93,6 +93,8 @@ struct PeerEndpoint::State {
   };
   std::vector<Dial> dials;
   std::vector<Outgoing> leaving;
+  std::vector<Line*> asked;   ///< in a sleep
+  std::vector<pollfd> items;  ///< the queue's, then theirs
   LinkOutput out;
   bool changed = false;  ///< what there is to poll, or until when, since the last sleep
 
@@ -198,12 +200,10 @@ struct PeerEndpoint::State {
 
   void run() {
     pthread_setname_np(pthread_self(), "sluice-peers");
-    sigset_t all;  // signals are the other threads' business: nothing here is ever interrupted
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, nullptr);
+    const SignalsBlocked always;
     for (std::uint32_t i = 0; i < dials.size(); ++i) links.dial(i, now_ns(), out);
     settle();
-    queue.begin();
+    queue.begin([this] { return stand_in(); });
     while (!stopping) {
       for (auto* line : {&router, &local})
         for (int i = 0; i < batch && line->news; ++i) line->news = receive_accepted(*line);
@@ -229,12 +229,12 @@ struct PeerEndpoint::State {
 
   /// Asks descriptors, as `Endpoint` does and for its reasons.
   void sleep(std::uint64_t next) {
-    std::vector<Line*> asked;
+    asked.clear();
     for (auto* line : {&router, &local})
       if (line->socket) asked.push_back(line);
     for (auto& dial : dials)
       if (dial.line.socket) asked.push_back(&dial.line);
-    std::vector<pollfd> items{{queue.descriptor(), POLLIN, 0}};
+    items.assign(1, {queue.descriptor(), POLLIN, 0});
     for (const auto* line : asked) items.push_back({line->socket.get(zmq::sockopt::fd), POLLIN, 0});
     const auto now = now_ns();
     constexpr std::uint64_t longest_ms = 60'000;
@@ -457,7 +457,7 @@ void PeerEndpoint::stop() {
 }
 
 void PeerEndpoint::send(LinkId link, std::string message) {
-  state_->queue.post({link, std::move(message)}, [this] { return state_->stand_in(); });
+  state_->queue.post({link, std::move(message)});
 }
 
 void PeerEndpoint::cut_removed() {

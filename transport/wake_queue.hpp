@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <iterator>
 #include <mutex>
 #include <thread>
@@ -40,21 +41,18 @@ class WakeQueue {
                 std::strerror(errno));
   }
 
-  /// Any thread. `work` does the I/O thread's turn, and says whether all is done; it is called here
-  /// when the thread sleeps.
-  template <class Work>
-  void post(T item, const Work& work) {
+  /// Any thread.
+  void post(T item) {
     {
       const std::lock_guard lock(mutex_);
       items_.push_back(std::move(item));
     }
-    do_turn(work);
+    do_turn();
   }
 
   /// Any thread: as one after the other, in one turn, which is the I/O thread's when there are more
   /// than `few`. Leaves `items` empty.
-  template <class Work>
-  void post_all(std::vector<T>& items, std::size_t few, const Work& work) {
+  void post_all(std::vector<T>& items, std::size_t few) {
     if (items.empty()) return;
     const bool many = items.size() > few;
     {
@@ -68,7 +66,7 @@ class WakeQueue {
     if (many)
       wake();
     else
-      do_turn(work);
+      do_turn();
   }
 
   /// Any thread: ends a sleep.
@@ -80,14 +78,15 @@ class WakeQueue {
 
   // The I/O thread, between `begin` and `end`.
 
-  /// From here on others may do its turn while it sleeps.
-  void begin() {
+  /// From here on who posts calls `stand_in` while the thread sleeps: it does a turn, and says
+  /// whether that leaves nothing to the thread.
+  void begin(std::function<bool()> stand_in) {
     enter();
-    begun_ = true;
+    stand_in_ = std::move(stand_in);
   }
   /// Nobody else does a turn from here on.
   void end() {
-    begun_ = false;
+    stand_in_ = nullptr;
     leave();
   }
 
@@ -126,12 +125,11 @@ class WakeQueue {
   /// Does the turn here, or sees to it that the I/O thread does, as it will when it was woken. Also
   /// called in a turn, whose thread must not wait for itself. An exception would leave half a turn
   /// behind, and the I/O thread waiting for ever.
-  template <class Work>
-  void do_turn(const Work& work) noexcept {
+  void do_turn() noexcept {
     bool done = false;
     if (sleeping_ && turn_of_ != std::this_thread::get_id() && turn_.try_lock()) {
       turn_of_ = std::this_thread::get_id();
-      done = begun_ && work();
+      done = stand_in_ && stand_in_();
       leave();
     }
     // Whoever has the turn now may have looked at the queue already: the thread looks again.
@@ -149,7 +147,7 @@ class WakeQueue {
 
   std::mutex turn_;  // what a turn works with
   std::atomic<std::thread::id> turn_of_;
-  bool begun_ = false;  // under turn_
+  std::function<bool()> stand_in_;  // under turn_
   std::mutex mutex_;
   std::vector<T> items_;
   std::atomic<bool> sleeping_ = false;

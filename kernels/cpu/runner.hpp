@@ -135,10 +135,10 @@ class StepRunner {
   const Batch* batch_ = nullptr;
   std::vector<SlotTokens>* results_ = nullptr;
   std::vector<Row> rows_;
-  std::vector<std::uint32_t> sampled_;  ///< rows
-  std::vector<Draw> draws_;             ///< of these
+  std::vector<std::uint32_t> sampled_;   ///< rows
+  std::vector<Draw> draws_;              ///< of these
   std::vector<std::uint32_t> gathered_;  ///< rows, where not all are
-  std::size_t tally_bytes_ = 0;         ///< of a rank's, all rows
+  std::size_t tally_bytes_ = 0;          ///< of a rank's, all rows
   std::vector<RowGroup> groups_;
 };
 

@@ -478,7 +478,7 @@ BOOST_AUTO_TEST_CASE(only_whole_stream_ids_are_granted) {
 BOOST_AUTO_TEST_CASE(a_slow_subscriber_is_cut_off_alone) {
   zmq::context_t context;
   EndpointConfig config = at("tcp://127.0.0.1:0");
-  config.send_queue_messages = 50;
+  config.subscriber_queue_messages = 50;
   Server server(context, config);
   Endpoint& node = server.endpoint();
   const StreamId id = numbered(1);

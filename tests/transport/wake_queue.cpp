@@ -50,7 +50,7 @@ struct Owner {
   }
   void start() {
     thread = std::thread([this] {
-      queue.begin();
+      queue.begin([this] { return turn(); });
       while (!stopping) {
         turn();
         queue.sleep([&] { return !stopping; },
@@ -75,11 +75,9 @@ struct Owner {
     queue.wake();
     thread.join();
   }
-  void post(Item item) {
-    queue.post(item, [this] { return turn(); });
-  }
+  void post(Item item) { queue.post(item); }
   void post(std::vector<Item> items, std::size_t few) {
-    queue.post_all(items, few, [this] { return turn(); });
+    queue.post_all(items, few);
     BOOST_TEST(items.empty());
   }
 };
@@ -165,7 +163,7 @@ BOOST_AUTO_TEST_CASE(of_many_producers_nothing_is_lost_or_out_of_order) {
       for (int i = 0; i < each; i += 3) {
         owner.post({producer, i});
         std::vector<Item> two{{producer, i + 1}, {producer, i + 2}};
-        owner.queue.post_all(two, static_cast<std::size_t>(i % 3), [&] { return owner.turn(); });
+        owner.queue.post_all(two, static_cast<std::size_t>(i % 3));
         if (i % 7 == 0) std::this_thread::yield();
       }
     });
