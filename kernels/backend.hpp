@@ -83,6 +83,9 @@ struct Linear {
   Buffer out;
   std::uint32_t out_column = 0;
   bool accumulate = false;  ///< adds to what is there: the residual connection
+  /// Its input is not rounded to bf16 where only bf16 weights ask for that (`bf16_inputs`): for
+  /// logits, in which a last rounding shows most.
+  bool float_input = false;
 };
 
 enum class RopePairs : std::uint8_t {
@@ -210,7 +213,8 @@ struct DeviceInfo {
   std::uint32_t int8_block_columns = 0;
   /// Products round their input and weights to bf16, but for float32 weights.
   bool bf16_products = false;
-  /// Products with bf16 weights round their input to bf16, and take denormals for zeros.
+  /// Products with bf16 weights round their input to bf16, but for `float_input`, and take
+  /// denormals for zeros.
   bool bf16_inputs = false;
   /// Attention rounds queries to f16, multiplied by its scale and log2(e), or by scale / soft_cap.
   bool half_queries = false;

@@ -189,7 +189,9 @@ class Recorder {
   void finish(Weight output_norm, Weight output) {
     steps_.ops.push_back(kernels::Select{residual_, selected_});
     norm(selected_, output_norm, last_);
-    linear(last_, {output, std::nullopt}, own_logits_);
+    kernels::Linear logits{last_, output, std::nullopt, own_logits_};
+    logits.float_input = true;
+    steps_.ops.push_back(logits);
     if (config_.logit_soft_cap > 0) {
       steps_.ops.push_back(kernels::SoftCap{own_logits_, config_.logit_soft_cap});
     }

@@ -2,8 +2,8 @@
 // Products of packed weights with activations; sixteen results at once, a lane each, and every
 // result in one order whatever the number of rows, threads or the instruction set:
 //   float32, float16   one chain of fused multiply-adds over the columns (matmul_float)
-//   bfloat16           the same with x rounded to bfloat16, of each pair of columns the odd one
-//                      first, denormals taken for zeros (matmul_bf16)
+//   bfloat16           the same with x rounded to bfloat16 or as it is, of each pair of columns
+//                      the odd one first, denormals taken for zeros (matmul_bf16)
 //   quantized          block by block of 32 columns, with fused multiply-adds,
 //     d * (step_a * (q . x_a) + step_b * (q . x_b)) + m * (sum of x)            (matmul_int8)
 // a and b being the block's halves, x rounded to int8, q . x exact integers; Q6_K, whose halves
@@ -62,7 +62,7 @@ struct Product {
   const PackedWeight* weight = nullptr;
   const float* bias = nullptr;  ///< [weight rows, rounded up to strips] or none
   RowView in;                   ///< padded to row_quantum with zeros
-  RoundedRows rounded;          ///< the same as the weight's format reads it
+  RoundedRows rounded;          ///< the same as the weight's format reads it, if rounded
   RowView out;                  ///< starts at the product's first column
   bool accumulate = false;
 };

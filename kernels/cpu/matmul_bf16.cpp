@@ -8,6 +8,8 @@
 // After foreach_target, as Highway asks.
 #include <hwy/highway.h>
 
+#include <type_traits>
+
 #include "kernels/cpu/denormals.hpp"
 #include "kernels/cpu/matmul-inl.hpp"
 #include "kernels/cpu/matmul_formats.hpp"
@@ -22,6 +24,9 @@
 // rounding to nearest even each time, with zeros for denormals: so what else processors have gives
 // the same bits in this order, with denormals flushed. (ARM's flush looks at a result before it is
 // rounded: there one in the last half step below 2^-126 becomes 0 and elsewhere 2^-126.)
+//
+// Where the product has its activations unrounded, it adds in the same order by multiply-adds: half
+// as fast, which a few rows at the speed of memory do not notice.
 
 HWY_BEFORE_NAMESPACE();
 namespace sluice::kernels::HWY_NAMESPACE {
@@ -41,6 +46,7 @@ HWY_INLINE Pairs load_pairs(const std::uint8_t* from) {
   return v;
 }
 
+/// Columns 2k and 2k + 1
 HWY_INLINE hn::Vec<I> set_pair(const std::uint16_t* from) {
   std::int32_t pair;
   std::memcpy(&pair, from, sizeof pair);
@@ -55,8 +61,10 @@ HWY_INLINE Part even_part(hn::Vec<I> pairs) { return hn::BitCast(F(), hn::ShiftL
 // How a pair is added, `Weight` being sixteen rows' pairs and `Input` a pair of a row of
 // activations, each as the sum wants it.
 
-/// By two multiply-adds.
+/// By two multiply-adds; `Value` is what activations are read as.
+template <class Value>
 struct ByParts {
+  static constexpr bool rounded = std::is_same_v<Value, std::uint16_t>;
   struct Weight {
     Lanes odd;
     Lanes even;
@@ -73,7 +81,14 @@ struct ByParts {
     });
     return w;
   }
-  static HWY_INLINE Input input(hn::Vec<I> pair) { return {odd_part(pair), even_part(pair)}; }
+  static HWY_INLINE const Value* row(const Product& p, std::size_t r) {
+    if constexpr (rounded) return p.rounded.bf16.row(r);
+    else return p.in.row(r);
+  }
+  static HWY_INLINE Input input(const Value* pair) {
+    if constexpr (rounded) return {odd_part(set_pair(pair)), even_part(set_pair(pair))};
+    else return {hn::Set(F(), pair[1]), hn::Set(F(), pair[0])};
+  }
   static HWY_INLINE void add(const Weight& w, const Input& x, Lanes& sum) {
     unroll<parts>([&](auto i) SLUICE_INLINE {
       sum.part[i] = fma_part(w.even.part[i], x.even,
@@ -88,7 +103,10 @@ struct ByDots {
   using Weight = Pairs;
   using Input = hn::Vec<I>;
   static HWY_INLINE const Weight& weight(const Pairs& pairs) { return pairs; }
-  static HWY_INLINE Input input(hn::Vec<I> pair) { return pair; }
+  static HWY_INLINE const std::uint16_t* row(const Product& p, std::size_t r) {
+    return p.rounded.bf16.row(r);
+  }
+  static HWY_INLINE Input input(const std::uint16_t* pair) { return set_pair(pair); }
   static HWY_INLINE void add(const Weight& w, const Input& x, Lanes& sum) {
     auto to = sum.part[0].raw;  // a copy: GCC keeps in memory what assembly writes of an array
     asm("vdpbf16ps %2, %1, %0" : "+v"(to) : "v"(w.part[0].raw), "v"(x.raw));
@@ -102,15 +120,17 @@ HWY_NOINLINE bool dots_agree() {
   std::uint32_t state = 1;
   const auto next = [&] { return state = state * 1664525U + 1013904223U; };
   // A bfloat16 of 2^-8 to 2^8.
-  const auto value = [&] { return (next() >> 16 & 0x807FU) | (119 + next() % 16) << 7; };
+  const auto value = [&]() -> std::uint16_t {
+    return static_cast<std::uint16_t>((next() >> 16 & 0x807FU) | (119 + next() % 16) << 7);
+  };
   Lanes by_dots = set(1.0F), by_parts = by_dots;
   for (int step = 0; step < 64; ++step) {
-    std::uint32_t pairs[17];
-    for (std::uint32_t& pair : pairs) pair = value() | value() << 16;
+    std::uint16_t pairs[34];
+    for (std::uint16_t& one : pairs) one = value();
     const Pairs w = load_pairs(reinterpret_cast<const std::uint8_t*>(pairs));
-    const auto x = hn::Set(I(), static_cast<std::int32_t>(pairs[16]));
-    ByDots::add(w, x, by_dots);
-    ByParts::add(ByParts::weight(w), ByParts::input(x), by_parts);
+    using Parts = ByParts<std::uint16_t>;
+    ByDots::add(w, ByDots::input(pairs + 32), by_dots);
+    Parts::add(Parts::weight(w), Parts::input(pairs + 32), by_parts);
   }
   float one[16], other[16];
   store(by_dots, one);
@@ -150,12 +170,12 @@ template <class How, std::size_t S, std::size_t N>
 HWY_NOINLINE void multiply_tile(const Product& p, std::size_t r, std::size_t strip) {
   const std::size_t pairs = cpu::padded(p.weight->cols) / 2;
   const std::uint8_t* weights[S];
-  const std::uint16_t* x[N];
+  decltype(How::row(p, r)) x[N];
   Lanes sums[S * N];
   for (std::size_t s = 0; s < S; ++s) {
     weights[s] = p.weight->strip(static_cast<std::uint32_t>(strip + s));
   }
-  for (std::size_t n = 0; n < N; ++n) x[n] = p.rounded.bf16.row(r + n);
+  for (std::size_t n = 0; n < N; ++n) x[n] = How::row(p, r + n);
   unroll<S * N>([&](auto i) SLUICE_INLINE { sums[i] = set(0.0F); });
   for (std::size_t k = 0; k < pairs; ++k) {
     typename How::Weight w[S];
@@ -165,7 +185,7 @@ HWY_NOINLINE void multiply_tile(const Product& p, std::size_t r, std::size_t str
       w[s] = How::weight(load_pairs(at));
     });
     unroll<N>([&](auto n) SLUICE_INLINE {
-      const auto input = How::input(set_pair(x[n] + 2 * k));
+      const auto input = How::input(x[n] + 2 * k);
       unroll<S>([&](auto s) SLUICE_INLINE { How::add(w[s], input, sums[s * N + n]); });
     });
   }
@@ -202,10 +222,11 @@ HWY_INLINE void multiply_by(const Product& p, std::uint32_t rows, std::uint32_t 
 void multiply_bf16(const Product& p, std::uint32_t rows, std::uint32_t first,
                    std::uint32_t last) {
   const cpu::NoDenormals flushed;
+  if (p.rounded.bf16.data == nullptr) return multiply_by<ByParts<float>>(p, rows, first, last);
 #if HWY_TARGET == HWY_AVX3_DL
   if (bf16_by_dots()) return multiply_by<ByDots>(p, rows, first, last);
 #endif
-  multiply_by<ByParts>(p, rows, first, last);
+  multiply_by<ByParts<std::uint16_t>>(p, rows, first, last);
 }
 
 }  // namespace sluice::kernels::HWY_NAMESPACE

@@ -9,7 +9,7 @@ namespace sluice::kernels::cpu {
 void multiply_float(const Product& product, std::uint32_t rows, std::uint32_t first,
                     std::uint32_t last);
 
-/// Of weights in bfloat16 with activations rounded to it.
+/// Of weights in bfloat16 with activations rounded to it, or as they are where none are rounded.
 void multiply_bf16(const Product& product, std::uint32_t rows, std::uint32_t first,
                    std::uint32_t last);
 

@@ -52,7 +52,7 @@ class Compiler {
     for (const Op& op : steps_.ops) {
       const auto* linear = std::get_if<Linear>(&op);
       if (linear == nullptr) continue;
-      const Activations read = activations_of(weights_[linear->weight.index].format);
+      const Activations read = activations(*linear);
       if (read == Activations::f32) continue;
       const BufferShape& in = steps_.buffers[linear->in.index];
       const bool int8 = read == Activations::int8;
@@ -137,6 +137,11 @@ class Compiler {
   const BufferShape& shape(Buffer buffer) const { return steps_.buffers[buffer.index]; }
   RowView view(Buffer buffer) const { return program_.view(buffer); }
 
+  Activations activations(const Linear& op) const {
+    const Activations read = activations_of(weights_[op.weight.index].format);
+    return op.float_input && read == Activations::bf16 ? Activations::f32 : read;
+  }
+
   /// A one-row weight as float32, padded with zeros.
   const float* vector(Weight weight) {
     const CpuWeight& w = weights_[weight.index];
@@ -198,7 +203,7 @@ class Compiler {
     const CpuWeight& weight = weights_[op.weight.index];
     const float* bias = op.bias ? vector(*op.bias) : nullptr;
     const RowView out{view(op.out).data + op.out_column, view(op.out).stride};
-    const bool rounds = activations_of(weight.format) != Activations::f32;
+    const bool rounds = activations(op) != Activations::f32;
     const RoundedRows in = rounds ? rounded(op.in) : RoundedRows{};
     if (!beside_last(op)) program_.stages_.push_back(LinearStage{shape(op.in).rows, {}});
     auto& stage = std::get<LinearStage>(program_.stages_.back());

@@ -1,7 +1,8 @@
 // Shows that products of packed weights are what they say: for every format, random weights of
-// ragged shapes times rows (rounded as the format has it) against the sum in double of the same
-// values, alone and in any number of rows to the bit; and that rounding to int8 is to the nearest
-// step of each sixteen, zero where all are zero, NaN where one is not finite.
+// ragged shapes times rows (rounded as the format has it, for bfloat16 also as they are) against
+// the sum in double of the same values, alone and in any number of rows to the bit; and that
+// rounding to int8 is to the nearest step of each sixteen, zero where all are zero, NaN where one
+// is not finite.
 
 #include "kernels/cpu/matmul.hpp"
 
@@ -34,9 +35,9 @@ struct Inputs {
     for (std::size_t r = 0; r < rows; ++r) cpu::round_row(&x[r * cols], 0, cols, view, r);
   }
 
-  /// What a product with weights of this format reads.
-  double value(Format format, std::size_t r, std::uint32_t c) const {
-    switch (cpu::activations_of(format)) {
+  /// What a product reads.
+  double value(cpu::Activations activations, std::size_t r, std::uint32_t c) const {
+    switch (activations) {
       case cpu::Activations::f32: return x[r * cols + c];
       case cpu::Activations::bf16: return bf16_to_f32(view.bf16.row(r)[c]);
       case cpu::Activations::int8: break;
@@ -49,7 +50,7 @@ struct Inputs {
     return static_cast<double>(block.steps[c / 16 % 2]) * block.values[c % 32];
   }
 
-  /// Row r alone.
+  /// Rows from r on.
   cpu::RoundedRows row(std::size_t r) const {
     return {{view.int8.data + r * cpu::QuantizedView::row_bytes(cols), cols},
             {view.bf16.row(r), cols}};
@@ -89,6 +90,39 @@ struct Packed {
   }
 };
 
+void check_products(std::mt19937& random, const Tensor& tensor, cpu::Activations read) {
+  const Packed packed(tensor);
+  const cpu::PackedWeight& weight = packed.weight;
+  const std::uint32_t rows = weight.rows, cols = weight.cols;
+  constexpr std::uint32_t count = 27;  // tiles of 12, 2 and 1 rows
+  const Inputs in(random_rows(random, count, cols), cpu::padded(cols));
+  const bool rounded = read != cpu::Activations::f32;
+  std::vector<float> bias(48), out(count * rows, 7.0F);
+  for (std::uint32_t i = 0; i < rows; ++i) bias[i] = static_cast<float>(i);
+  const auto multiply = [&](std::uint32_t first, std::uint32_t n, float* to) {
+    const cpu::RowView x{in.x.data() + first * in.cols, in.cols};
+    const cpu::RoundedRows narrowed = rounded ? in.row(first) : cpu::RoundedRows{};
+    cpu::multiply({&weight, bias.data(), x, narrowed, {to, rows}, true}, n, 0, weight.strips());
+  };
+  multiply(0, count, out.data());
+  double off = 0;
+  for (std::uint32_t r = 0; r < count; ++r) {
+    for (std::uint32_t o = 0; o < rows; ++o) {
+      double sum = 7.0 + o;
+      for (std::uint32_t c = 0; c < cols; ++c) {
+        sum += tensor.values[o * cols + c] * in.value(read, r, c);
+      }
+      off = std::max(off, std::abs(sum - static_cast<double>(out[r * rows + o])));
+    }
+  }
+  BOOST_TEST(off < 1e-4, info(weight.format).name << " " << rows << " x " << cols << ": " << off);
+  for (std::uint32_t r = 0; r < count; ++r) {
+    std::vector<float> alone(rows, 7.0F);
+    multiply(r, 1, alone.data());
+    BOOST_CHECK(std::memcmp(alone.data(), &out[r * rows], rows * sizeof(float)) == 0);
+  }
+}
+
 }  // namespace
 
 BOOST_AUTO_TEST_SUITE(packed)
@@ -101,33 +135,8 @@ BOOST_AUTO_TEST_CASE(every_format_and_shape) {
     for (const std::uint32_t rows : {1U, 16U, 37U}) {
       const auto cols = static_cast<std::uint32_t>(unit * (1 + random() % (unit == 1 ? 99 : 3)));
       const Tensor tensor = random_tensor(random, format, rows, cols, 1.0F);
-      const Packed packed(tensor);
-      const cpu::PackedWeight& weight = packed.weight;
-      constexpr std::uint32_t count = 27;  // tiles of 12, 2 and 1 rows
-      const Inputs in(random_rows(random, count, cols), cpu::padded(cols));
-      std::vector<float> bias(48), out(count * rows, 7.0F);
-      for (std::uint32_t i = 0; i < rows; ++i) bias[i] = static_cast<float>(i);
-      const cpu::RowView x{in.x.data(), in.cols};
-      const cpu::Product product{&weight, bias.data(), x, in.view, {out.data(), rows}, true};
-      cpu::multiply(product, count, 0, weight.strips());
-      double off = 0;
-      for (std::uint32_t r = 0; r < count; ++r) {
-        for (std::uint32_t o = 0; o < rows; ++o) {
-          double sum = 7.0 + o;
-          for (std::uint32_t c = 0; c < cols; ++c) {
-            sum += tensor.values[o * cols + c] * in.value(format, r, c);
-          }
-          off = std::max(off, std::abs(sum - static_cast<double>(out[r * rows + o])));
-        }
-      }
-      BOOST_TEST(off < 1e-4, info(format).name << " " << rows << " x " << cols << ": " << off);
-      for (std::uint32_t r = 0; r < count; ++r) {  // each row alone
-        std::vector<float> alone(rows, 7.0F);
-        const cpu::RowView row{in.x.data() + r * in.cols, in.cols};
-        const cpu::Product one{&weight, bias.data(), row, in.row(r), {alone.data(), rows}, true};
-        cpu::multiply(one, 1, 0, weight.strips());
-        BOOST_CHECK(std::memcmp(alone.data(), &out[r * rows], rows * sizeof(float)) == 0);
-      }
+      check_products(random, tensor, cpu::activations_of(format));
+      if (format == Format::bf16) check_products(random, tensor, cpu::Activations::f32);
     }
   }
 }

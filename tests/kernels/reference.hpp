@@ -176,7 +176,9 @@ class TinyModelMaker {
     model_.logits = buffer(t.vocabulary, RowSpace::sampled);
     op(Select{hidden, last});
     op(Norm{last, vector(t.hidden), 1e-5F, last_normed});
-    op(Linear{last_normed, matrix(t.vocabulary, t.hidden, 3.0F), {}, model_.logits});
+    Linear logits{last_normed, matrix(t.vocabulary, t.hidden, 3.0F), {}, model_.logits};
+    logits.float_input = true;
+    op(logits);
     if (t.logit_cap > 0) op(SoftCap{model_.logits, t.logit_cap});
     if (t.sample) op(Sample{model_.logits});
     return std::move(model_);
@@ -309,11 +311,13 @@ class Reference {
   }
 
   /// A product's input as the backend reads it.
-  std::vector<std::vector<double>> inputs(Buffer in, Format format) const {
-    std::vector<std::vector<double>> rows = buffers[in.index];
+  std::vector<std::vector<double>> inputs(const Linear& op) const {
+    std::vector<std::vector<double>> rows = buffers[op.in.index];
+    const Format format = tensor(op.weight).host.format;
     const bool int8 = int8_block_columns_ != 0 && info(format).block_elements != 1;
-    if (!int8 && !rounds_to_bf16(format)) return rows;
-    const std::vector<float> device = read_(in, rows.size());
+    const bool bf16 = bf16_inputs_ && format == Format::bf16 && !op.float_input;
+    if (!int8 && !bf16 && !rounds_to_bf16(format)) return rows;
+    const std::vector<float> device = read_(op.in, rows.size());
     std::size_t i = 0;
     for (std::vector<double>& row : rows) {
       for (double& x : row) x = static_cast<double>(device[i++]);
@@ -323,7 +327,7 @@ class Reference {
   }
 
   bool rounds_to_bf16(Format format) const {
-    return (bf16_products_ && format != Format::f32) || (bf16_inputs_ && format == Format::bf16);
+    return bf16_products_ && format != Format::f32;
   }
 
   static std::vector<double> brained(std::vector<double> x) {
@@ -346,7 +350,7 @@ class Reference {
 
   void apply(const Linear& op) {
     const Tensor& w = tensor(op.weight);
-    const auto rows = inputs(op.in, w.host.format);
+    const auto rows = inputs(op);
     const auto values = rounds_to_bf16(w.host.format) ? brained(w.values) : w.values;
     for (std::size_t r = 0; r < rows.size(); ++r) {
       const std::vector<double>& x = rows[r];

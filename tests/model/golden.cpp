@@ -35,10 +35,10 @@ BOOST_AUTO_TEST_CASE(logits_of_every_position_match_the_reference) {
   testing::check_golden(smollm2);
 }
 
-// Products read weights and activations in bfloat16, as llama.cpp's do: the deviation measured is
-// 0.0555, the worst difference 0.41. llama.cpp's, which differs in the order of its sums, is 0.0541
-// and 0.39 as the fixture has it, and by its settings 0.0537 (flash attention), 0.0553 (a token at
-// a time) and 0.0585 (keys and values in float32).
+// Products read weights and activations in bfloat16, as llama.cpp's do, but for the one that gives
+// logits: the deviation measured is 0.0518, the worst difference 0.40. llama.cpp's is 0.0541 and
+// 0.39 as the fixture has it, and by its settings 0.0537 (flash attention), 0.0553 (a token at a
+// time) and 0.0585 (keys and values in float32).
 BOOST_AUTO_TEST_CASE(in_bf16) {
   const testing::Bf16Copy copy(SLUICE_MODELS "/SmolLM2-135M-Instruct-Q4_1.gguf");
   const testing::Golden golden{.fixture = "smollm2_bf16",
@@ -51,7 +51,7 @@ BOOST_AUTO_TEST_CASE(in_bf16) {
                                .top = 8,
                                .tolerance = 0.5,
                                .deviation = 0.06,
-                               .over_llama = 1.05};
+                               .rounds_alike = true};
   testing::check_golden(golden, "cpu");
 }
 
