@@ -103,7 +103,11 @@ void StepRunner::run(const Program& program, const Batch& batch, std::vector<Slo
       counters_[i].done.store(0, std::memory_order_relaxed);
     }
     threads_.run([&](std::uint32_t thread) {
-      if (thread == 0) meanwhile();
+      if (thread == 0) {
+        meanwhile();
+        // Who hears of it may be awake without a core, interrupted as it was about to sleep.
+        breathers_[0].breathe_now();
+      }
       run_stages(thread);
     });
   } else {

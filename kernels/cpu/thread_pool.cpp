@@ -11,11 +11,12 @@
 namespace sluice::kernels::cpu {
 namespace {
 
-// How long a thread computes before it lets waiting ones in, and how long one of the service's own
-// takes at most; longer, and it was somebody else who took the core.
+// How long a thread computes before it lets waiting ones in, and how long those of the service take
+// at most, one behind the other: mostly 0.2 ms, at times 1. Longer, and it was somebody else who
+// took the core, for a slice of the system's (2.8 ms) or until a tick.
 constexpr std::chrono::microseconds breath_interval{200};
-constexpr std::chrono::microseconds guest_time_max{500};
-constexpr std::chrono::seconds guests_forgotten{1};
+constexpr std::chrono::milliseconds guest_time_max{2};
+constexpr std::chrono::milliseconds guests_forgotten{250};
 
 // Longer than the system's usual slice (2.8 ms at most): whoever wakes has the shorter one. And no
 // longer than that needs: who yields gives up the rest of its slice (Linux 6.18), and with slices
@@ -46,12 +47,18 @@ void let_others_in() {
 }
 
 void Breather::breathe() {
-  const auto now = std::chrono::steady_clock::now();
-  if (now < next_) return;
+  const Time now = std::chrono::steady_clock::now();
+  if (now >= next_) yield(now);
+}
+
+void Breather::breathe_now() { yield(std::chrono::steady_clock::now()); }
+
+void Breather::yield(Time now) {
+  if (now < trusted_) return;
   std::this_thread::yield();
-  const auto back = std::chrono::steady_clock::now();
-  next_ = back + (back - now < guest_time_max ? std::chrono::nanoseconds(breath_interval)
-                                              : std::chrono::nanoseconds(guests_forgotten));
+  const Time back = std::chrono::steady_clock::now();
+  next_ = back + breath_interval;
+  if (back - now > guest_time_max) trusted_ = back + guests_forgotten;
 }
 
 ThreadPool::ThreadPool(std::uint32_t threads) {

@@ -18,14 +18,22 @@ void let_others_in();
 /// Gives the core, now and then, to a thread of the service that waits for it. The system lets one
 /// in as it wakes (see above), but one that another interrupted, once it has had its share, waits
 /// for the next timer tick: 4 ms, two tokens. A yield lets it in; 0.4 us where none waits. When it
-/// takes so long that the core must have gone to another program, none is tried for a second: a
+/// takes so long that the core must have gone to another program, none is tried for a while: a
 /// program that computes without pause would get almost all of the time.
 class alignas(64) Breather {
  public:
+  /// If the last time was 0.2 ms ago.
   void breathe();
 
+  /// Also if it was just now: there is news for others.
+  void breathe_now();
+
  private:
-  std::chrono::steady_clock::time_point next_{};
+  using Time = std::chrono::steady_clock::time_point;
+  void yield(Time now);
+
+  Time next_{};
+  Time trusted_{};  ///< when others are tried again
 };
 
 class ThreadPool {
