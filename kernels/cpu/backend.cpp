@@ -35,6 +35,10 @@ constexpr std::uint32_t threads_max = 1024;
 // some microseconds, does not count.
 constexpr std::size_t pack_bytes = std::size_t{1} << 20;
 
+// Who has had nothing to do for so long is a service between streams, and not a command that is
+// about to end and needs no memory ahead.
+constexpr std::chrono::milliseconds idle_time{100};
+
 std::uint32_t usable_cores() {
   cpu_set_t set;
   if (::sched_getaffinity(0, sizeof set, &set) == 0) {
@@ -134,6 +138,7 @@ class CpuBackend final : public Backend {
     if (!program) return tl::unexpected(program.error());
     programs_.push_back(std::move(*program));
     runner_.prepare(programs_.back(), shape_);
+    wake_.notify_one();  // there is something to find memory for
     return ProgramId{static_cast<std::uint32_t>(programs_.size() - 1)};
   }
 
@@ -262,8 +267,16 @@ class CpuBackend final : public Backend {
   void drive() {
     cpu::let_others_in();
     std::unique_lock lock(mutex_);
+    const auto called = [this] { return !queue_.empty() || stop_; };
     for (;;) {
-      wake_.wait(lock, [this] { return !queue_.empty() || stop_; });
+      wake_.wait(lock, [&] { return called() || (!programs_.empty() && kv_.lags()); });
+      wake_.wait_for(lock, idle_time, called);
+      while (!called() && kv_.lags()) {
+        lock.unlock();
+        kv_.find_memory();
+        lock.lock();
+      }
+      if (!called()) continue;
       if (queue_.empty()) break;
       const Item item = std::move(queue_.front());
       queue_.pop_front();
@@ -311,6 +324,7 @@ class CpuBackend final : public Backend {
       complete_done();
       runner_.sample(item.masks, pending->result.slots);
     } else {
+      for (const BlockGrant& grant : item.batch.grants) kv_.use(grant.blocks);
       pending = &pending_.emplace_back();
       pending->result.ticket = item.ticket;
       runner_.run(programs_[item.program], item.batch, pending->result.slots,

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <fstream>
 #include <string>
@@ -38,6 +39,17 @@ Result<ZeroPages> ZeroPages::make(std::size_t bytes, std::string_view what) {
 
 void ZeroPages::want_huge_pages() {
   if (data_ != nullptr) ::madvise(data_, bytes_, MADV_HUGEPAGE);
+}
+
+bool ZeroPages::populate(std::size_t first, std::size_t bytes) const {
+#if defined(MADV_POPULATE_WRITE)
+  const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  const std::size_t from = first / page * page;  // what mmap gave begins with a page
+  const std::size_t to = std::min(bytes_, first + bytes);
+  return to <= from || ::madvise(as<std::byte>() + from, to - from, MADV_POPULATE_WRITE) == 0;
+#else
+  return first + bytes == 0;
+#endif
 }
 
 void give_pages_back(const std::byte* from, std::size_t bytes) {

@@ -22,6 +22,10 @@ class ZeroPages {
   /// Before the memory is touched, where all of it will be: fewer misses of address translation.
   void want_huge_pages();
 
+  /// Has the system find memory for a stretch now, as touching it would. On any thread, also while
+  /// others use the stretch. False: the system cannot (Linux before 5.14), or has none left.
+  bool populate(std::size_t first, std::size_t bytes) const;
+
   template <class T>
   T* as() const {
     return static_cast<T*>(data_);

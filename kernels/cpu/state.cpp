@@ -4,6 +4,12 @@
 #include <utility>
 
 namespace sluice::kernels::cpu {
+namespace {
+
+// Of a layer at a time: microseconds, which a step that comes meanwhile waits for.
+constexpr std::size_t populated_bytes = std::size_t{64} << 10;
+
+}  // namespace
 
 Result<void> KvPool::allocate(const PoolShape& shape) {
   const std::size_t bytes = kv_block_bytes(shape) * shape.blocks;
@@ -19,7 +25,28 @@ Result<void> KvPool::allocate(const PoolShape& shape) {
   shape_ = shape;
   half_ = std::size_t{shape.head_dim} * shape.block_tokens;
   pages_ = std::move(*pages);
+  ahead_ = static_cast<std::uint32_t>(
+      std::min<std::size_t>(shape.blocks, ahead_bytes / kv_block_bytes(shape) + 1));
   return {};
+}
+
+void KvPool::use(std::span<const std::uint32_t> blocks) {
+  for (const std::uint32_t block : blocks) used_ = std::max(used_, block + 1);
+  if (used_ <= backed_) return;
+  backed_ = used_;
+  layer_ = 0;
+}
+
+void KvPool::find_memory() {
+  const auto count = static_cast<std::uint32_t>(
+      std::min<std::size_t>(shape_.blocks - backed_, populated_bytes / block_bytes() + 1));
+  const std::size_t first = (std::size_t{layer_} * shape_.blocks + backed_) * block_bytes();
+  if (!pages_.populate(first, count * block_bytes())) {
+    backed_ = shape_.blocks;
+  } else if (++layer_ == shape_.layers) {
+    backed_ += count;
+    layer_ = 0;
+  }
 }
 
 Token Slot::input(std::uint32_t position) const {

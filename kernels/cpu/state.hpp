@@ -1,6 +1,7 @@
 #pragma once
 // What a CPU backend keeps between steps: the KV pool and the slots.
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -13,11 +14,28 @@ namespace sluice::kernels::cpu {
 /// Keys and values, f16: [layer][block][kv_head][keys | values]. Keys lie as [head_dim,
 /// block_tokens], so that one vector holds one element of sixteen positions; values as
 /// [block_tokens, head_dim].
+///
+/// Its memory is found as blocks are first written, in all layers at once: 90 pages a block of
+/// SmolLM2-135M, which a stream's every sixteenth token waits for. Blocks are taken the lowest
+/// first, so that a backend with nothing to do can have memory found ahead. All of that is one
+/// thread's.
 class KvPool {
  public:
+  /// So much is found ahead of the highest block in use.
+  static constexpr std::size_t ahead_bytes = std::size_t{64} << 20;
+
   Result<void> allocate(const PoolShape& shape);
 
   const PoolShape& shape() const { return shape_; }
+
+  /// A sequence writes these from now on.
+  void use(std::span<const std::uint32_t> blocks);
+
+  /// Whether there is memory to be found ahead.
+  bool lags() const { return backed_ < std::min(shape_.blocks, used_ + ahead_); }
+
+  /// Finds some: one layer's part of a few blocks, some 64 KiB. Not found: never lags again.
+  void find_memory();
 
   std::uint16_t* keys(std::uint32_t layer, std::uint32_t block, std::uint32_t kv_head) const {
     const std::size_t head =
@@ -29,9 +47,15 @@ class KvPool {
   }
 
  private:
+  std::size_t block_bytes() const { return kv_block_bytes(shape_) / shape_.layers; }  ///< a layer's
+
   PoolShape shape_;
   std::size_t half_ = 0;  ///< elements of one head's keys in a block
   ZeroPages pages_;
+  std::uint32_t used_ = 0;    ///< no block from here on was ever
+  std::uint32_t ahead_ = 0;   ///< blocks of `ahead_bytes`
+  std::uint32_t backed_ = 0;  ///< blocks below have memory in all layers
+  std::uint32_t layer_ = 0;   ///< the next ones have in the layers below
 };
 
 /// One sequence's state, where the next step's rows find their tokens.
