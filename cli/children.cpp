@@ -134,7 +134,7 @@ Result<std::unique_ptr<ChildNodes>> ChildNodes::start(Config& config) {
     const std::uint32_t more = children_of(node, engine);
     if (engine.threads == 0 && more > 0) {  // they share the cores
       const std::uint32_t own = engine.isolate == "on" ? 0 : 1;
-      engine.threads = std::max(1U, std::thread::hardware_concurrency() / (more + own));
+      engine.threads = std::max(1U, kernels::usable_cores() / (more + own));
     }
     for (std::uint32_t i = 1; i <= more; ++i) {
       auto child = std::make_unique<Child>();

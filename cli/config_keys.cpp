@@ -148,13 +148,14 @@ const std::vector<EngineKey>& engine_keys() {
        "whether the executor is a process of its own, so that a lost device costs that alone; "
        "auto: on CUDA",
        0, 0, 1, "auto|on|off"},
-      {"engine", "threads", SLUICE_FIELD(EngineConfig, threads), "0: one a core", 0, 1024},
+      {"engine", "threads", SLUICE_FIELD(EngineConfig, threads),
+       "0: one a core, or as many as a container may use", 0, 1024},
       {"engine", "slots", SLUICE_FIELD(EngineConfig, slots), "sequences running at once", 1, 65536},
       {"engine", "context_tokens", SLUICE_FIELD(EngineConfig, context_tokens),
        "longest sequence; 0: the model's own, as far as the KV pool holds one", 0, 1e8},
       {"engine", "kv_bytes", SLUICE_FIELD(EngineConfig, kv_bytes),
-       "KV pool; 0: slots x context, at most a quarter of free memory, or of a GPU's 19/20 of what "
-       "the weights leave",
+       "KV pool; 0: slots x context, at most a quarter of the free memory of machine or container, "
+       "or of a GPU's 19/20 of what the weights leave",
        0, 16384 * gigabyte},
       {"engine", "step_rows", SLUICE_FIELD(EngineConfig, step_rows),
        "rows of a step: smaller keeps stalls short, larger reads prompts faster", 1, 65536},

@@ -14,6 +14,10 @@
 
 namespace sluice::kernels {
 
+/// Processors that this process may run on, as many as its control groups' time is worth; at least
+/// 1. Any thread.
+std::uint32_t usable_cores();
+
 struct BackendOptions {
   std::uint32_t threads = 0;  ///< cpu; 0: one for each core this process may use
   std::uint32_t device = 0;   ///< cuda: which of its devices

@@ -1,7 +1,6 @@
 #include "kernels/cpu/targets.hpp"
 // The targets must be chosen before Highway's headers.
 #include <hwy/targets.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -13,8 +12,10 @@
 #include <system_error>
 #include <thread>
 
+#include "kernels/backends.hpp"
 #include "kernels/cpu/backend.hpp"
 #include "kernels/cpu/bandwidth.hpp"
+#include "kernels/cpu/machine.hpp"
 #include "kernels/cpu/packed.hpp"
 #include "kernels/cpu/program.hpp"
 #include "kernels/cpu/runner.hpp"
@@ -38,14 +39,6 @@ constexpr std::size_t pack_bytes = std::size_t{1} << 20;
 // Who has had nothing to do for so long is a service between streams, and not a command that is
 // about to end and needs no memory ahead.
 constexpr std::chrono::milliseconds idle_time{100};
-
-std::uint32_t usable_cores() {
-  cpu_set_t set;
-  if (::sched_getaffinity(0, sizeof set, &set) == 0) {
-    return static_cast<std::uint32_t>(std::max(1, CPU_COUNT(&set)));
-  }
-  return std::max(1U, std::thread::hardware_concurrency());
-}
 
 std::string processor_name() {
   std::ifstream cpuinfo("/proc/cpuinfo");

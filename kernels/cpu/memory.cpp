@@ -5,8 +5,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <fstream>
-#include <string>
 #include <utility>
 
 namespace sluice::kernels::cpu {
@@ -57,20 +55,6 @@ void give_pages_back(const std::byte* from, std::size_t bytes) {
   const auto first = (reinterpret_cast<std::uintptr_t>(from) + page - 1) / page * page;
   const auto last = (reinterpret_cast<std::uintptr_t>(from) + bytes) / page * page;
   if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
-}
-
-std::size_t available_memory_bytes() {
-  std::ifstream meminfo("/proc/meminfo");
-  std::string key;
-  std::size_t kib = 0;
-  while (meminfo >> key >> kib) {
-    if (key == "MemAvailable:") return kib * 1024;
-    meminfo.ignore(256, '\n');
-  }
-  const long pages = ::sysconf(_SC_AVPHYS_PAGES);
-  const long page = ::sysconf(_SC_PAGESIZE);
-  return pages > 0 && page > 0 ? static_cast<std::size_t>(pages) * static_cast<std::size_t>(page)
-                               : 0;
 }
 
 }  // namespace sluice::kernels::cpu

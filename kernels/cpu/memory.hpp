@@ -40,7 +40,4 @@ class ZeroPages {
 /// them has them read from the file again.
 void give_pages_back(const std::byte* from, std::size_t bytes);
 
-/// Bytes of memory the machine could still give, as MemAvailable says.
-std::size_t available_memory_bytes();
-
 }  // namespace sluice::kernels::cpu

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "kernels/cpu/machine.hpp"
+
 namespace sluice::kernels::cpu {
 namespace {
 
