@@ -20,6 +20,11 @@ __device__ inline StepRow step_row(const std::byte* step, std::uint32_t row) {
   return part<StepRow>(step, header(step).row_offset)[row];
 }
 
+/// The row that is the sampled ones' index-th.
+__device__ inline StepRow sampled_row(const std::byte* step, std::uint32_t index) {
+  return step_row(step, part<std::uint32_t>(step, header(step).sampled_offset)[index]);
+}
+
 __device__ inline std::uint32_t row_count(const std::byte* step, Space space) {
   return space == Space::batch ? header(step).rows : header(step).sampled;
 }
