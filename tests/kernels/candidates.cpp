@@ -21,6 +21,7 @@
 
 #include "kernels/communicator.hpp"
 #include "tests/kernels/device_ranks.hpp"
+#include "tests/kernels/drawn_rows.hpp"
 #include "tests/kernels/ranks.hpp"
 #include "tests/kernels/tested.hpp"
 
@@ -28,31 +29,6 @@ namespace sluice::kernels::test {
 namespace {
 
 using namespace cpu;  // NOLINT: what is tested
-
-constexpr float nan = std::numeric_limits<float>::quiet_NaN();
-constexpr float infinity = std::numeric_limits<float>::infinity();
-
-/// A slot on a rank, with memory of its own.
-struct SomeSlot {
-  SomeSlot(std::uint32_t vocabulary, const SamplingParams& sampling, const std::vector<Token>& text,
-           std::uint32_t prompt)
-      : room(text.size() + 8), uses(vocabulary) {
-    slot.ref = {3, 7};
-    slot.tokens = room;
-    slot.uses = uses;
-    slot.sampling = sampling;
-    slot.prompt_tokens = prompt;
-    std::copy(text.begin(), text.end(), room.begin());
-    slot.token_count = static_cast<std::uint32_t>(text.size());
-    if (!slot.penalized()) return;
-    for (std::size_t i = 0; i < text.size(); ++i) slot.count(text[i], i < prompt);
-  }
-  SomeSlot(const SomeSlot&) = delete;
-
-  std::vector<Token> room;
-  std::vector<std::uint32_t> uses;
-  Slot slot;
-};
 
 /// What every rank says of a row, and whether anything but its peaks was told.
 struct Outcome {
@@ -65,7 +41,8 @@ template <class Make>
 Outcome draw_apart(std::uint32_t ranks, std::span<const float> logits, const Make& make) {
   const auto vocabulary = static_cast<std::uint32_t>(logits.size());
   std::vector<std::unique_ptr<SomeSlot>> slots;
-  std::vector<std::vector<float>> rooms(ranks, std::vector<float>(adjusted_room(vocabulary), nan));
+  const std::vector<float> room(adjusted_room(vocabulary), not_a_number);
+  std::vector<std::vector<float>> rooms(ranks, room);
   std::vector<TokenValues> adjusted(ranks);
   std::vector<Peak> peaks;
   for (std::uint32_t r = 0; r < ranks; ++r) {
@@ -120,102 +97,6 @@ std::size_t failed_checks() {
   return unit::results_collector.results(unit::framework::current_test_case_id())
       .p_assertions_failed;
 }
-
-class Rows {
- public:
-  explicit Rows(unsigned seed) : random_(seed) {}
-
-  bool chance(unsigned n) { return random_() % n == 0; }
-  std::uint32_t below(std::uint32_t n) { return static_cast<std::uint32_t>(random_() % n); }
-  float real(float low, float high) {
-    return std::uniform_real_distribution<float>(low, high)(random_);
-  }
-
-  std::vector<float> logits(std::uint32_t vocabulary, std::uint32_t ranks) {
-    std::vector<float> row(vocabulary);
-    std::normal_distribution<float> spread(0, chance(4) ? 0.05F : chance(2) ? 1.0F : 5.0F);
-    for (float& x : row) x = spread(random_);
-    if (chance(3)) {  // few values: ties everywhere
-      for (float& x : row) x = std::round(x);
-    }
-    if (chance(4)) {  // the highest ones meet at a border of two parts
-      const std::uint32_t border = shard_begin(vocabulary, 1 + below(ranks - 1), ranks);
-      for (std::uint32_t t = border - std::min(border, 3U); t < border + 3 && t < vocabulary; ++t) {
-        row[t] = 20.0F;
-      }
-    }
-    if (chance(5)) {
-      for (float& x : row) x = chance(3) ? nan : x;
-    }
-    if (chance(8)) {  // a rank that has nothing
-      const std::uint32_t rank = below(ranks);
-      const auto begin = row.begin() + shard_begin(vocabulary, rank, ranks);
-      std::fill_n(begin, shard_count(vocabulary, {rank, ranks}), chance(2) ? nan : -infinity);
-    }
-    if (chance(10)) row[below(vocabulary)] = infinity;
-    if (chance(30)) std::fill(row.begin(), row.end(), nan);
-    if (chance(30)) std::fill(row.begin(), row.end(), -infinity);
-    if (chance(30)) std::fill(row.begin(), row.end(), 0.0F);
-    return row;
-  }
-
-  SamplingParams params(std::uint32_t vocabulary) {
-    SamplingParams s;
-    s.temperature = chance(5) ? 0.0F : chance(4) ? real(1e-6F, 0.1F) : real(0.3F, 3.0F);
-    if (chance(2)) s.top_k = 1 + below(chance(3) ? vocabulary + 10 : 60);
-    if (chance(2)) s.top_p = chance(4) ? 1e-6F : chance(3) ? 0.999F : real(0.05F, 1.0F);
-    if (chance(3)) s.min_p = chance(4) ? 1.0F : real(0.0F, 0.3F);
-    if (chance(2)) s.repetition_penalty = real(0.5F, 2.0F);
-    if (chance(3)) s.presence_penalty = real(-2.0F, 2.0F);
-    if (chance(3)) s.frequency_penalty = real(-1.0F, 1.0F);
-    if (chance(3)) {
-      for (Token t = below(7); t < vocabulary; t += 1 + below(40)) {
-        s.logit_bias.emplace_back(t, chance(4) ? -infinity : real(-5.0F, 5.0F));
-      }
-    }
-    s.min_tokens = below(10);
-    for (int i = 0; i < 20; ++i) s.stop_tokens.push_back(below(vocabulary + 5));
-    s.seed = (std::uint64_t{random_()} << 32) | random_();
-    if (chance(2)) s.logprobs = static_cast<std::int32_t>(below(21));
-    return s;
-  }
-
-  std::vector<Token> text(std::uint32_t vocabulary) {
-    std::vector<Token> tokens(1 + below(30));
-    for (Token& t : tokens) t = below(vocabulary);
-    return tokens;
-  }
-
- private:
-  std::mt19937 random_;
-};
-
-/// A rank's place in a group, that counts gathers, and can leave at one.
-class Counted final : public Communicator {
- public:
-  explicit Counted(std::shared_ptr<Communicator> group, int leave_at = 0)
-      : group_(std::move(group)), leave_at_(leave_at) {}
-
-  int gathers() { return std::exchange(gathers_, 0); }
-
-  Shard shard() const override { return group_->shard(); }
-  std::string name() const override { return group_->name(); }
-  Result<void> all_reduce(std::span<float> values) override { return group_->all_reduce(values); }
-  Result<void> all_gather(std::span<const std::byte> own, std::span<std::byte> all) override {
-    if (++gathers_ == leave_at_) group_->abort("the test leaves");
-    return group_->all_gather(own, all);
-  }
-  Result<void> broadcast(std::span<std::byte> values, std::uint32_t root) override {
-    return group_->broadcast(values, root);
-  }
-  void abort(std::string_view why) override { group_->abort(why); }
-  std::optional<Error> failure() const override { return group_->failure(); }
-
- private:
-  std::shared_ptr<Communicator> group_;
-  int leave_at_ = 0;
-  int gathers_ = 0;
-};
 
 constexpr std::uint32_t cut_vocabulary = 3001;
 
@@ -290,7 +171,7 @@ std::string draw_in_both_ways(const std::shared_ptr<Communicator>& group) {
         counted->gathers();
         both[held].push_back(held ? run_held(device, std::move(batch))
                                   : device.run(std::move(batch)));
-        const int gathers = counted->gathers();
+        const auto gathers = counted->gathers().size();
         if (gathers < 1 || gathers > (held ? 1 : 3)) return fmt::format("{} gathers", gathers);
         if (!held) ++steps_of[gathers];
       }
@@ -410,7 +291,9 @@ BOOST_AUTO_TEST_CASE(a_step_fails_where_a_rank_leaves_it) {
       const auto renewed = another_group(group);
       const TinyModel model = cut(group->shard(), cut_vocabulary);
       LoadedDevice device(on_cpu(2), model);
-      device.join(std::make_shared<Counted>(group, group->shard().rank == 1 ? at : 0));
+      const auto counted = std::make_shared<Counted>(group);
+      if (group->shard().rank == 1) counted->leave_at(at);
+      device.join(counted);
       device.record();
       SamplingParams flat;
       flat.top_k = 400;  // more than any list: three gathers
