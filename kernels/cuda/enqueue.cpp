@@ -64,8 +64,8 @@ struct Enqueue {
   }
   Result<void> operator()(const SampleArgs& a) const {
     if (counts.sampled == 0) return {};
-    return launched(counts.sample_now ? sample(a, counts.sampled, chain)
-                                      : hold(a, counts.sampled, chain));
+    return launched(counts.draw == Draw::hold ? hold(a, counts.sampled, chain)
+                                              : sample(a, counts.sampled, chain));
   }
   Result<void> operator()(const ReduceRows& a) const {
     const std::size_t floats = std::size_t{rows(a.space)} * a.values.stride;
@@ -98,6 +98,30 @@ struct Enqueue {
       SLUICE_TRY(launched(spread(args, count, chain)));
     }
     return {};
+  }
+  Result<void> operator()(const DrawApart& a) const {
+    if (counts.draw == Draw::hold || counts.draw == Draw::whole) {
+      SLUICE_TRY((*this)(a.gather));
+      return (*this)(a.sample);
+    }
+    if (counts.sampled == 0) return {};
+    CandidateArgs args = a.candidates;
+    args.tallied = counts.draw == Draw::candidates;
+    SLUICE_TRY(launched(find_peaks(args, counts.sampled, chain)));
+    SLUICE_TRY(meet(args.own_peaks, args.peaks));
+    if (args.tallied) {
+      SLUICE_TRY(launched(tally(args, counts.sampled, chain)));
+      SLUICE_TRY(meet(args.own_tallies, args.tallies));
+    }
+    return launched(settle(args, counts.sampled, chain));
+  }
+
+  /// Every rank's records of the sampled rows.
+  template <class Told>
+  Result<void> meet(const Told* own, Told* all) const {
+    static_assert(sizeof(Told) % sizeof(float) == 0);
+    return group->all_gather(reinterpret_cast<const float*>(own), reinterpret_cast<float*>(all),
+                             counts.sampled * (sizeof(Told) / sizeof(float)), chain.interrupted());
   }
 };
 

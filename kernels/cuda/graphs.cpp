@@ -36,8 +36,9 @@ Result<bool> StepGraphs::launch(const Program& program, const StepCounts& counts
                                 DeviceGroup* group, LaunchChain& chain) {
   if (group != nullptr && !group->captures()) return false;
   if (unusable_ || counts.rows == 0 || counts.groups != counts.single_groups) return false;
-  const StepCounts size = graph_size(counts, pool, state);
-  const Key key{size.rows, size.splits, size.sample_now};
+  StepCounts size = graph_size(counts, pool, state);
+  size.draw = program.way(size.draw);
+  const Key key{size.rows, size.splits, size.draw};
   const auto found = graphs_.find(key);
   if (found == graphs_.end()) {
     if (graphs_.size() == graphs_max) return false;

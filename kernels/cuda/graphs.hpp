@@ -34,7 +34,7 @@ class StepGraphs {
   bool unusable() const { return unusable_; }
 
  private:
-  using Key = std::tuple<std::uint32_t, std::uint32_t, bool>;  ///< rows, splits, sample_now
+  using Key = std::tuple<std::uint32_t, std::uint32_t, Draw>;  ///< rows, splits, draw
 
   std::map<Key, GraphExec> graphs_;  ///< empty ones: seen once
   bool unusable_ = false;

@@ -353,6 +353,40 @@ struct SampleArgs {
   DrawnRow* drawn = nullptr;  ///< [sampled]
 };
 
+/// What a rank tells of a sampled row first: the best of its own tokens.
+struct RankPeak {
+  float value = 0.0F;
+  Token token = 0;
+  std::uint32_t numbers = 0;  ///< whether any of the model's logits is not NaN
+  std::uint32_t unused = 0;
+};
+
+/// And next, once all know the row's peak.
+struct RankTally {
+  float worth = 0.0F;  ///< z and noise of the token of its own that wins the race among them
+  Token token = 0;
+  float logit = 0.0F;  ///< the winner's
+  std::uint32_t unused = 0;
+  std::uint64_t mass = 0;  ///< of adjusted logits below the peak, for log-probabilities
+};
+
+/// A rank's part of drawing rows whose logits are cut over ranks.
+struct CandidateArgs {
+  const std::byte* step = nullptr;
+  SlotArrays slots;
+  Rows logits;      ///< of its own tokens, of the sampled rows
+  Token first = 0;  ///< of its tokens
+  std::uint32_t count = 0;
+  std::uint32_t ranks = 1;
+  float* adjusted = nullptr;           ///< [sampled, vocabulary], of which each row begins
+  DrawnRow* drawn = nullptr;           ///< [sampled]
+  RankPeak* own_peaks = nullptr;       ///< [launched rows]
+  RankPeak* peaks = nullptr;           ///< [ranks, launched rows]
+  RankTally* own_tallies = nullptr;    ///< as those
+  RankTally* tallies = nullptr;
+  bool tallied = true;  ///< false: no row needs more than its peak
+};
+
 // Each puts a kernel on the chain's stream and returns at once. The counts bound the rows that the
 // step's header has: a launch may be larger than its step.
 
@@ -396,6 +430,13 @@ cudaError_t attention_splits(const AttentionArgs& args, std::uint32_t groups, st
 /// Draws every sampled row's token, or keeps its logits in the slot.
 cudaError_t sample(const SampleArgs& args, std::uint32_t sampled, LaunchChain& chain);
 cudaError_t hold(const SampleArgs& args, std::uint32_t sampled, LaunchChain& chain);
+
+/// Draws every sampled row's token as sample() does, in three parts: after the first two, ranks
+/// gather what they tell. All three are launched for as many rows. Not for rows that top-k or top-p
+/// cuts, or with log-probabilities of more than the token itself.
+cudaError_t find_peaks(const CandidateArgs& args, std::uint32_t sampled, LaunchChain& chain);
+cudaError_t tally(const CandidateArgs& args, std::uint32_t sampled, LaunchChain& chain);
+cudaError_t settle(const CandidateArgs& args, std::uint32_t sampled, LaunchChain& chain);
 
 /// Draws from kept logits, for the header's `held` rows.
 cudaError_t sample_held(const SampleArgs& args, std::uint32_t held, LaunchChain& chain);

@@ -403,9 +403,48 @@ class Compiler {
   }
 
   Result<void> add(const Sample& op) {
-    program_.launches_.push_back(
-        SampleArgs{state_.step, state_.slots, rows(op.logits), state_.adjusted, state_.drawn});
+    const SampleArgs sample{state_.step, state_.slots, rows(op.logits), state_.adjusted,
+                            state_.drawn};
+    if (!ends_with_parts(op)) {
+      program_.launches_.push_back(sample);
+      return {};
+    }
+    const GatherRows gather = std::get<GatherRows>(program_.launches_.back());
+    auto candidates = candidates_of(sample, gather);
+    if (!candidates) return tl::unexpected(candidates.error());
+    program_.launches_.back() = DrawApart{gather, sample, *candidates};
     return {};
+  }
+
+  /// Whether the logits are several ranks' parts, gathered for this and nothing else.
+  bool ends_with_parts(const Sample& op) const {
+    if (!shard_ || shard_->size == 1 || index_ == 0) return false;
+    const auto* gather = std::get_if<AllGather>(&steps_.ops[index_ - 1]);
+    return gather != nullptr && gather->out.index == op.logits.index &&
+           index_ + 1 == steps_.ops.size();
+  }
+
+  /// With room for what ranks tell of as many rows as a step can have.
+  Result<CandidateArgs> candidates_of(const SampleArgs& sample, const GatherRows& gather) {
+    const std::size_t rows = rows_max(pool_, RowSpace::sampled), ranks = shard_->size;
+    auto data = make_memory((1 + ranks) * rows * (sizeof(RankTally) + sizeof(RankPeak)));
+    if (!data) return tl::unexpected(data.error());
+    auto* tallies = reinterpret_cast<RankTally*>(*data);
+    auto* peaks = reinterpret_cast<RankPeak*>(tallies + (1 + ranks) * rows);
+    CandidateArgs args;
+    args.step = sample.step;
+    args.slots = sample.slots;
+    args.logits = gather.in;
+    args.first = shard_begin(pool_.vocabulary, shard_->rank, shard_->size);
+    args.count = gather.own_width;
+    args.ranks = shard_->size;
+    args.adjusted = sample.adjusted;
+    args.drawn = sample.drawn;
+    args.own_peaks = peaks;
+    args.peaks = peaks + rows;
+    args.own_tallies = tallies;
+    args.tallies = tallies + rows;
+    return args;
   }
 
   struct Angles {

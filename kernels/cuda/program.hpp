@@ -1,6 +1,7 @@
 #pragma once
 // A recorded program, checked and resolved to launches.
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -34,14 +35,22 @@ struct DeviceState {
   bool fuse_gates = true;        ///< with the products before them, where few rows come
 };
 
-/// Sizes of a step's launches.
+/// How a step draws: the first of these that any of its rows needs.
+enum class Draw : std::uint8_t {
+  hold,        ///< rows wait for masks
+  whole,       ///< from whole rows of logits
+  candidates,  ///< on ranks: from what each tells of its own tokens, twice (candidates.cu)
+  peaks,       ///< likewise, but once, for the highest logit decides
+};
+
+/// Sizes of a step's launches, and which they are.
 struct StepCounts {
   std::uint32_t rows = 0;
   std::uint32_t sampled = 0;
   std::uint32_t groups = 0;
   std::uint32_t single_groups = 0;  ///< of one row each; the first ones
   std::uint32_t splits = 0;         ///< of the longest of these
-  bool sample_now = true;
+  Draw draw = Draw::whole;
 };
 
 /// Rows that the ranks add up.
@@ -68,6 +77,13 @@ struct GatherRows {
   float* all = nullptr;  ///< [ranks, rows_each, widest]
 };
 
+/// Logits that each rank has a part of, to tokens.
+struct DrawApart {
+  GatherRows gather;
+  SampleArgs sample;
+  CandidateArgs candidates;
+};
+
 class Program {
  public:
   /// For a rank, if there is one. `bad_request` names the operation that does not fit;
@@ -83,6 +99,12 @@ class Program {
   std::span<const BufferShape> shapes() const { return shapes_; }
   Rows rows(Buffer buffer) const { return rows_[buffer.index]; }
 
+  /// How its steps draw what could be drawn so: from whole rows, unless ranks have parts of them.
+  Draw way(Draw draw) const {
+    const bool apart = !launches_.empty() && std::holds_alternative<DrawApart>(launches_.back());
+    return apart ? draw : std::min(draw, Draw::whole);
+  }
+
   /// False: what lies in it between two launches that were made one is never written.
   bool keeps(Buffer buffer) const { return kept_[buffer.index]; }
 
@@ -91,7 +113,7 @@ class Program {
 
   using Launch = std::variant<EmbedArgs, NormArgs, NarrowArgs, LinearArgs, AnglesArgs, RopeArgs,
                               AttentionArgs, GateArgs, GatedArgs, SoftCapArgs, SelectArgs,
-                              SampleArgs, ReduceRows, ReduceNorm, GatherRows>;
+                              SampleArgs, ReduceRows, ReduceNorm, GatherRows, DrawApart>;
 
   std::vector<Launch> launches_;
   std::vector<BufferShape> shapes_;

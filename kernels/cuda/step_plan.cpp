@@ -68,6 +68,14 @@ StepOpen write_open(const SlotOpen& open, Writer& writer) {
   return out;
 }
 
+/// What a row takes that is drawn by these: whole rows where other tokens must be known one by one.
+Draw draw_of(const SamplingParams& s, std::uint32_t vocabulary) {
+  const bool races = s.temperature != 0.0F;
+  const bool cuts = races && ((s.top_k > 0 && s.top_k < vocabulary) || s.top_p < 1.0F);
+  if (cuts || s.logprobs > 0) return Draw::whole;
+  return races || s.logprobs == 0 ? Draw::candidates : Draw::peaks;
+}
+
 std::uint32_t block_capacity(const PoolShape& pool) {
   return (pool.context_tokens + pool.block_tokens - 1) / pool.block_tokens;
 }
@@ -105,6 +113,7 @@ void SlotMirror::open(const SlotOpen& open) {
   slot.ref = open.slot;
   slot.open = true;
   slot.held = false;
+  slot.draw = draw_of(open.sampling, pool_.vocabulary);
 }
 
 void SlotMirror::grant(const BlockGrant& grant) {
@@ -174,6 +183,7 @@ void plan_batch(const Batch& batch, const PoolShape& pool, const DeviceState& st
   std::vector<std::uint32_t> sampled;
   std::vector<RowGroup> singles, groups;
   std::uint32_t longest = 0, splits = 0;
+  Draw draw = batch.sample_now ? Draw::peaks : Draw::hold;
   plan.drawn.clear();
   for (const Segment& segment : batch.segments) {
     slots.check(segment);
@@ -195,6 +205,7 @@ void plan_batch(const Batch& batch, const PoolShape& pool, const DeviceState& st
     if (!segment.sample) continue;
     sampled.push_back(count_of(rows.size()) - 1);
     plan.drawn.push_back(segment.slot);
+    draw = std::min(draw, slots.draw(segment.slot));
     if (!batch.sample_now) slots.hold(segment.slot);
   }
   StepHeader header;
@@ -214,8 +225,7 @@ void plan_batch(const Batch& batch, const PoolShape& pool, const DeviceState& st
   plan.opens = header.opens;
   plan.grants = header.grants;
   plan.held = 0;
-  plan.counts = {header.rows, header.sampled,  header.groups, header.single_groups,
-                 0,           batch.sample_now};
+  plan.counts = {header.rows, header.sampled, header.groups, header.single_groups, 0, draw};
   // Slots that share blocks may have more than there is room for: then each walks all of its own.
   if (splits <= state.splits_max) {
     plan.counts.splits = split_count(longest, state.split_tokens);

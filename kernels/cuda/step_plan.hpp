@@ -33,6 +33,9 @@ class SlotMirror {
   /// Asserts that the slot is open and has blocks for the segment.
   void check(const Segment& segment) const;
 
+  /// How little its rows can be drawn from.
+  Draw draw(SlotRef ref) const { return at(ref).draw; }
+
   /// Marks that the slot's logits are kept for a mask.
   void hold(SlotRef ref);
 
@@ -44,6 +47,7 @@ class SlotMirror {
     SlotRef ref;
     bool open = false;
     bool held = false;
+    Draw draw = Draw::whole;
     std::vector<std::uint32_t> blocks;
   };
 

@@ -101,7 +101,7 @@ std::vector<Outcome> run(bool graphs, const TinyModel& model, int steps) {
 }
 
 cuda::StepCounts decode_of(std::uint32_t rows, std::uint32_t splits) {
-  return {rows, rows, rows, rows, splits, true};
+  return {rows, rows, rows, rows, splits, cuda::Draw::whole};
 }
 
 }  // namespace
