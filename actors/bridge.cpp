@@ -4,7 +4,8 @@
 
 namespace sluice::actors {
 
-Bridge::Bridge(zmq::context_t& context, transport::EndpointConfig config)
+Bridge::Bridge(zmq::context_t& context, transport::EndpointConfig config,
+               std::function<void(const std::string&)> warn)
     : secured_(config.curve.has_value()),
       endpoint_(context, std::move(config),
                 {.message =
@@ -17,7 +18,8 @@ Bridge::Bridge(zmq::context_t& context, transport::EndpointConfig config)
                  .lost =
                      [this](transport::Peer&& peer) {
                        caf::anon_send(session_, lost_atom::value, std::move(peer));
-                     }}) {}
+                     },
+                 .stalled = std::move(warn)}) {}
 
 Result<void> Bridge::start(SessionActor session) {
   session_ = std::move(session);
@@ -46,6 +48,7 @@ NamedValues Bridge::stats() const {
                      {"io.frames_malformed", static_cast<double>(stats.frames_malformed)},
                      {"io.frames_dropped", static_cast<double>(stats.frames_dropped)},
                      {"io.peers_lost", static_cast<double>(stats.peers_lost)},
+                     {"io.clients_stalled", static_cast<double>(stats.clients_stalled)},
                      {"io.subscriptions", static_cast<double>(stats.subscriptions)}};
   if (secured_)
     values.insert(values.end(),

@@ -1,7 +1,9 @@
 #pragma once
 // Between the I/O thread and the actors: frames in become messages, frames out go to its queue.
 
+#include <functional>
 #include <memory>
+#include <string>
 
 #include "actors/actors.hpp"
 #include "actors/outbox.hpp"
@@ -12,7 +14,9 @@ namespace sluice::actors {
 /// The only includer of the endpoint among the actors.
 class Bridge : public Outbox {
  public:
-  Bridge(zmq::context_t& context, transport::EndpointConfig config);
+  /// `warn` is called on the I/O thread, with a line about clients that were let go.
+  Bridge(zmq::context_t& context, transport::EndpointConfig config,
+         std::function<void(const std::string&)> warn);
 
   /// Binds and starts; what clients send goes to `session` from now on.
   Result<void> start(SessionActor session);

@@ -275,7 +275,9 @@ Result<std::unique_ptr<Node>> Node::start(NodeConfig config, zmq::context_t& con
   if (has_peers(settings))
     state->peers = std::make_shared<PeerBridge>(context, settings.peers, state->identity, *log);
   if (plays(settings, "front")) {
-    state->bridge = std::make_shared<Bridge>(context, settings.endpoint);
+    state->bridge = std::make_shared<Bridge>(
+        context, settings.endpoint,
+        [log = *log](const std::string& line) { log->node_warning("stalled", line); });
     // Bound before anything is loaded: a port in use is known at once, and clients are told to
     // wait. The session greets nobody before the supervisor's first message, which comes after.
     state->session = state->system.spawn(

@@ -74,6 +74,10 @@ const std::vector<NodeKey>& node_keys() {
        "a connection silent for three of these is lost", 100, 600000},
       {"endpoint", "handshake_ms", SLUICE_FIELD(Config, node.endpoint.handshake_ms),
        "a connection that has not said who it is by then is closed", 100, 600000},
+      {"endpoint", "stalled_ms", SLUICE_FIELD(Config, node.endpoint.stalled_ms),
+       "a client over TCP that takes nothing for so long, while something waits for it, is "
+       "disconnected",
+       100, 600000},
 
       {"security", "keys", SLUICE_FIELD(Config, security.keys),
        "secret key file from `sluice keygen`: clients must speak CURVE; empty: plain"},

@@ -2,7 +2,6 @@
 
 #include <pthread.h>
 #include <sys/eventfd.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <array>
@@ -55,12 +54,6 @@ std::string reason_of(std::uint16_t event, std::uint32_t value) {
     return "it broke the protocol";
   }
   return "it was broken off, or not finished in time";
-}
-
-std::uint64_t cookie_of(int descriptor) {
-  std::uint64_t cookie = 0;
-  socklen_t size = sizeof cookie;
-  return getsockopt(descriptor, SOL_SOCKET, SO_COOKIE, &cookie, &size) == 0 ? cookie : 0;
 }
 
 }  // namespace
@@ -298,33 +291,6 @@ void Guard::leave(zmq::socket_t& socket) {
 
 GuardStats Guard::stats() const {
   return {state_->admitted, state_->keys_refused, state_->handshakes_failed};
-}
-
-void Connections::note(zmq::message_t& message, const CurveKey& key) {
-  const int descriptor = zmq_msg_get(message.handle(), ZMQ_SRCFD);
-  if (descriptor < 0) return;  // inproc
-  auto& connection = by_descriptor_[descriptor];
-  const std::uint64_t cookie = cookie_of(descriptor);
-  if (connection.cookie == cookie && connection.key == key) return;
-  connection = {cookie, key};
-}
-
-std::size_t Connections::cut(const std::function<bool(const CurveKey&)>& allowed) {
-  std::size_t count = 0;
-  for (auto at = by_descriptor_.begin(); at != by_descriptor_.end();) {
-    const auto& [descriptor, connection] = *at;
-    if (allowed(connection.key)) {
-      ++at;
-      continue;
-    }
-    // libzmq owns the descriptor and may have closed it: only what is still the same socket is
-    // shut. The other side of libzmq reads its end and cleans up.
-    if (connection.cookie != 0 && cookie_of(descriptor) == connection.cookie &&
-        shutdown(descriptor, SHUT_RDWR) == 0)
-      ++count;
-    at = by_descriptor_.erase(at);
-  }
-  return count;
 }
 
 }  // namespace sluice::transport

@@ -9,7 +9,6 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 
 #include "transport/curve_keys.hpp"
 
@@ -93,24 +92,6 @@ struct CurveServer {
   CurveKeyPair keys;
   std::string domain;
   std::shared_ptr<Guard> guard;
-};
-
-/// The connections that messages of a socket came from, so that those of a key that is no longer
-/// allowed can be closed: libzmq has no call for that. One thread.
-class Connections {
- public:
-  void note(zmq::message_t& message, const CurveKey& key);
-
-  /// Closes those whose key is not allowed; their peers see a lost connection, and are refused when
-  /// they connect again. How many.
-  std::size_t cut(const std::function<bool(const CurveKey&)>& allowed);
-
- private:
-  struct Connection {
-    std::uint64_t cookie = 0;  ///< Linux's name for a socket, never used again as descriptors are
-    CurveKey key;
-  };
-  std::unordered_map<int, Connection> by_descriptor_;
 };
 
 }  // namespace sluice::transport

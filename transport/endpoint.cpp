@@ -7,6 +7,7 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <map>
 #include <thread>
 #include <utility>
@@ -15,6 +16,7 @@
 #include <zmq.hpp>
 
 #include "transport/bind.hpp"
+#include "transport/connections.hpp"
 #include "transport/handover.hpp"
 #include "transport/signals.hpp"
 #include "transport/sockets.hpp"
@@ -38,6 +40,12 @@ constexpr int receive_queue_messages = 8192;
 /// A subscription is a byte and a topic; the publisher reads nothing longer. Of CURVE's handshake
 /// the longest command has 257 bytes and the metadata's.
 constexpr std::int64_t subscription_bytes_max = 512;
+
+constexpr std::uint64_t line_interval_ns = 5'000'000'000;
+
+std::uint64_t now_ns() {
+  return static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
+}
 
 /// Where the publisher listens when nothing is said: beside the requests.
 std::string publisher_beside(const std::string& listen) {
@@ -68,7 +76,11 @@ struct Endpoint::State {
   std::size_t subscriptions = 0;
   bool router_news = true;  ///< the socket may have something
   bool publisher_news = true;
-  Connections connections;  // with CURVE
+  Connections clients;
+  Connections readers;  // subscribers, with CURVE
+  std::uint64_t next_look_ns = 0;
+  bool looking = false;  ///< a round over the clients is not over
+  LineLimit stalled_limit{line_interval_ns};
 
   // Shared with the producers.
   WakeQueue<Outgoing> queue;
@@ -86,6 +98,7 @@ struct Endpoint::State {
     std::atomic<std::uint64_t> subscriptions = 0;
     std::atomic<std::uint64_t> frames_refused = 0;
     std::atomic<std::uint64_t> connections_cut = 0;
+    std::atomic<std::uint64_t> clients_stalled = 0;
   } counters;
 
   Result<void> open() {
@@ -107,6 +120,10 @@ struct Endpoint::State {
       router.set(zmq::sockopt::heartbeat_ivl, static_cast<int>(config.heartbeat_ms));
       router.set(zmq::sockopt::heartbeat_timeout, static_cast<int>(config.heartbeat_ms * 3));
       router.set(zmq::sockopt::heartbeat_ttl, static_cast<int>(config.heartbeat_ms * 3));
+      // A client that took over the name of a lost one is sent to before it says anything, and not
+      // looked at till then. The kernel ends it, uncounted, also when it shows a closed window.
+      router.set(zmq::sockopt::tcp_maxrt,
+                 static_cast<int>(std::max(2 * config.stalled_ms, config.stalled_kernel_ms)));
       // No heartbeats here: a subscriber whose queue is full does not answer them, and libzmq 4.3
       // aborts the subscriber's process when it reconnects after such a stall (libzmq issue 3937).
       publisher.set(zmq::sockopt::tcp_keepalive, 1);
@@ -161,10 +178,13 @@ struct Endpoint::State {
       for (int i = 0; i < batch && router_news; ++i) router_news = receive();
       for (int i = 0; i < batch && publisher_news; ++i) publisher_news = subscribe();
       if (cutting.exchange(false)) cut();
-      if (drain() || router_news || publisher_news) continue;
+      const bool more = look();
+      if (drain() || more || router_news || publisher_news) continue;
       for (auto& item : items) item.revents = 0;
+      const int until_look =
+          clients.empty() ? -1 : static_cast<int>(look_interval_ns() / 1'000'000);
       queue.sleep([&] { return !stopping && !cutting; },
-                  [&] { ::poll(items, std::size(items), -1); });
+                  [&] { ::poll(items, std::size(items), until_look); });
       router_news |= items[0].revents != 0;
       publisher_news |= items[1].revents != 0;
     }
@@ -203,7 +223,8 @@ struct Endpoint::State {
     }
     Peer name(bytes_of(peer));
     CurveKey key;
-    if (!recognize(frame, key)) return true;  // libzmq 4.3 leaves the peer's own frame unmarked
+    // Of the frame: libzmq 4.3 leaves the peer's own unmarked.
+    if (!recognize(frame, key, clients)) return true;
     if (parts != 1) {
       refuse(
           name, {},
@@ -218,22 +239,57 @@ struct Endpoint::State {
     return true;
   }
 
-  /// With CURVE: whose message this is. False when it is nobody's that is allowed (any longer).
-  bool recognize(zmq::message_t& message, CurveKey& key) {
-    if (!config.curve) return true;
-    key = sender_of(message);
-    if (config.curve->guard->allows(config.curve->domain, key)) {
-      connections.note(message, key);
-      return true;
+  /// Whose message this is, with CURVE. False when it is nobody's that is allowed (any longer).
+  bool recognize(zmq::message_t& message, CurveKey& key, Connections& among) {
+    if (config.curve) {
+      key = sender_of(message);
+      if (!config.curve->guard->allows(config.curve->domain, key)) {
+        counters.frames_refused += 1;
+        return false;
+      }
     }
-    counters.frames_refused += 1;
-    return false;
+    among.note(message, key);
+    return true;
   }
 
   void cut() {
-    counters.connections_cut += connections.cut([this](const CurveKey& key) {
-      return config.curve->guard->allows(config.curve->domain, key);
-    });
+    for (Connections* each : {&clients, &readers})
+      counters.connections_cut += each->cut([this](const CurveKey& key) {
+        return config.curve->guard->allows(config.curve->domain, key);
+      });
+  }
+
+  std::uint64_t look_interval_ns() const {
+    return std::uint64_t{config.stalled_ms} * 1'000'000 / Stall::looks;
+  }
+
+  /// Lets clients go that take nothing, when it is time to look at them; whether more are to be
+  /// looked at. libzmq's heartbeats do not find them: they wait behind what is not taken. The next
+  /// frame to one that was let go finds it lost.
+  bool look() {
+    const std::uint64_t now = now_ns();
+    if (!looking && now < next_look_ns) return false;
+    if (!looking) next_look_ns = now + look_interval_ns();
+    std::vector<Connections::Stalled> ended;
+    looking = clients.end_stalled(now, std::uint64_t{config.stalled_ms} * 1'000'000, ended);
+    for (const auto& client : ended) {
+      tell(client, stalled_limit.due(now));
+      counters.clients_stalled += 1;
+    }
+    return looking;
+  }
+
+  /// A line that stands for so many; none for 0.
+  void tell(const Connections::Stalled& client, std::uint64_t count) {
+    if (count == 0 || !handler.stalled) return;
+    std::string who = client.address;
+    if (config.curve)
+      if (const auto name = config.curve->guard->name_of(config.curve->domain, client.key))
+        who = *name + " at " + who;
+    handler.stalled(
+        fmt::format("{} clients let go since the last such line; the last, {}, took nothing for "
+                    "{} ms (endpoint.stalled_ms)",
+                    count, who, config.stalled_ms));
   }
 
   void refuse(const Peer& peer, const Subject& subject, Error error) {
@@ -249,7 +305,8 @@ struct Endpoint::State {
     // The end of a connection comes as a cancellation of nobody's.
     CurveKey key;
     const std::string_view bytes = bytes_of(message);
-    if (!bytes.empty() && bytes[0] == 1 && !recognize(message, key)) return true;
+    if (config.curve && !bytes.empty() && bytes[0] == 1 && !recognize(message, key, readers))
+      return true;
     StreamId topic;
     if (bytes.size() != 1 + topic.size() || (bytes[0] != 0 && bytes[0] != 1)) {
       counters.frames_malformed += 1;
@@ -393,9 +450,9 @@ const std::string& Endpoint::publish_address() const { return state_->publish_ad
 
 EndpointStats Endpoint::stats() const {
   const auto& counters = state_->counters;
-  return {counters.frames_in,      counters.frames_out,     counters.frames_malformed,
-          counters.frames_dropped, counters.peers_lost,     counters.subscriptions,
-          counters.frames_refused, counters.connections_cut};
+  return {counters.frames_in,      counters.frames_out,      counters.frames_malformed,
+          counters.frames_dropped, counters.peers_lost,      counters.subscriptions,
+          counters.frames_refused, counters.connections_cut, counters.clients_stalled};
 }
 
 }  // namespace sluice::transport

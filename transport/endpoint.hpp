@@ -29,15 +29,18 @@ struct EndpointStats {
   std::uint64_t subscriptions = 0;
   std::uint64_t frames_refused = 0;   ///< of a key that was removed from the allow list
   std::uint64_t connections_cut = 0;  ///< their key was
+  std::uint64_t clients_stalled = 0;  ///< let go, as they took nothing
 };
 
 class Endpoint {
  public:
   /// Called one at a time: `message` on the I/O thread, `lost` there or where a frame is posted.
-  /// Both must only hand over.
+  /// All must only hand over.
   struct Handler {
     std::function<void(Peer&&, Message&&, CurveKey&&)> message;  ///< the key is empty without CURVE
     std::function<void(Peer&&)> lost;  ///< a send found the connection closed, or its queue full
+    /// On the I/O thread: clients were let go, in words; a line every five seconds at most.
+    std::function<void(const std::string&)> stalled = {};
   };
 
   /// `context` outlives the endpoint; inproc clients share it.

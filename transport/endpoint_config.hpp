@@ -22,6 +22,11 @@ struct EndpointConfig {
   std::uint32_t heartbeat_ms = 2000;    ///< a silent connection is lost after three of these
   std::uint32_t handshake_ms = 10'000;  ///< a connection that has not said who it is by then
                                         ///< is closed
+  std::uint32_t stalled_ms = 20'000;    ///< a client over TCP that takes nothing for so long, while
+                                        ///< something waits for it, is disconnected
+  /// The same by the kernel, which finds those too that have said nothing yet; at least twice
+  /// `stalled_ms`, as it also counts time in which this process does not run.
+  std::uint32_t stalled_kernel_ms = 60'000;
   std::optional<CurveServer> curve;     ///< none: plain
 };
 

@@ -34,7 +34,7 @@ constexpr std::array<Metric, 10> of_engines = {{
     {"tokens", "sluice_generation_tokens_total", "counter", "Tokens generated."},
 }};
 
-constexpr std::array<Metric, 19> of_node = {{
+constexpr std::array<Metric, 20> of_node = {{
     {"session.open", "sluice_streams_open", "gauge", "Streams without a terminal."},
     {"streams.kept", "sluice_streams_kept", "gauge", "Streams whose log is kept."},
     {"streams.log_bytes", "sluice_stream_log_bytes", "gauge", "Memory of all kept logs."},
@@ -46,6 +46,8 @@ constexpr std::array<Metric, 19> of_node = {{
     {"io.frames_dropped", "sluice_frames_dropped_total", "counter",
      "Frames for peers that were gone or too slow."},
     {"io.peers_lost", "sluice_connections_lost_total", "counter", "Connections that were lost."},
+    {"io.clients_stalled", "sluice_clients_stalled_total", "counter",
+     "Clients let go because they took nothing."},
     {"security.admitted", "sluice_connections_admitted_total", "counter",
      "Connections whose key is in the allow list."},
     {"security.keys_refused", "sluice_connections_refused_total", "counter",

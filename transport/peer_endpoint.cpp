@@ -12,6 +12,7 @@
 #include <zmq.hpp>
 
 #include "transport/bind.hpp"
+#include "transport/connections.hpp"
 #include "transport/handover.hpp"
 #include "transport/signals.hpp"
 #include "transport/sockets.hpp"

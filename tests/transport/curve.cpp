@@ -36,7 +36,7 @@ struct Fort {
   std::shared_ptr<Guard> guard;
   std::unique_ptr<Server> server;
 
-  explicit Fort(std::uint32_t handshake_ms = 10'000) {
+  explicit Fort(std::uint32_t handshake_ms = 10'000, std::uint32_t stalled_ms = 20'000) {
     auto started = Guard::start(context, [this](const std::string& line) {
       const std::lock_guard lock(mutex);
       lines.push_back(line);
@@ -46,6 +46,7 @@ struct Fort {
     guard->allow(domain, {{ann.public_key, "ann"}});
     EndpointConfig config;
     config.handshake_ms = handshake_ms;
+    config.stalled_ms = stalled_ms;
     config.curve = CurveServer{keys, domain, guard};
     server = std::make_unique<Server>(context, config, StreamConfig{},
                                       ClientGrants{{ann.public_key, {"ann", "lab"}}});
@@ -246,6 +247,29 @@ BOOST_AUTO_TEST_CASE(a_client_that_was_removed_hears_it) {
   BOOST_CHECK(event->event.failed->error.code == ErrorCode::unauthorized);
   BOOST_CHECK(event->event.failed->error.message.find("refused the key") != std::string::npos);
   BOOST_CHECK(!client->submit(submit));
+}
+
+BOOST_AUTO_TEST_CASE(who_takes_nothing_is_let_go_by_name) {
+  Fort fort(10'000, 500);
+  const auto client = fort.client();
+  zmq::context_t context;
+  zmq::socket_t dealer(context, zmq::socket_type::dealer);
+  dealer.set(zmq::sockopt::linger, 0);
+  dealer.set(zmq::sockopt::rcvhwm, 1);
+  dealer.set(zmq::sockopt::rcvbuf, 4096);
+  dealer.set(zmq::sockopt::reconnect_ivl, -1);  // libzmq issue 3937 would end this process
+  secure_client(dealer, {fort.keys.public_key, fort.ann});
+  dealer.connect(fort.address());
+  Submit submit;
+  submit.prompt = "say something";
+  submit.stream.fill(1);
+  submit.owner.fill(1);
+  submit.max_tokens = 1000;
+  dealer.send(zmq::buffer(encode(submit)));
+  BOOST_CHECK(eventually([&] { return fort.server->endpoint().stats().clients_stalled == 1; }));
+  const std::string line = fort.server->stalled();
+  BOOST_CHECK_MESSAGE(line.find("the last, ann at 127.0.0.1:") != std::string::npos, line);
+  check_stream(*client);
 }
 
 BOOST_AUTO_TEST_CASE(a_recorded_handshake_opens_nothing) {

@@ -70,6 +70,12 @@ class Server {
     wake_.notify_one();
   }
 
+  /// The last line about clients that were let go.
+  std::string stalled() {
+    const std::lock_guard lock(mutex_);
+    return stalled_;
+  }
+
   /// Closes every socket and opens them again at the same addresses.
   void restart() {
     const std::lock_guard lock(endpoint_mutex_);
@@ -105,6 +111,10 @@ class Server {
                           },
                           [this](Peer&& peer) {
                             post({std::move(peer), std::nullopt, {}});
+                          },
+                          [this](const std::string& line) {
+                            const std::lock_guard lock(mutex_);
+                            stalled_ = line;
                           }});
     if (!endpoint->start()) return false;
     endpoint_ = std::move(endpoint);
@@ -263,6 +273,7 @@ class Server {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<News> inbox_;
+  std::string stalled_;
   std::atomic<std::uint32_t> allowed_ = 1U << 30;
   bool stopping_ = false;
   std::thread thread_;
