@@ -250,7 +250,7 @@ BOOST_AUTO_TEST_CASE(a_client_that_was_removed_hears_it) {
 }
 
 BOOST_AUTO_TEST_CASE(who_takes_nothing_is_let_go_by_name) {
-  Fort fort(10'000, 500);
+  Fort fort(10'000, 2000);
   const auto client = fort.client();
   zmq::context_t context;
   zmq::socket_t dealer(context, zmq::socket_type::dealer);
