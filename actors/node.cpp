@@ -19,6 +19,7 @@
 #include "actors/session.hpp"
 #include "actors/supervisor.hpp"
 #include "actors/work_queue.hpp"
+#include "kernels/backends.hpp"
 #include "transport/http_page.hpp"
 #include "transport/metrics_text.hpp"
 #include "transport/signals.hpp"
@@ -34,7 +35,7 @@ struct SystemConfig : caf::actor_system_config {
     // Half of the cores: where threads compute on all of them, every further worker that wakes
     // takes a core from one of these. None runs anything long; what may, has a thread of its own.
     set("scheduler.max-threads",
-        static_cast<std::uint64_t>(std::max(1U, std::thread::hardware_concurrency() / 2)));
+        static_cast<std::uint64_t>(std::max(1U, kernels::usable_cores() / 2)));
   }
 };
 

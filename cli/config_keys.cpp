@@ -77,7 +77,7 @@ const std::vector<NodeKey>& node_keys() {
       {"endpoint", "stalled_ms", SLUICE_FIELD(Config, node.endpoint.stalled_ms),
        "a client over TCP that takes nothing for so long, while something waits for it, is "
        "disconnected",
-       100, 600000},
+       5000, 600000},
 
       {"security", "keys", SLUICE_FIELD(Config, security.keys),
        "secret key file from `sluice keygen`: clients must speak CURVE; empty: plain"},

@@ -43,21 +43,23 @@ part() {
 # beside NAME COMMAND...: a part that takes one processor. As many of them run at a time as there
 # are processors; `beside_done` waits for all, and notes them down in their order.
 pending=()
+row_file() { printf '%s' "$logs/${1//[^A-Za-z0-9]/-}.row"; }
 beside() {
   is_wanted "$1" || return 0
+  rm -f "$(row_file "$1")"
   while (($(jobs -rp | wc -l) >= $(nproc))); do wait -n; done
   pending+=("$1")
   (
     rows=()
     part "$@"
-    printf '%s' "${rows[0]}" >"$logs/${1//[^A-Za-z0-9]/-}.row"
+    printf '%s' "${rows[0]}" >"$(row_file "$1")"
   ) &
 }
 beside_done() {
   local name row
   wait
   for name in "${pending[@]}"; do
-    row=$(<"$logs/${name//[^A-Za-z0-9]/-}.row")
+    row=$(cat "$(row_file "$name")" || echo "| $name | FAILED | killed |")
     rows+=("$row")
     [[ $row != *'| FAILED |'* ]] || failures=$((failures + 1))
   done
@@ -90,6 +92,7 @@ for name in "${names[@]}"; do beside "fuzz $name" run_fuzzer "$name" "$fuzz_seco
 beside_done
 
 if ((${#wanted[@]})); then
+  ((${#rows[@]})) || { echo "nightly.sh: no step's name begins so: ${wanted[*]}" >&2; exit 2; }
   printf '%s\n' "${rows[@]}"
   exit $((failures > 0))
 fi

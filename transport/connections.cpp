@@ -80,6 +80,10 @@ void Connections::note(zmq::message_t& message, const CurveKey& key) {
   const std::uint64_t cookie = cookie_of(descriptor);
   if (connection.cookie == cookie && connection.key == key) return;
   connection = {cookie, key, {}};
+  // From here on looks find out whether it takes anything. The kernel's limit, set for those that
+  // say nothing, counts from the first time that the window was closed, also if it opens at times.
+  constexpr unsigned no_limit = 0;
+  setsockopt(descriptor, IPPROTO_TCP, TCP_USER_TIMEOUT, &no_limit, sizeof no_limit);
 }
 
 std::size_t Connections::cut(const std::function<bool(const CurveKey&)>& allowed) {
@@ -110,7 +114,7 @@ bool Connections::end_stalled(std::uint64_t now_ns, std::uint64_t limit_ns,
     if (progress &&
         connection.stall.look(progress->taken_bytes, progress->waiting, now_ns, limit_ns)) {
       ended.push_back({address_of(descriptor), connection.key});
-      end_at_once(descriptor);
+      if (cookie_of(descriptor) == connection.cookie) end_at_once(descriptor);
       at = by_descriptor_.erase(at);
       continue;
     }

@@ -80,7 +80,9 @@ struct Endpoint::State {
   Connections readers;  // subscribers, with CURVE
   std::uint64_t next_look_ns = 0;
   bool looking = false;  ///< a round over the clients is not over
-  LineLimit stalled_limit{line_interval_ns};
+  std::uint64_t stalled_untold = 0;  ///< clients let go of whom no line has told
+  Connections::Stalled last_stalled;
+  std::uint64_t next_line_ns = 0;
 
   // Shared with the producers.
   WakeQueue<Outgoing> queue;
@@ -272,22 +274,26 @@ struct Endpoint::State {
     if (!looking) next_look_ns = now + look_interval_ns();
     std::vector<Connections::Stalled> ended;
     looking = clients.end_stalled(now, std::uint64_t{config.stalled_ms} * 1'000'000, ended);
-    for (const auto& client : ended) {
-      tell(client, stalled_limit.due(now));
-      counters.clients_stalled += 1;
+    stalled_untold += ended.size();
+    if (!ended.empty()) last_stalled = ended.back();
+    if (!looking && stalled_untold > 0 && now >= next_line_ns) {
+      next_line_ns = now + line_interval_ns;
+      tell();
     }
+    counters.clients_stalled += ended.size();  // who sees it finds the line
     return looking;
   }
 
-  /// A line that stands for so many; none for 0.
-  void tell(const Connections::Stalled& client, std::uint64_t count) {
-    if (count == 0 || !handler.stalled) return;
-    std::string who = client.address;
+  /// A line that stands for all since the last one.
+  void tell() {
+    const std::uint64_t count = std::exchange(stalled_untold, 0);
+    if (!handler.stalled) return;
+    std::string who = last_stalled.address;
     if (config.curve)
-      if (const auto name = config.curve->guard->name_of(config.curve->domain, client.key))
+      if (const auto name = config.curve->guard->name_of(config.curve->domain, last_stalled.key))
         who = *name + " at " + who;
     handler.stalled(
-        fmt::format("{} clients let go since the last such line; the last, {}, took nothing for "
+        fmt::format("clients let go since the last such line: {}; the last, {}, took nothing for "
                     "{} ms (endpoint.stalled_ms)",
                     count, who, config.stalled_ms));
   }

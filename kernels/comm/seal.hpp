@@ -19,7 +19,7 @@ using Proof = std::array<std::byte, 32>;
 /// What a rank says first on a connection; the caller does before the called.
 struct Hello {
   /// Of what is said here and in a step's collectives: other builds' ranks are refused.
-  static constexpr std::uint32_t magic_now = 0x33475053;
+  static constexpr std::uint32_t magic_now = 0x34475053;
   static constexpr std::uint32_t wants_sealed = 1;  ///< either's wish is enough
   static constexpr std::uint32_t has_aes = 2;       ///< used if both have it
   std::uint32_t magic = magic_now;

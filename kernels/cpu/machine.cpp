@@ -45,7 +45,9 @@ void narrow(std::optional<T>& room, T to) {
 void narrow_memory(CgroupRoom& room, double limit, double used) {
   // Version 1 has no word for none, but a number that no machine has.
   if (limit >= 0x1p60) return;
-  narrow(room.memory_bytes, static_cast<std::size_t>(std::max(0.0, limit - used)));
+  // What is used may be read after the cache in it has shrunk.
+  narrow(room.memory_bytes,
+         static_cast<std::size_t>(std::max(0.0, limit - std::max(0.0, used))));
 }
 
 void read_version_2(const fs::path& group, CgroupRoom& room) {

@@ -8,7 +8,7 @@ namespace sluice::kernels::cuda {
 namespace {
 
 /// Some hundred kilobytes of device memory each.
-constexpr std::size_t graphs_max = 128;
+constexpr std::size_t graphs_max = 384;
 
 /// 1, 2, 3, 4, 6, 8, 12, 16, 24, ...
 std::uint32_t row_size(std::uint32_t rows) {

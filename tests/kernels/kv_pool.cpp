@@ -1,15 +1,19 @@
 // Shows that the CPU backend's KV pool takes no memory until it is told to find some, then as much
-// as it says ahead of the blocks in use, in every layer, and never more than all.
+// as it says ahead of the blocks in use, in every layer, and never more than all; and that a
+// backend with nothing to do tells it to.
 
+#include <poll.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <boost/test/unit_test.hpp>
 #include <cstdint>
+#include <fstream>
 #include <vector>
 
 #include "kernels/cpu/state.hpp"
 #include "tests/kernels/harness.hpp"
+#include "tests/kernels/tested.hpp"
 
 namespace sluice::kernels::test {
 namespace {
@@ -38,6 +42,13 @@ bool in_memory(const cpu::KvPool& pool, std::uint32_t layer, std::uint32_t block
 
 void find_all(cpu::KvPool& pool) {
   while (pool.lags()) pool.find_memory();
+}
+
+std::size_t resident_bytes() {
+  std::ifstream statm("/proc/self/statm");
+  std::size_t all = 0, resident = 0;
+  statm >> all >> resident;
+  return resident * 4096;
 }
 
 }  // namespace
@@ -83,6 +94,25 @@ BOOST_AUTO_TEST_CASE(a_small_pool_is_found_whole) {
   for (std::uint32_t block = 0; block < 37; ++block) {
     BOOST_TEST((in_memory(pool, 0, block) && in_memory(pool, 1, block)));
   }
+}
+
+BOOST_AUTO_TEST_CASE(an_idle_backend_finds_memory) {
+  const TinyModel model = tiny_model({});
+  PoolShape pool = model.pool();
+  constexpr std::size_t bytes = std::size_t{40} << 20;  // less than is found ahead
+  pool.blocks = static_cast<std::uint32_t>(bytes / kv_block_bytes(pool));
+  LoadedDevice device(on_cpu(2), model, pool);
+  const std::size_t before = resident_bytes();
+  device.record();
+  bool found = false;
+  for (int i = 0; i < 3000 && !found; ++i) {
+    found = resident_bytes() >= before + bytes / 4 * 3;
+    poll(nullptr, 0, found ? 0 : 10);
+  }
+  BOOST_TEST(found);
+  std::mt19937 random(1);
+  const StepResult result = device.run(whole_sequence(random_tokens(random, model, 3), 3, 1));
+  BOOST_TEST(!result.failed);
 }
 
 BOOST_AUTO_TEST_SUITE_END()

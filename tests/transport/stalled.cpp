@@ -82,7 +82,7 @@ BOOST_AUTO_TEST_CASE(who_takes_nothing_is_let_go_alone) {
   check_broken_off(silent);
   const std::string line = server.stalled();
   BOOST_TEST_CONTEXT(line) {
-    BOOST_CHECK(line.starts_with("1 clients let go"));
+    BOOST_CHECK(line.find("line: 1;") != std::string::npos);
     BOOST_CHECK(line.find("127.0.0.1:") != std::string::npos);
     BOOST_CHECK(line.find("2000 ms") != std::string::npos);
   }
@@ -96,20 +96,27 @@ BOOST_AUTO_TEST_CASE(who_takes_nothing_is_let_go_alone) {
   BOOST_CHECK_EQUAL(server.endpoint().stats().clients_stalled, 1U);
 }
 
+// For longer than the kernel would bear, were it still asked to end who shows closed windows.
 BOOST_AUTO_TEST_CASE(who_reads_slowly_stays) {
   zmq::context_t context;
-  Server server(context, patient(3000), unbounded());
+  EndpointConfig config = patient(2000);
+  config.stalled_kernel_ms = 1;  // the least: 4 s
+  Server server(context, config, unbounded());
   RawDealer slow(server.endpoint().listen_address());
   slow.send(submit_of(1, 3, many));
   BOOST_REQUIRE(eventually([&] { return server.said == many; }));
-  // The silent one stalls later than the slow one, so it is let go when that one might have been.
-  RawDealer silent(server.endpoint().listen_address());
-  silent.send(submit_of(2, 4, many));
-  BOOST_REQUIRE(eventually([&] {
-    BOOST_REQUIRE_GT(slow.read(256), 0);
-    return server.endpoint().stats().clients_stalled > 0;
-  }));
-  BOOST_CHECK_EQUAL(server.endpoint().stats().clients_stalled, 1U);
+  // Silent ones, one behind the other, measure the time: each is let go when the slow one might
+  // have been.
+  for (std::uint8_t i = 1; i <= 3; ++i) {
+    RawDealer silent(server.endpoint().listen_address());
+    silent.send(submit_of(static_cast<std::uint8_t>(i + 1), 4, many));
+    BOOST_REQUIRE(eventually([&] {
+      poll(nullptr, 0, 20);
+      BOOST_REQUIRE_GT(slow.read(256), 0);
+      return server.endpoint().stats().clients_stalled >= i;
+    }));
+    BOOST_CHECK_EQUAL(server.endpoint().stats().clients_stalled, i);
+  }
   std::uint32_t next = 0;
   bool waited = false;  // for something that had not been read by then
   for (bool done = false; !done;) {
