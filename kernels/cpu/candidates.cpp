@@ -30,6 +30,7 @@ void merge_lists(const Tallies& tallies, std::vector<Candidate>& all) {
   all.clear();
   for (std::uint32_t rank = 0; rank < tallies.ranks; ++rank) {
     const std::size_t count = read(tallies, rank).listed;
+    if (count == 0) continue;
     const std::size_t before = all.size();
     all.resize(before + count);
     std::memcpy(all.data() + before, tallies.of(rank) + sizeof(Tally), count * sizeof(Candidate));
@@ -127,6 +128,7 @@ void tally(const Slot& slot, const TokenValues& adjusted, const Candidate& own, 
     tally.listed = static_cast<std::uint32_t>(scratch.candidates.size());
   }
   std::memcpy(out.of(rank), &tally, sizeof tally);
+  if (tally.listed == 0) return;  // where nothing was ever listed there is no memory to copy from
   std::memcpy(out.of(rank) + sizeof tally, scratch.candidates.data(),
               scratch.candidates.size() * sizeof(Candidate));
 }
