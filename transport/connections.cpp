@@ -51,6 +51,13 @@ std::string address_of(int descriptor) {
   return "an unknown address";
 }
 
+/// The kernel's own counts from the first time that the window was closed, also if it opens at
+/// times: it would end a peer that is slow.
+void lift_kernel_limit(int descriptor) {
+  constexpr unsigned none = 0;
+  setsockopt(descriptor, IPPROTO_TCP, TCP_USER_TIMEOUT, &none, sizeof none);
+}
+
 /// libzmq owns the descriptor, reads its end and closes it. Only for what has still its cookie.
 bool end(int descriptor) { return shutdown(descriptor, SHUT_RDWR) == 0; }
 
@@ -80,10 +87,6 @@ void Connections::note(zmq::message_t& message, const CurveKey& key) {
   const std::uint64_t cookie = cookie_of(descriptor);
   if (connection.cookie == cookie && connection.key == key) return;
   connection = {cookie, key, {}};
-  // From here on looks find out whether it takes anything. The kernel's limit, set for those that
-  // say nothing, counts from the first time that the window was closed, also if it opens at times.
-  constexpr unsigned no_limit = 0;
-  setsockopt(descriptor, IPPROTO_TCP, TCP_USER_TIMEOUT, &no_limit, sizeof no_limit);
 }
 
 std::size_t Connections::cut(const std::function<bool(const CurveKey&)>& allowed) {
@@ -110,6 +113,7 @@ bool Connections::end_stalled(std::uint64_t now_ns, std::uint64_t limit_ns,
       at = by_descriptor_.erase(at);
       continue;
     }
+    if (!connection.stall.looked()) lift_kernel_limit(descriptor);
     const auto progress = progress_of(descriptor);
     if (progress &&
         connection.stall.look(progress->taken_bytes, progress->waiting, now_ns, limit_ns)) {

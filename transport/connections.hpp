@@ -29,6 +29,8 @@ class Stall {
   /// since the peer last took anything, or had all.
   bool look(std::uint64_t taken_bytes, bool waiting, std::uint64_t now_ns, std::uint64_t limit_ns);
 
+  bool looked() const { return looked_ns_ != 0; }
+
  private:
   std::uint64_t taken_bytes_ = 0;
   std::uint64_t looked_ns_ = 0;
@@ -53,7 +55,8 @@ class Connections {
   };
   /// Looks at the next few connections, and ends those over TCP whose peer has taken nothing for
   /// `limit_ns` although something waits for it: at once, with what the kernel holds for it. True
-  /// while the round is not over. A round is due every `limit_ns / Stall::looks`.
+  /// while the round is not over. A round is due every `limit_ns / Stall::looks`. Who is looked at
+  /// is ended by no limit of the kernel's (TCP_USER_TIMEOUT) from then on.
   bool end_stalled(std::uint64_t now_ns, std::uint64_t limit_ns, std::vector<Stalled>& ended);
 
  private:

@@ -78,8 +78,9 @@ CurveKey sender_of(zmq::message_t& message) {
   return key == nullptr ? "" : key;
 }
 
-std::uint64_t LineLimit::due(std::uint64_t now_ns) {
-  ++kept_;
+std::uint64_t LineLimit::due(std::uint64_t now_ns, std::uint64_t more) {
+  kept_ += more;
+  if (kept_ == 0) return 0;
   if (said_ && now_ns - said_ns_ < interval_ns_) return 0;
   said_ = true;
   said_ns_ = now_ns;

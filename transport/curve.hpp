@@ -42,8 +42,8 @@ class LineLimit {
  public:
   explicit LineLimit(std::uint64_t interval_ns) : interval_ns_(interval_ns) {}
 
-  /// One more happened. How many a line said now stands for; 0: say nothing.
-  std::uint64_t due(std::uint64_t now_ns);
+  /// So many more happened. How many a line said now stands for; 0: say nothing.
+  std::uint64_t due(std::uint64_t now_ns, std::uint64_t more = 1);
 
  private:
   std::uint64_t interval_ns_;

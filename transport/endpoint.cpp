@@ -80,9 +80,8 @@ struct Endpoint::State {
   Connections readers;  // subscribers, with CURVE
   std::uint64_t next_look_ns = 0;
   bool looking = false;  ///< a round over the clients is not over
-  std::uint64_t stalled_untold = 0;  ///< clients let go of whom no line has told
   Connections::Stalled last_stalled;
-  std::uint64_t next_line_ns = 0;
+  LineLimit stalled_limit{line_interval_ns};
 
   // Shared with the producers.
   WakeQueue<Outgoing> queue;
@@ -274,19 +273,14 @@ struct Endpoint::State {
     if (!looking) next_look_ns = now + look_interval_ns();
     std::vector<Connections::Stalled> ended;
     looking = clients.end_stalled(now, std::uint64_t{config.stalled_ms} * 1'000'000, ended);
-    stalled_untold += ended.size();
     if (!ended.empty()) last_stalled = ended.back();
-    if (!looking && stalled_untold > 0 && now >= next_line_ns) {
-      next_line_ns = now + line_interval_ns;
-      tell();
-    }
+    if (const auto count = stalled_limit.due(now, ended.size()); count > 0) tell(count);
     counters.clients_stalled += ended.size();  // who sees it finds the line
     return looking;
   }
 
-  /// A line that stands for all since the last one.
-  void tell() {
-    const std::uint64_t count = std::exchange(stalled_untold, 0);
+  /// A line that stands for so many clients.
+  void tell(std::uint64_t count) {
     if (!handler.stalled) return;
     std::string who = last_stalled.address;
     if (config.curve)
