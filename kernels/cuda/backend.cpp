@@ -28,6 +28,9 @@ constexpr int major_min = 8;
 constexpr int early_major_min = 9;
 constexpr int early_driver_min = 12030;
 
+// The devices with wide.cuh's products: those instructions are theirs alone.
+constexpr int wide_major = 9;
+
 // Of a block: what an A100 and everything larger has, and smaller devices of its time do not.
 constexpr std::size_t shared_bytes_min = std::size_t{163} << 10;
 
@@ -69,7 +72,7 @@ class CudaBackend final : public Backend {
     info_.device = name_of(properties_);
     const auto exact = ignores_zeros();
     if (!exact) return tl::unexpected(exact.error());
-    info_.arithmetic = fmt::format("sm_{}{}-bf16-attention-f16{}-split{}/3", properties_.major,
+    info_.arithmetic = fmt::format("sm_{}{}-bf16-attention-f16{}-split{}/4", properties_.major,
                                    properties_.minor, *exact ? "" : "-inexact",
                                    options_.split_tokens);
     info_.bf16_products = true;
@@ -101,8 +104,11 @@ class CudaBackend final : public Backend {
         uploader_.copy(tensor.data, row, row_stride(tensor), memory->as<std::byte>(), stride));
     DeviceWeight device{memory->as<std::uint8_t>(), stride, tensor.rows, tensor.cols,
                         tensor.format};
+    // What it was made of is freed then.
     if (tensor.as_e4m3) {
-      SLUICE_TRY(narrow(device));  // and what it was made of is freed
+      SLUICE_TRY(narrow(device));
+    } else if (packs_ && tensor.format == Format::bf16 && tensor.rows > 1) {
+      SLUICE_TRY(pack(device));
     } else {
       memory_.push_back(std::move(*memory));
     }
@@ -294,7 +300,7 @@ class CudaBackend final : public Backend {
   Result<void> check_code() {
     auto memory = DeviceMemory::make(probe_floats * sizeof(float), "a probe");
     if (!memory) return tl::unexpected(memory.error());
-    float values[probe_floats] = {1.0F + 0x1p-12F, 0.0F};
+    float values[probe_floats] = {1.0F + 0x1p-12F, 0.0F, 0.0F};
     SLUICE_CUDA(cudaMemcpyAsync(memory->as<float>(), values, sizeof values, cudaMemcpyHostToDevice,
                                 stream_.get()));
     LaunchChain chain(stream_.get());
@@ -306,6 +312,7 @@ class CudaBackend final : public Backend {
     SLUICE_CUDA(cudaDriverGetVersion(&driver));
     early_ = options_.early_launches && values[1] == code_waits &&
              properties_.major >= early_major_min && driver >= early_driver_min;
+    packs_ = values[2] == code_widens && properties_.major == wide_major;
     if (values[0] == uncontracted) return {};
     return fail(ErrorCode::unsupported,
                 "the CUDA kernels were compiled with contraction: build them with -fmad=false");
@@ -318,22 +325,42 @@ class CudaBackend final : public Backend {
 
   /// Replaces a weight by itself in e4m3, scales behind its rows.
   Result<void> narrow(DeviceWeight& weight) {
-    NarrowWeightArgs args;
-    args.in = weight;
-    args.stride = padded(weight.cols);
-    const std::size_t rows_bytes = args.stride * weight.rows;
-    auto memory = make_weight(rows_bytes + weight.rows * sizeof(float));
+    const std::size_t row = padded(weight.cols);
+    const std::uint32_t panels = (weight.rows + panel_rows - 1) / panel_rows;
+    const std::size_t bytes = row * (packs_ ? panels * panel_rows : weight.rows);
+    auto memory = make_weight(bytes + weight.rows * sizeof(float));
     if (!memory) return tl::unexpected(memory.error());
-    args.out = memory->as<std::uint8_t>();
-    args.scales = reinterpret_cast<float*>(args.out + rows_bytes);
+    DeviceWeight narrowed = weight;
+    narrowed.data = memory->as<std::uint8_t>();
+    narrowed.stride = packs_ ? row * panel_rows : row;
+    narrowed.scales = reinterpret_cast<const float*>(narrowed.data + bytes);
+    narrowed.packed = packs_;
+    SLUICE_TRY(uploader_.finish());
+    SLUICE_CUDA(cudaMemsetAsync(memory->as<void>(), 0, bytes, stream_.get()));
+    LaunchChain chain(stream_.get());
+    SLUICE_CUDA(narrow_weight({weight, narrowed}, chain));
+    return replace(weight, narrowed, std::move(*memory));
+  }
+
+  /// Replaces rows of bf16 by panels.
+  Result<void> pack(DeviceWeight& weight) {
+    const std::uint32_t panels = (weight.rows + panel_rows - 1) / panel_rows;
+    DeviceWeight packed = weight;
+    packed.stride = std::size_t{padded(weight.cols)} * sizeof(std::uint16_t) * panel_rows;
+    auto memory = make_weight(packed.stride * panels);
+    if (!memory) return tl::unexpected(memory.error());
+    packed.data = memory->as<std::uint8_t>();
+    packed.packed = true;
     SLUICE_TRY(uploader_.finish());
     LaunchChain chain(stream_.get());
-    SLUICE_CUDA(narrow_weight(args, chain));
+    SLUICE_CUDA(pack_weight({weight, packed}, chain));
+    return replace(weight, packed, std::move(*memory));
+  }
+
+  Result<void> replace(DeviceWeight& weight, const DeviceWeight& by, DeviceMemory memory) {
     SLUICE_CUDA(cudaStreamSynchronize(stream_.get()));
-    weight.data = args.out;
-    weight.stride = args.stride;
-    weight.scales = args.scales;
-    memory_.push_back(std::move(*memory));
+    weight = by;
+    memory_.push_back(std::move(memory));
     return {};
   }
 
@@ -390,6 +417,7 @@ class CudaBackend final : public Backend {
     state_.step = step_ = step;
     state_.split_tokens = options_.split_tokens;
     state_.splits_max = split_room(shape, options_.split_tokens);
+    state_.processors = static_cast<std::uint32_t>(properties_.multiProcessorCount);
     state_.fuse_gates = options_.fuse_gates;
     return {};
   }
@@ -474,6 +502,7 @@ class CudaBackend final : public Backend {
   cudaDeviceProp properties_{};
   DeviceInfo info_;
   bool early_ = false;  ///< whether kernels start early
+  bool packs_ = false;  ///< whether weights are packed, for the products of wide.cuh
 
   // The caller's own.
   Stream stream_;

@@ -21,7 +21,7 @@ namespace sluice::kernels::cuda {
 
 /// Activation rows are padded with zeros to a multiple of this, and so are weight rows, in whole 32
 /// bytes, so that every read is whole and aligned.
-inline constexpr std::uint32_t row_quantum = 32;
+inline constexpr std::uint32_t row_quantum = 128;
 
 __host__ __device__ constexpr std::uint32_t padded(std::uint32_t width) {
   return (width + row_quantum - 1) / row_quantum * row_quantum;
@@ -149,15 +149,19 @@ struct KvArrays {
   std::size_t block_stride = 0;   ///< halves of a block, of one layer
 };
 
-/// A weight on the device: rows of `stride` bytes, a multiple of 32.
+/// Rows of a packed weight that lie together.
+inline constexpr std::uint32_t panel_rows = 16;
+
+/// A weight on the device: rows of `stride` bytes, a multiple of 32; or packed (packed.cuh).
 struct DeviceWeight {
   const std::uint8_t* data = nullptr;
-  std::uint64_t stride = 0;
+  std::uint64_t stride = 0;  ///< packed: of a panel
   std::uint32_t rows = 0;
   std::uint32_t cols = 0;
   Format format = Format::f32;  ///< the file's
   /// Of rows that were narrowed to e4m3 when they were loaded: [rows].
   const float* scales = nullptr;
+  bool packed = false;  ///< bf16, or narrowed to e4m3
 };
 
 /// Whether products with it read activations, and it, as bf16.
@@ -169,16 +173,36 @@ inline bool takes_narrow(const DeviceWeight& weight) {
 struct Rows {
   float* data = nullptr;
   std::uint32_t stride = 0;
-  std::uint16_t* narrow = nullptr;  ///< the same in bf16, where products read them; [rows, stride]
+  std::uint16_t* narrow = nullptr;  ///< the same in bf16, where products read them: see narrow_at
 };
+
+/// Rows that lie together in Rows::narrow: there is room for whole ones.
+inline constexpr std::uint32_t narrow_rows = 128;
+
+/// Where element i of row r lies in Rows::narrow, in two parts to be added. Eight elements of eight
+/// rows are one matrix of tensor cores, 128 bytes; of 64 columns and eight rows those lie one behind
+/// the other, of 64 columns and 128 rows the 16 KiB of such, which one copy brings to shared memory.
+__host__ __device__ constexpr std::size_t narrow_row(std::uint32_t stride, std::uint32_t r) {
+  return std::size_t{r / narrow_rows} * stride * narrow_rows + r % narrow_rows / 8 * 512 + r % 8 * 8;
+}
+__host__ __device__ constexpr std::size_t narrow_column(std::uint32_t i) {
+  return std::size_t{i / 64} * (64 * narrow_rows) + i % 64 / 8 * 64 + i % 8;
+}
+__host__ __device__ constexpr std::size_t narrow_at(std::uint32_t stride, std::uint32_t r,
+                                                    std::uint32_t i) {
+  return narrow_row(stride, r) + narrow_column(i);
+}
 
 /// Narrows `in` to e4m3: each row is divided by a 448th of its largest magnitude, so that this
 /// becomes the largest that there is, and rounded; `scales` are what to multiply it with again.
 struct NarrowWeightArgs {
   DeviceWeight in;
-  std::uint8_t* out = nullptr;  ///< [rows, stride]
-  std::uint64_t stride = 0;
-  float* scales = nullptr;  ///< [rows]
+  DeviceWeight out;  ///< with scales, packed or not; `data` is written
+};
+
+/// Packs rows of bf16.
+struct PackArgs {
+  DeviceWeight in, out;
 };
 
 /// Makes rows.narrow of rows.data.
@@ -234,6 +258,7 @@ struct LinearArgs {
   Rows in;
   Product product[products_max];
   std::uint32_t count = 0;
+  std::uint32_t processors = 1;  ///< multiprocessors of the device
 };
 
 struct AnglesArgs {
@@ -397,6 +422,7 @@ cudaError_t norm(const NormArgs& args, std::uint32_t rows, LaunchChain& chain);
 cudaError_t linear(const LinearArgs& args, std::uint32_t rows, LaunchChain& chain);
 cudaError_t narrow(const NarrowArgs& args, std::uint32_t rows, LaunchChain& chain);
 cudaError_t narrow_weight(const NarrowWeightArgs& args, LaunchChain& chain);
+cudaError_t pack_weight(const PackArgs& args, LaunchChain& chain);
 cudaError_t angles(const AnglesArgs& args, std::uint32_t rows, LaunchChain& chain);
 cudaError_t rope_store(const RopeArgs& args, std::uint32_t rows, LaunchChain& chain);
 cudaError_t gate(const GateArgs& args, std::uint32_t rows, LaunchChain& chain);
@@ -446,13 +472,15 @@ cudaError_t add_words(const uint4* words, std::size_t count, std::uint32_t* sum,
                       std::uint32_t blocks, LaunchChain& chain);
 
 /// Makes of out[0], 1 + 2^-12, a value that tells whether the compiler contracted multiplication
-/// and addition, and writes to out[1] whether it was compiled with the waits of chain.hpp.
+/// and addition; writes to out[1] whether it was compiled with the waits of chain.hpp, and to
+/// out[2] whether with wide.cuh's products.
 cudaError_t probe_code(float* out, LaunchChain& chain);
-inline constexpr std::uint32_t probe_floats = 2;
+inline constexpr std::uint32_t probe_floats = 3;
 
 /// What probe_code writes when it did not, and when it was.
 inline constexpr float uncontracted = 0.0F;
 inline constexpr float code_waits = 1.0F;
+inline constexpr float code_widens = 1.0F;
 
 /// Writes to out[0] and out[2] what a tensor core makes of one small product beside zeros, the
 /// first and the last of a step; to out[1] and out[3] the same beside 0 times something large.

@@ -1,9 +1,10 @@
 // The row-wise operations of a layer: a block a row, or a thread an element.
 
 #include "kernels/cuda/gate.cuh"
-#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/packed.cuh"
 #include "kernels/cuda/step.cuh"
 #include "kernels/cuda/unpack.cuh"
+#include "kernels/cuda/wide.cuh"
 #include "kernels/elementary.hpp"
 
 namespace sluice::kernels::cuda {
@@ -64,6 +65,23 @@ __device__ Token input_token(const SlotArrays& slots, const StepRow& row) {
   return slots.tokens[std::size_t{row.slot} * slots.token_capacity + row.position];
 }
 
+/// Elements column .. column + 7 of a table's row.
+template <class U>
+__device__ void read_eight(const DeviceWeight& table, std::uint32_t row, std::uint32_t column,
+                           float w[8]) {
+  if constexpr (std::is_same_v<U, PackedBf16>) {
+    SLUICE_UNROLL
+    for (std::uint32_t i = 0; i < 8; i += 2) {
+      const std::size_t at = packed_at<U>(table.cols, row, column + i);
+      const auto pair = *reinterpret_cast<const std::uint32_t*>(table.data + at);
+      w[i] = widen_bf16(pair & 0xFFFFU);
+      w[i + 1] = widen_bf16(pair >> 16);
+    }
+  } else {
+    unpack_eight<U>(table.data + row * table.stride, column, w);
+  }
+}
+
 template <class U>
 __global__ void embed_kernel(EmbedArgs args) {
   take_turn();
@@ -76,10 +94,9 @@ __global__ void embed_kernel(EmbedArgs args) {
     return;
   }
   const Token token = least(drawn - args.first, args.table.rows - 1);
-  Bytes row = args.table.data + token * args.table.stride;
   for (std::uint32_t c = threadIdx.x * 8; c < args.table.cols; c += blockDim.x * 8) {
     float w[8];
-    unpack_eight<U>(row, c, w);
+    read_eight<U>(args.table, token, c, w);
     SLUICE_UNROLL
     for (std::uint32_t i = 0; i < 8; ++i) {
       if (c + i < args.table.cols) out[c + i] = w[i] * args.scale;
@@ -242,6 +259,7 @@ __global__ void probe_kernel(float* out) {
   const float x = out[0];
   out[0] = x * x - (1.0F + 0x1p-11F);
   out[1] = waits_in_turn() ? code_waits : 1.0F - code_waits;
+  out[2] = multiplies_wide() ? code_widens : 1.0F - code_widens;
 }
 
 /// 2^-12 times (1 + 2^-10) 2^-6 in column 0, 0 times 2^15 or 0 in column 1 or 15.
@@ -275,6 +293,9 @@ cudaError_t open_slots(const std::byte* step, const SlotArrays& slots, std::uint
 }
 
 cudaError_t embed(const EmbedArgs& args, std::uint32_t rows, LaunchChain& chain) {
+  if (args.table.packed) {
+    return launch(embed_kernel<PackedBf16>, rows, row_threads, 0, chain, args);
+  }
   return with_unpack(args.table, [&]<class U>(U) {
     if constexpr (std::is_same_v<U, UnpackE4m3>) {
       return cudaErrorInvalidValue;

@@ -11,18 +11,23 @@
 
 namespace sluice::kernels::cuda {
 
-inline constexpr std::uint32_t sections = 4;
+inline constexpr std::uint32_t sections = 8;
 
 /// Columns of two tensor-core steps. Lane t of four takes elements 8t .. 8t + 7 of them, one read
 /// of a row, as its two pairs of the first step and two of the second: which of a step's columns an
 /// element takes does not matter, so long as weight and activation agree.
 inline constexpr std::uint32_t chunk = 32;
 
+/// Columns of a weight that is not packed, in whole chunks: what its rows hold at least.
+__host__ __device__ inline std::uint32_t chunked(std::uint32_t columns) {
+  return divide_up(columns, chunk) * chunk;
+}
+
 inline constexpr std::uint32_t tile_rows = 16;  ///< weight rows of a tensor-core tile
 inline constexpr std::uint32_t tile_inputs = 8;  ///< its activation rows
 
 __host__ __device__ inline std::uint32_t section_columns(std::uint32_t columns) {
-  return divide_up(divide_up(columns, sections), 2 * chunk) * 2 * chunk;
+  return padded(divide_up(columns, sections));
 }
 
 /// sums += a chunk of 16 weight rows, of which this lane has g and g + 8, times 8 activation rows,
@@ -83,7 +88,16 @@ cudaError_t linear_few(const LinearArgs& args, std::uint32_t rows, LaunchChain& 
 cudaError_t linear_few_gated(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain);
 cudaError_t linear_many(const LinearArgs& args, std::uint32_t rows, LaunchChain& chain);
 
-/// Activation rows up to which linear_few is the faster.
+cudaError_t prepare_many(const DeviceWeight& weight);
+
+// The same for packed weights.
+cudaError_t prepare_stream(const DeviceWeight& weight);
+cudaError_t prepare_wide(const DeviceWeight& weight);
+cudaError_t linear_stream(const LinearArgs& args, std::uint32_t rows, LaunchChain& chain);
+cudaError_t linear_stream_gated(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain);
+cudaError_t linear_wide(const LinearArgs& args, std::uint32_t rows, LaunchChain& chain);
+
+/// Activation rows up to which linear_few and linear_stream are the faster.
 inline constexpr std::uint32_t few_rows = 16;
 
 }  // namespace sluice::kernels::cuda

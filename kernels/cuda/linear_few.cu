@@ -43,8 +43,8 @@ struct Chunks {
     for (std::uint32_t i = 0; i < count; ++i) {
       SLUICE_UNROLL
       for (std::uint32_t n = 0; n < tiles; ++n) {
-        x[i][n] =
-            *reinterpret_cast<const uint4*>(rows[n] + k + i * chunk + 8 * (lane_index() % 4));
+        x[i][n] = *reinterpret_cast<const uint4*>(
+            rows[n] + narrow_column(k + i * chunk + 8 * (lane_index() % 4)));
       }
     }
   }
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(sections* warp_lanes) few_kernel(GatedArgs gat
   const std::uint32_t g = lane_index() / 4, t = lane_index() % 4;
   const std::uint32_t section = warp_index();
   const std::uint32_t width = section_columns(weight.cols);
-  const std::uint32_t end = least((section + 1) * width, padded(weight.cols));
+  const std::uint32_t end = least((section + 1) * width, chunked(weight.cols));
   const auto offset = [&](std::uint32_t row) {  // both of a gate's weights lie alike
     return least(row, weight.rows - 1) * weight.stride;
   };
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(sections* warp_lanes) few_kernel(GatedArgs gat
   SLUICE_UNROLL
   for (std::uint32_t n = 0; n < tiles; ++n) {
     const std::uint32_t r = least(first + n * tile_inputs + g, rows - 1);
-    inputs[n] = args.in.narrow + std::size_t{r} * args.in.stride;
+    inputs[n] = args.in.narrow + narrow_row(args.in.stride, r);
     sums[n] = {};
   }
   if (more) chunks.load_inputs(inputs, k);

@@ -63,8 +63,8 @@ class Stager {
       const std::uint32_t r = i / stage_pieces, piece = i % stage_pieces;
       const std::uint32_t column = k + piece * piece_columns;
       copy_async(x + place_of(S::tokens, r, piece),
-                 in_.narrow + std::size_t{least(token_ + r, last_)} * in_.stride + column,
-                 column < padded(weight_.cols));
+                 in_.narrow + narrow_at(in_.stride, least(token_ + r, last_), column),
+                 column < chunked(weight_.cols));
     }
   }
 
@@ -114,7 +114,7 @@ class Stager {
     const std::uint32_t row = index / stage_pieces, piece = index % stage_pieces;
     const std::uint32_t column = k + piece * piece_columns;
     return {weight_.data + least(row_ + row, weight_.rows - 1) * weight_.stride, column,
-            place_of(S::weights, row, piece), column < padded(weight_.cols)};
+            place_of(S::weights, row, piece), column < chunked(weight_.cols)};
   }
 
   const Rows& in_;
@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(S::threads) many_kernel(LinearArgs args, std::
   const Product& product = args.product[place.product];
   const DeviceWeight& weight = product.weight;
   Stager<U, S> stager(args, weight, place.row, token);
-  const std::uint32_t end = padded(weight.cols);
+  const std::uint32_t end = chunked(weight.cols);
   const std::uint32_t section = section_columns(weight.cols);
   const auto stage_at = [&](std::uint32_t k) {
     return memory + k / stage_columns % S::stages * S::stage_elements;
@@ -262,7 +262,7 @@ cudaError_t launch_many(const LinearArgs& args, std::uint32_t rows, LaunchChain&
 
 }  // namespace
 
-cudaError_t prepare_linear(const DeviceWeight& weight) {
+cudaError_t prepare_many(const DeviceWeight& weight) {
   return with_unpack(weight, []<class U>(U) {
     if constexpr (std::is_same_v<U, Unpack<Format::f32>>) {
       return cudaSuccess;

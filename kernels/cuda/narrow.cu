@@ -1,6 +1,7 @@
 // Rounding to narrower floats: activations to bf16, where no kernel before does it on its way, and
-// weights to e4m3 when they are loaded.
+// weights to e4m3 when they are loaded, which are packed then too.
 
+#include "kernels/cuda/packed.cuh"
 #include "kernels/cuda/step.cuh"
 #include "kernels/cuda/unpack.cuh"
 
@@ -12,26 +13,34 @@ __global__ void narrow_kernel(NarrowArgs args) {
   const std::uint32_t r = blockIdx.y;
   const std::uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
   if (r >= row_count(args.step, args.space) || i >= args.width) return;
-  args.rows.narrow[std::size_t{r} * args.rows.stride + i] = narrow_bf16(row_of(args.rows, r)[i]);
+  args.rows.narrow[narrow_at(args.rows.stride, r, i)] = narrow_bf16(row_of(args.rows, r)[i]);
 }
 
 constexpr float e4m3_largest = 448.0F;
 
-/// A block a row.
+/// Where an element of a weight in e4m3 goes.
+__device__ std::uint8_t* place_of(const DeviceWeight& out, std::uint32_t row, std::uint32_t column) {
+  const std::size_t at = out.packed ? packed_at<PackedE4m3>(out.cols, row, column)
+                                    : row * out.stride + column;
+  return const_cast<std::uint8_t*>(out.data) + at;
+}
+
+/// A block a row. What of the weight is no element of it is zero already.
 template <class U>
 __global__ void narrow_weight_kernel(NarrowWeightArgs args) {
   take_turn();
   SharedPieces shared;
   auto* largest = shared.take<float>(row_threads / warp_lanes);
   Bytes row = args.in.data + blockIdx.x * args.in.stride;
-  std::uint8_t* out = args.out + blockIdx.x * args.stride;
-  const std::uint32_t columns = padded(args.in.cols);
+  const std::uint32_t columns = args.in.cols;
   float most_of_mine = 0.0F;
   for (std::uint32_t k = threadIdx.x * 8; k < columns; k += row_threads * 8) {
     float w[8];
     unpack_eight<U>(row, k, w);
     SLUICE_UNROLL
-    for (std::uint32_t i = 0; i < 8; ++i) most_of_mine = most(most_of_mine, fabsf(w[i]));
+    for (std::uint32_t i = 0; i < 8; ++i) {
+      if (k + i < columns) most_of_mine = most(most_of_mine, fabsf(w[i]));
+    }
   }
   most_of_mine = warp_max(most_of_mine);
   if (lane_index() == 0) largest[warp_index()] = most_of_mine;
@@ -41,19 +50,38 @@ __global__ void narrow_weight_kernel(NarrowWeightArgs args) {
     most_of_all = most(most_of_all, largest[i]);
   }
   const float scale = most_of_all > 0.0F ? most_of_all / e4m3_largest : 1.0F;
-  if (threadIdx.x == 0) args.scales[blockIdx.x] = scale;
+  if (threadIdx.x == 0) const_cast<float*>(args.out.scales)[blockIdx.x] = scale;
   for (std::uint32_t k = threadIdx.x * 8; k < columns; k += row_threads * 8) {
     float w[8];
     unpack_eight<U>(row, k, w);
-    uint2 narrowed{0, 0};
     SLUICE_UNROLL
     for (std::uint32_t i = 0; i < 8; ++i) {
+      if (k + i >= columns) break;
       // A scale that was rounded up to a subnormal must not take a value past the largest.
       const float value = most(-e4m3_largest, least(w[i] / scale, e4m3_largest));
-      (i < 4 ? narrowed.x : narrowed.y) |= std::uint32_t{narrow_e4m3(value)} << (8 * (i % 4));
+      *place_of(args.out, blockIdx.x, k + i) = narrow_e4m3(value);
     }
-    *reinterpret_cast<uint2*>(out + k) = narrowed;
   }
+}
+
+/// A warp a unit: each lane gathers its own sixteen bytes.
+__global__ void pack_kernel(PackArgs args) {
+  take_turn();
+  const std::uint32_t units = padded(args.in.cols) / PackedBf16::columns;
+  const std::uint32_t unit = blockIdx.y * (blockDim.x / warp_lanes) + warp_index();
+  if (unit >= units) return;
+  const std::uint32_t row = blockIdx.x * panel_rows + lane_index() / 4;
+  const std::uint32_t column = unit * PackedBf16::columns + lane_index() % 4 * 2;
+  const auto pair = [&](std::uint32_t r, std::uint32_t k) {  // rows hold padded() columns
+    if (r >= args.in.rows) return std::uint32_t{0};
+    return *reinterpret_cast<const std::uint32_t*>(args.in.data + r * args.in.stride +
+                                                   k * PackedBf16::element_bytes);
+  };
+  auto* out = reinterpret_cast<uint4*>(const_cast<std::uint8_t*>(args.out.data) +
+                                       blockIdx.x * args.out.stride +
+                                       std::size_t{unit} * unit_bytes);
+  out[lane_index()] = {pair(row, column), pair(row + 8, column), pair(row, column + 8),
+                       pair(row + 8, column + 8)};
 }
 
 }  // namespace
@@ -72,6 +100,13 @@ cudaError_t narrow_weight(const NarrowWeightArgs& args, LaunchChain& chain) {
                     SharedPieces::bytes<float>(row_threads / warp_lanes), chain, args);
     }
   });
+}
+
+cudaError_t pack_weight(const PackArgs& args, LaunchChain& chain) {
+  const std::uint32_t units = padded(args.in.cols) / PackedBf16::columns;
+  const dim3 grid(divide_up(args.in.rows, panel_rows),
+                  divide_up(units, row_threads / warp_lanes));
+  return launch(pack_kernel, grid, row_threads, 0, chain, args);
 }
 
 }  // namespace sluice::kernels::cuda

@@ -90,8 +90,8 @@ class Compiler {
   Result<void> add_narrow(Buffer buffer) {
     Rows& rows = program_.rows_[buffer.index];
     if (rows.narrow != nullptr) return {};
-    auto data = make_memory(std::size_t{rows_max(pool_, shape(buffer).rows)} * rows.stride *
-                            sizeof(std::uint16_t));
+    const std::size_t held = (rows_max(pool_, shape(buffer).rows) + narrow_rows - 1) / narrow_rows;
+    auto data = make_memory(held * narrow_rows * rows.stride * sizeof(std::uint16_t));
     if (!data) return tl::unexpected(data.error());
     rows.narrow = reinterpret_cast<std::uint16_t*>(*data);
     return {};
@@ -229,6 +229,7 @@ class Compiler {
     args.in = rows(op.in);
     args.product[0] = product;
     args.count = 1;
+    args.processors = state_.processors;
     program_.launches_.push_back(args);
     return {};
   }

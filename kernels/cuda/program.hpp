@@ -32,6 +32,7 @@ struct DeviceState {
   DrawnRow* drawn = nullptr;  ///< [sampled]
   std::uint32_t split_tokens = 0;
   std::uint32_t splits_max = 0;  ///< of a step's single rows, that there is room for
+  std::uint32_t processors = 1;  ///< multiprocessors of the device
   bool fuse_gates = true;        ///< with the products before them, where few rows come
 };
 

@@ -37,7 +37,7 @@ __device__ inline float* row_of(const Rows& rows, std::uint32_t r) {
 __device__ inline void put(const Rows& rows, std::uint32_t r, std::uint32_t i, float value) {
   const std::size_t at = std::size_t{r} * rows.stride + i;
   rows.data[at] = value;
-  if (rows.narrow != nullptr) rows.narrow[at] = narrow_bf16(value);
+  if (rows.narrow != nullptr) rows.narrow[narrow_at(rows.stride, r, i)] = narrow_bf16(value);
 }
 
 /// Elements i, which is even, and i + 1.
@@ -45,7 +45,8 @@ __device__ inline void put_pair(const Rows& rows, std::uint32_t r, std::uint32_t
   const std::size_t at = std::size_t{r} * rows.stride + i;
   *reinterpret_cast<float2*>(rows.data + at) = pair;
   if (rows.narrow == nullptr) return;
-  *reinterpret_cast<std::uint32_t*>(rows.narrow + at) = pack_bf16(pair.x, pair.y);
+  std::uint16_t* to = rows.narrow + narrow_at(rows.stride, r, i);
+  *reinterpret_cast<std::uint32_t*>(to) = pack_bf16(pair.x, pair.y);
 }
 
 /// Keys of one block and head: [block_tokens, head_stride]; its values lie behind them.

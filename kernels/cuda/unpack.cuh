@@ -217,11 +217,12 @@ struct Unpack<Format::q6_k> {
 /// 2^-120: what is a multiple of 2^-9 here and at most 448 is exact there, subnormals too.
 struct UnpackE4m3 {
   static constexpr int elements = 8, bytes = 8;
+  static constexpr std::uint16_t scale = 0x7B80;  ///< 2^120
 
   static __device__ std::uint32_t two(std::uint32_t q) {
     const std::uint32_t bits = (q & 0x7FU) << 4 | (q & 0x80U) << 8;
     const std::uint32_t next = (q >> 8 & 0x7FU) << 4 | (q & 0x8000U);
-    return scale_bf16(bits | next << 16, 0x7B80U);  // 2^120
+    return scale_bf16(bits | next << 16, scale);
   }
   static __device__ uint4 packed(const Eight& q) {
     return {two(q.low), two(q.low >> 16), two(q.high), two(q.high >> 16)};

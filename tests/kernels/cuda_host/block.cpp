@@ -283,6 +283,45 @@ class BlockRunner {
     me.copies.erase(me.copies.begin(), later);
   }
 
+  void init_barrier(std::uint64_t* barrier, std::uint32_t arrivals) {
+    check_shared(barrier, sizeof *barrier);
+    const Phases phases{static_cast<std::uint16_t>(arrivals), static_cast<std::uint16_t>(arrivals),
+                        0};
+    std::memcpy(barrier, &phases, sizeof phases);
+  }
+
+  void arrive(std::uint64_t* barrier, std::uint32_t announced_bytes) {
+    Phases phases = phases_of(barrier);
+    phases.bytes_and_parity += 2 * static_cast<std::int32_t>(announced_bytes);
+    if (phases.missing-- == 0) complain("more threads arrive than a barrier was made for");
+    settle(barrier, phases);
+  }
+
+  void await_phase(std::uint64_t* barrier, std::uint32_t parity, const Where& where) {
+    make_copies(barrier);
+    Fiber& me = fibers_[current_];
+    me.where = where;
+    while ((static_cast<std::uint32_t>(phases_of(barrier).bytes_and_parity) & 1U) == parity) {
+      me.state = State::at_phase;
+      me.phase_of = barrier;
+      wait();
+    }
+  }
+
+  void copy_bulk(void* shared, const void* from, std::uint32_t bytes, std::uint64_t* barrier) {
+    const auto odd = [](std::uintptr_t value) { return value % copy_bytes != 0; };
+    if (odd(reinterpret_cast<std::uintptr_t>(shared)) || odd(bytes) ||
+        odd(reinterpret_cast<std::uintptr_t>(from))) {
+      complain("a misaligned copy");
+    }
+    check_shared(shared, bytes);
+    bulk_copies_.push_back({shared, from, bytes, barrier});
+    const bool awaited = std::any_of(fibers_.begin(), fibers_.end(), [&](const Fiber& fiber) {
+      return fiber.state == State::at_phase && fiber.phase_of == barrier;
+    });
+    if (awaited) make_copies(barrier);
+  }
+
   void start_next() { fibers_[current_].let_next_start = true; }
   void await_previous(const Where& where) {
     Fiber& me = fibers_[current_];
@@ -326,7 +365,20 @@ class BlockRunner {
   }
 
  private:
-  enum class State : std::uint8_t { ready, at_barrier, in_exchange, ended };
+  enum class State : std::uint8_t { ready, at_barrier, in_exchange, at_phase, ended };
+
+  /// A barrier of eight bytes in shared memory.
+  struct Phases {
+    std::uint16_t arrivals, missing;
+    std::int32_t bytes_and_parity;  ///< twice what has not come, and the phase's parity
+  };
+
+  struct BulkCopy {
+    void* to;
+    const void* from;
+    std::uint32_t bytes;
+    std::uint64_t* barrier;
+  };
 
   struct Copy {
     void* to;
@@ -338,7 +390,8 @@ class BlockRunner {
     Context context;
     State state = State::ready;
     Where where;
-    std::vector<Copy> copies;  ///< not yet made, in their order
+    const void* phase_of = nullptr;  ///< the barrier that it waits at
+    std::vector<Copy> copies;        ///< not yet made, in their order
     int commits = 0;
     bool let_next_start = false, waited = false;
   };
@@ -348,6 +401,48 @@ class BlockRunner {
     Where where;
     alignas(16) std::byte payloads[2][32 * payload_bytes];
   };
+
+  void check_shared(const void* at, std::size_t bytes) {
+    const auto* begin = static_cast<const unsigned char*>(at);
+    if (begin < shared_begin_ || begin + bytes > shared_begin_ + shared_bytes_) {
+      complain("a barrier or a copy outside of shared memory");
+    }
+  }
+
+  Phases phases_of(std::uint64_t* barrier) {
+    check_shared(barrier, sizeof *barrier);
+    Phases phases;
+    std::memcpy(&phases, barrier, sizeof phases);
+    return phases;
+  }
+
+  /// Stores a barrier's state, and ends its phase if nothing is missing.
+  void settle(std::uint64_t* barrier, Phases phases) {
+    const bool ends = phases.missing == 0 && phases.bytes_and_parity / 2 == 0;
+    if (ends) {
+      phases.missing = phases.arrivals;
+      phases.bytes_and_parity ^= 1;
+    }
+    std::memcpy(barrier, &phases, sizeof phases);
+    if (!ends) return;
+    for (Fiber& fiber : fibers_) {
+      if (fiber.state == State::at_phase && fiber.phase_of == barrier) fiber.state = State::ready;
+    }
+  }
+
+  void make_copies(std::uint64_t* barrier) {
+    for (auto copy = bulk_copies_.begin(); copy != bulk_copies_.end();) {
+      if (copy->barrier != barrier) {
+        ++copy;
+        continue;
+      }
+      std::memcpy(copy->to, copy->from, copy->bytes);
+      Phases phases = phases_of(barrier);
+      phases.bytes_and_parity -= 2 * static_cast<std::int32_t>(copy->bytes);
+      copy = bulk_copies_.erase(copy);
+      settle(barrier, phases);
+    }
+  }
 
   void check_turn(const Fiber& fiber) {
     if (!fiber.waited) fail("a thread ended and had not waited for the kernels before");
@@ -408,6 +503,10 @@ class BlockRunner {
     from_main_ = true;
     switch_to(main_, fibers_[current_].context, stacks_[current_].data());
     closed_.open();
+    if (!bulk_copies_.empty() && failure_.empty()) {
+      fail("a block ended with copies that nobody waited for");
+    }
+    bulk_copies_.clear();
     check_guards();
   }
 
@@ -471,7 +570,7 @@ class BlockRunner {
     std::string who;
     for (std::uint32_t i = 0; i < threads_ && who.size() < 400; ++i) {
       const Fiber& fiber = fibers_[i];
-      if (fiber.state == State::at_barrier || fiber.state == State::in_exchange) {
+      if (fiber.state != State::ended && fiber.state != State::ready) {
         who += "; thread " + std::to_string(i) + " waits at " + text(fiber.where);
       }
     }
@@ -501,6 +600,7 @@ class BlockRunner {
   std::vector<Stack> stacks_;
   std::vector<Fiber> fibers_;
   std::vector<Warp> warps_;
+  std::vector<BulkCopy> bulk_copies_;  ///< not yet made
   std::string failure_;
   Context main_;
   bool from_main_ = false;
@@ -529,6 +629,18 @@ void copy_later(void* shared, const void* from, bool valid) {
 }
 void commit_copies() { runner.commit_copies(); }
 void wait_copies(int pending) { runner.wait_copies(pending); }
+void init_barrier(std::uint64_t* barrier, std::uint32_t arrivals) {
+  runner.init_barrier(barrier, arrivals);
+}
+void arrive(std::uint64_t* barrier, std::uint32_t announced_bytes) {
+  runner.arrive(barrier, announced_bytes);
+}
+void await_phase(std::uint64_t* barrier, std::uint32_t parity, const Where& where) {
+  runner.await_phase(barrier, parity, where);
+}
+void copy_bulk(void* shared, const void* from, std::uint32_t bytes, std::uint64_t* barrier) {
+  runner.copy_bulk(shared, from, bytes, barrier);
+}
 void start_next() { runner.start_next(); }
 void await_previous(const Where& where) { runner.await_previous(where); }
 void complain(const std::string& what) { runner.complain(what); }

@@ -72,6 +72,17 @@ void copy_later(void* shared, const void* from, bool valid);
 void commit_copies();
 void wait_copies(int pending);
 
+/// Barriers in shared memory (kernels/cuda/wide.cuh): a phase ends when so many threads have arrived
+/// and the bytes that they announced have come.
+void init_barrier(std::uint64_t* barrier, std::uint32_t arrivals);
+void arrive(std::uint64_t* barrier, std::uint32_t announced_bytes);
+void await_phase(std::uint64_t* barrier, std::uint32_t parity,
+                 const Where& where = Where::current());
+
+/// A copy to shared memory, in sixteens of bytes, that is made when a thread waits for the barrier
+/// and not before. A block that ends with copies that nobody waited for is reported.
+void copy_bulk(void* shared, const void* from, std::uint32_t bytes, std::uint64_t* barrier);
+
 /// Ends the running kernel with this complaint.
 [[noreturn]] void complain(const std::string& what);
 

@@ -1,0 +1,216 @@
+#pragma once
+// Hopper's own products: four warps multiply 64 rows of their registers with columns that lie in
+// shared memory, and bulk copies bring those there. Of sm_90a alone; elsewhere nothing calls them.
+// Each warp's part, sixteen rows, has the bits of mma.cuh's products (seen on an H200: the first
+// operand's rows, the second's columns and the sums lie as they do there, sixteen columns a step).
+
+#include "kernels/cuda/mma.cuh"
+
+#if defined(__CUDACC__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define SLUICE_NO_WIDE 1
+#endif
+
+namespace sluice::kernels::cuda {
+
+/// Whether this code has them.
+__device__ constexpr bool multiplies_wide() {
+#ifdef SLUICE_NO_WIDE
+  return false;
+#else
+  return true;
+#endif
+}
+
+inline constexpr std::uint32_t wide_threads = 128;  ///< that multiply together
+
+/// Columns of the second operand lie in groups of eight; of a group, 64 rows in steps of eight, each
+/// a matrix of 128 bytes (Rows::narrow has them so).
+inline constexpr std::uint32_t wide_group_halves = 512;
+
+#if defined(__CUDACC__) && !defined(SLUICE_NO_WIDE)
+// Barriers in shared memory, whose phases end when so many threads have arrived and all the bytes
+// that were announced have come.
+
+__device__ inline std::uint32_t shared_address(const void* at) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(at));
+}
+__device__ inline void init_barrier(std::uint64_t* barrier, std::uint32_t arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(arrivals)
+               : "memory");
+}
+
+/// After the last init_barrier, and before the block meets.
+__device__ inline void show_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ inline void arrive(std::uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
+               : "memory");
+}
+
+/// Arrives, and announces bytes for this phase.
+__device__ inline void arrive_for(std::uint64_t* barrier, std::uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
+                   shared_address(barrier)),
+               "r"(bytes)
+               : "memory");
+}
+
+/// Until the phase of this parity has ended; the first one's is 0.
+__device__ inline void await_phase(std::uint64_t* barrier, std::uint32_t parity) {
+  std::uint32_t ended = 0;
+  do {
+    asm volatile(
+        "{\n"
+        ".reg .pred ended;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 ended, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, ended;\n"
+        "}"
+        : "=r"(ended)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+  } while (ended == 0);
+}
+
+/// Starts a copy to shared memory, in sixteens of bytes, that counts for the barrier's phase.
+__device__ inline void copy_bulk(void* shared, const void* from, std::uint32_t bytes,
+                                 std::uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(shared)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+}
+
+/// A thread's registers from here on, of all of its four warps.
+template <std::uint32_t count>
+__device__ inline void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count));
+}
+template <std::uint32_t count>
+__device__ inline void leave_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count));
+}
+
+/// What comes before a group of products.
+__device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ inline void end_products() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+/// Until only the last `pending` groups may still run.
+template <int pending>
+__device__ inline void await_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+}
+
+/// Keeps the compiler from reading a sum before await_products().
+__device__ inline void keep_sum(float& sum) { asm volatile("" : "+f"(sum)::"memory"); }
+
+/// Which columns a product takes: `halves`, 16-byte aligned, is the first group's first matrix.
+__device__ inline std::uint64_t wide_columns(const std::uint16_t* halves) {
+  constexpr std::uint64_t next_matrix = 128, next_group = 2 * wide_group_halves;
+  return (shared_address(halves) >> 4 & 0x3FFFU) | next_matrix >> 4 << 16 | next_group >> 4 << 32;
+}
+
+// d = a b, or d += a b if `add`: of a warp's sixteen rows, which it has in registers, and columns in
+// shared memory, sixteen elements deep. Element 4 n + i of d is element i of TileSums of the n-th
+// group of columns. All four warps together; runs on until await_products().
+
+#define SLUICE_D8(i)                                                                             \
+  "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3]), "+f"(d[(i) + 4]),            \
+      "+f"(d[(i) + 5]), "+f"(d[(i) + 6]), "+f"(d[(i) + 7])
+
+/// As above, for 64 columns.
+__device__ inline void multiply_async(float (&d)[32], const TileA& a, std::uint64_t b,
+                                      std::uint32_t add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred add;\n"
+      "setp.ne.b32 add, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, add, 1, 1, 0;\n"
+      "}"
+      : SLUICE_D8(0),
+        SLUICE_D8(8),
+        SLUICE_D8(16),
+        SLUICE_D8(24)
+      : "r"(a.pairs[0]), "r"(a.pairs[1]), "r"(a.pairs[2]), "r"(a.pairs[3]), "l"(b), "r"(add));
+}
+
+/// As above, for 128 columns.
+__device__ inline void multiply_async(float (&d)[64], const TileA& a, std::uint64_t b,
+                                      std::uint32_t add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred add;\n"
+      "setp.ne.b32 add, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+      "{%64, %65, %66, %67}, %68, add, 1, 1, 0;\n"
+      "}"
+      : SLUICE_D8(0),
+        SLUICE_D8(8),
+        SLUICE_D8(16),
+        SLUICE_D8(24),
+        SLUICE_D8(32),
+        SLUICE_D8(40),
+        SLUICE_D8(48),
+        SLUICE_D8(56)
+      : "r"(a.pairs[0]), "r"(a.pairs[1]), "r"(a.pairs[2]), "r"(a.pairs[3]), "l"(b), "r"(add));
+}
+
+#undef SLUICE_D8
+#elif !defined(__CUDACC__)
+// The host's, as the device's: copies are made when somebody waits for them, and not before.
+inline void init_barrier(std::uint64_t* barrier, std::uint32_t arrivals) {
+  cuda_host::init_barrier(barrier, arrivals);
+}
+inline void show_barriers() {}
+inline void arrive(std::uint64_t* barrier) { cuda_host::arrive(barrier, 0); }
+inline void arrive_for(std::uint64_t* barrier, std::uint32_t bytes) {
+  cuda_host::arrive(barrier, bytes);
+}
+inline void await_phase(std::uint64_t* barrier, std::uint32_t parity,
+                        const cuda_host::Where& where = cuda_host::Where::current()) {
+  cuda_host::await_phase(barrier, parity, where);
+}
+inline void copy_bulk(void* shared, const void* from, std::uint32_t bytes,
+                      std::uint64_t* barrier) {
+  cuda_host::copy_bulk(shared, from, bytes, barrier);
+}
+template <std::uint32_t count>
+void take_registers() {}
+template <std::uint32_t count>
+void leave_registers() {}
+inline void begin_products() {}
+inline void end_products() {}
+template <int pending>
+void await_products() {}
+inline void keep_sum(float&) {}
+inline const std::uint16_t* wide_columns(const std::uint16_t* halves) { return halves; }
+
+template <std::size_t sums>
+void multiply_async(float (&d)[sums], const TileA& a, const std::uint16_t* b, std::uint32_t add,
+                    const cuda_host::Where& where = cuda_host::Where::current()) {
+  const std::uint32_t g = lane_index() / 4, t = lane_index() % 4;
+  for (std::size_t n = 0; n < sums / 4; ++n) {
+    const std::uint16_t* column = b + n * wide_group_halves + g * 8 + 2 * t;
+    TileB tile;
+    __builtin_memcpy(&tile.pairs[0], column, 4);
+    __builtin_memcpy(&tile.pairs[1], column + 64, 4);
+    TileSums sum{};
+    if (add != 0) __builtin_memcpy(&sum, d + 4 * n, sizeof sum);
+    multiply_bf16(sum, a, tile, where);
+    __builtin_memcpy(d + 4 * n, &sum, sizeof sum);
+  }
+}
+#endif
+
+}  // namespace sluice::kernels::cuda
