@@ -79,6 +79,11 @@ set(SLUICE_TEST_ENVIRONMENT
   UBSAN_OPTIONS=print_stacktrace=1
   TSAN_OPTIONS=${tsan_options})
 
+# From the test programs' folder to the tree, as the kernel names both (tests/places.hpp).
+file(REAL_PATH ${CMAKE_BINARY_DIR} real_build)
+file(REAL_PATH ${CMAKE_SOURCE_DIR} real_source)
+file(RELATIVE_PATH SLUICE_TREE ${real_build} ${real_source})
+
 # sluice_tests(folder LINK libs...): tests/<folder>/*.cpp as one Boost.Test binary, a ctest entry a
 # file (each file is one BOOST_AUTO_TEST_SUITE named after it).
 function(sluice_tests folder)
@@ -90,7 +95,7 @@ function(sluice_tests folder)
   add_executable(test_${folder} ${sources} ${CMAKE_SOURCE_DIR}/tests/main.cpp)
   target_compile_definitions(test_${folder} PRIVATE
     SLUICE_FIXTURES="${CMAKE_SOURCE_DIR}/tests/fixtures" SLUICE_MODELS="${CMAKE_SOURCE_DIR}/models"
-    SLUICE_BINARY="${CMAKE_BINARY_DIR}/sluice" SLUICE_TEST_PLUGINS="${CMAKE_BINARY_DIR}/plugins"
+    SLUICE_BINARY="${CMAKE_BINARY_DIR}/sluice" SLUICE_TREE="${SLUICE_TREE}"
     BOOST_TEST_DYN_LINK)
   target_link_libraries(test_${folder}
     PRIVATE sluice_options Boost::unit_test_framework ${arg_LINK})

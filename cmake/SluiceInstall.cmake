@@ -1,4 +1,6 @@
 # cmake --install lays out what scripts/bundle.sh packs: programs, plugin, configs, deploy, licence.
+# Of the bare preset also what its tests read: its archive may be all that a GPU's host has.
+#
 # The build folder's files get the same path: CMake would fill the place for it with colons, each of
 # which stands for the working directory.
 set(rpath BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH)
@@ -15,6 +17,9 @@ foreach(program IN LISTS programs)
     install(TARGETS ${program} RUNTIME DESTINATION bin)
   endif()
 endforeach()
+if(SLUICE_BARE AND TARGET test_kernels)
+  install(DIRECTORY ${CMAKE_SOURCE_DIR}/tests/fixtures/quant DESTINATION tests/fixtures)
+endif()
 if(TARGET sluice_cuda)
   target_link_options(sluice_cuda PRIVATE LINKER:--disable-new-dtags)
   set_target_properties(sluice_cuda PROPERTIES ${rpath} $ORIGIN/..)

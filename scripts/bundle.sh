@@ -3,7 +3,7 @@
 # beyond glibc's, the CUDA plugin where it was built, configs and licences. It runs from any folder
 # of a host with glibc 2.36 or newer and nothing installed; a GPU needs its driver.
 #   scripts/bundle.sh           packs the release preset
-#   scripts/bundle.sh --bare    packs the bare preset: its benches and test_kernels
+#   scripts/bundle.sh --bare    packs the bare preset: its benches, test_kernels and what it reads
 #   scripts/bundle.sh --check   packs, then runs it in a root folder that holds glibc alone
 #   scripts/bundle.sh --with-nccl=LIBRARY,LICENCE   with NCCL, for groups of GPUs on hosts without:
 #                               its libnccl.so.2 and the text of its licence
@@ -44,7 +44,8 @@ stage=$work/$folder
 cmake --install "$build" --prefix "$stage" --strip >/dev/null
 
 # The libraries, and the licence of each; those of libraries that are headers alone follow.
-mapfile -t binaries < <(find "$stage/bin" "$stage/lib" -type f -print 2>/dev/null)
+compiled=("$stage/bin" "$stage/lib" "$stage/tests/plugins")
+mapfile -t binaries < <(find "${compiled[@]}" -type f -print 2>/dev/null)
 licences=$stage/licences
 mkdir -p "$stage/lib" "$licences"
 # licence PACKAGE
@@ -88,7 +89,7 @@ if [[ -n $nccl ]]; then
   archive_bytes_max=$((400 * 1000 * 1000))
 fi
 
-mapfile -t binaries < <(find "$stage/bin" "$stage/lib" -type f)
+mapfile -t binaries < <(find "${compiled[@]}" -type f -print 2>/dev/null)
 glibc_needed=$(objdump -T "${binaries[@]}" | grep -oP '(?<=GLIBC_)2\.[0-9]+' | sort -Vu | tail -n 1)
 [[ $(printf '%s\n' "$glibc_needed" $glibc_max | sort -V | tail -n 1) == "$glibc_max" ]] ||
   fail "this build needs glibc $glibc_needed, newer than $glibc_max" "pack on Debian 12"

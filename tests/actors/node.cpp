@@ -16,6 +16,7 @@
 #include <zmq.hpp>
 
 #include "bench/instant_backend.hpp"
+#include "tests/places.hpp"
 #include "tests/transport/rude.hpp"
 #include "transport/client.hpp"
 
@@ -355,11 +356,12 @@ BOOST_AUTO_TEST_CASE(a_plain_address_for_other_hosts_is_refused) {
 }
 
 BOOST_AUTO_TEST_CASE(a_gpu_that_cannot_be_used_is_said_once_and_the_cpu_serves) {
-  const std::string log = SLUICE_TEST_PLUGINS "/node.log";
+  const std::string plugins = tests::plugins_folder();
+  const std::string log = plugins + "/node.log";
   std::filesystem::remove(log);
   zmq::context_t context;
   auto config = config_for("tcp://127.0.0.1:0", false);
-  config.backends = {SLUICE_TEST_PLUGINS "/libdriver_ok.so", {SLUICE_TEST_PLUGINS "/other_abi"}};
+  config.backends = {plugins + "/libdriver_ok.so", {plugins + "/other_abi"}};
   config.log_level = "warn";
   config.log_file = log;
   {

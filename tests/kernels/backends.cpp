@@ -4,11 +4,15 @@
 #include "kernels/backends.hpp"
 
 #include <boost/test/unit_test.hpp>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <string>
+#include <vector>
 
 #include "kernels/sum_probe.hpp"
 #include "tests/kernels/harness.hpp"
+#include "tests/places.hpp"
 
 namespace {
 
@@ -17,13 +21,32 @@ using namespace sluice::kernels;
 using sluice::kernels::test::require;
 namespace fs = std::filesystem;
 
-const std::string plugins = SLUICE_TEST_PLUGINS;
-const std::string working_driver = plugins + "/libdriver_ok.so";
+std::string pretended(const std::string& file) { return tests::plugins_folder() + "/" + file; }
+std::string working_driver() { return pretended("libdriver_ok.so"); }
 
 /// `folder` is one of the pretended plugins'; "" has none.
 BackendSearch with(const std::string& driver, const std::string& folder) {
-  return {driver, {plugins + "/" + folder}};
+  return {driver, {pretended(folder)}};
 }
+
+/// A folder with a file that is named as the plugin, for as long as this lives.
+class PluginFolder {
+ public:
+  PluginFolder() {
+    std::string made = (fs::temp_directory_path() / "sluice-plugin-XXXXXX").string();
+    BOOST_REQUIRE(::mkdtemp(made.data()) != nullptr);
+    folder_ = made;
+  }
+  ~PluginFolder() { fs::remove_all(folder_); }
+  PluginFolder(const PluginFolder&) = delete;
+  PluginFolder& operator=(const PluginFolder&) = delete;
+
+  std::string path() const { return folder_.string(); }
+  std::string file() const { return (folder_ / "libsluice_cuda.so").string(); }
+
+ private:
+  fs::path folder_;
+};
 
 BackendStatus cuda_status(const BackendSearch& search) {
   auto found = list_backends(search);
@@ -42,27 +65,27 @@ void ignore(StepResult&&) {}
 BOOST_AUTO_TEST_SUITE(backends)
 
 BOOST_AUTO_TEST_CASE(what_cannot_be_used_says_why_and_what_to_do) {
-  const std::string text_file = plugins + "/text/libsluice_cuda.so";
-  fs::create_directories(plugins + "/text");
-  std::ofstream(text_file) << "no shared object";
+  const PluginFolder text;
+  std::ofstream(text.file()) << "no shared object";
   struct Case {
     BackendSearch search;
     bool hardware;
     std::vector<std::string> said;
   };
   const std::vector<Case> cases = {
-      {with(plugins + "/libdriver_no_device.so", "good"), false,
+      {with(pretended("libdriver_no_device.so"), "good"), false,
        {"sees no device", "CUDA_VISIBLE_DEVICES"}},
-      {with(plugins + "/libdriver_broken.so", "good"), true,
+      {with(pretended("libdriver_broken.so"), "good"), true,
        {"does not start", "803", "pretended", "nvidia-smi"}},
-      {with(text_file, "good"), false, {}},
+      {with(text.file(), "good"), false, {}},
       {with("libm.so.6", "good"), false, {"libm.so.6 is no NVIDIA driver"}},
-      {with(working_driver, ""), true, {"libsluice_cuda.so is not in " + plugins, "archive"}},
-      {with(working_driver, "text"), true, {text_file, "does not load", "install it anew"}},
-      {with(working_driver, "empty"), true, {"no plugin of sluice"}},
-      {with(working_driver, "other_abi"), true, {"version 999", "version 1", "one archive"}},
-      {with(working_driver, "other_build"), true, {"another build (feedfacefeedface"}},
-      {with(working_driver, "newer_driver"), true, {"CUDA 12.4", "needs 13.0", "update"}},
+      {with(working_driver(), ""), true,
+       {"libsluice_cuda.so is not in " + tests::plugins_folder(), "archive"}},
+      {{working_driver(), {text.path()}}, true, {text.file(), "does not load", "install it anew"}},
+      {with(working_driver(), "empty"), true, {"no plugin of sluice"}},
+      {with(working_driver(), "other_abi"), true, {"version 999", "version 1", "one archive"}},
+      {with(working_driver(), "other_build"), true, {"another build (feedfacefeedface"}},
+      {with(working_driver(), "newer_driver"), true, {"CUDA 12.4", "needs 13.0", "update"}},
   };
   for (const auto& [search, hardware, said] : cases) {
     const auto status = cuda_status(search);
@@ -73,8 +96,7 @@ BOOST_AUTO_TEST_CASE(what_cannot_be_used_says_why_and_what_to_do) {
       for (const auto& part : said)
         BOOST_TEST(status.unusable.find(part) != std::string::npos, part);
       BOOST_TEST(to_text(status) == "cuda  unusable: " + status.unusable);
-      if (!search.driver.ends_with("text/libsluice_cuda.so"))
-        BOOST_TEST(status.hardware == hardware);
+      if (search.driver != text.file()) BOOST_TEST(status.hardware == hardware);
 
       // "auto" goes on without it, and speaks of it only where there is hardware to miss.
       const auto chosen = require(choose_backend("auto", search));
@@ -94,36 +116,38 @@ BOOST_AUTO_TEST_CASE(what_cannot_be_used_says_why_and_what_to_do) {
 }
 
 BOOST_AUTO_TEST_CASE(a_machine_without_a_driver_loads_no_plugin) {
-  const std::string folder = plugins + "/unwanted";
-  fs::create_directories(folder);
-  fs::copy_file(plugins + "/good/libsluice_cuda.so", folder + "/libsluice_cuda.so",
-                fs::copy_options::overwrite_existing);
-  const auto search = with("libno-such-driver.so.1", "unwanted");
+  const PluginFolder unwanted;
+  fs::copy_file(pretended("good/libsluice_cuda.so"), unwanted.file());
+  const BackendSearch search{"libno-such-driver.so.1", {unwanted.path()}};
   const auto status = cuda_status(search);
   BOOST_TEST(status.unusable.find("libno-such-driver.so.1") != std::string::npos);
-  if (!status.hardware) {  // a GPU host, its driver hidden by the name above, says something else
+  const std::string note = require(choose_backend("auto", search)).note;
+  if (status.hardware) {  // a GPU host, its driver hidden by the name above
+    BOOST_TEST(status.unusable.starts_with("there is an NVIDIA device, but"));
+    BOOST_TEST(note.ends_with(status.unusable));
+  } else {
     BOOST_TEST(status.unusable.starts_with("no NVIDIA driver on this machine"));
-    BOOST_TEST(require(choose_backend("auto", search)).note == "");
+    BOOST_TEST(note == "");
   }
   std::ifstream maps("/proc/self/maps");
   const std::string mapped{std::istreambuf_iterator<char>(maps), {}};
   BOOST_TEST(mapped.find(fs::current_path().root_path()) != std::string::npos);
-  BOOST_TEST(mapped.find("/unwanted/libsluice_cuda.so") == std::string::npos);
+  BOOST_TEST(mapped.find(unwanted.path()) == std::string::npos);
 }
 
 BOOST_AUTO_TEST_CASE(a_usable_plugin_is_what_auto_takes) {
-  const auto search = with(working_driver, "good");
+  const auto search = with(working_driver(), "good");
   const auto status = cuda_status(search);
-  BOOST_TEST(to_text(status) == "cuda  usable: Pretend 1; 2");
+  BOOST_REQUIRE_EQUAL(to_text(status), "cuda  usable: Pretend 1; 2");
   for (const char* name : {"auto", "cuda"}) {
     const auto chosen = require(choose_backend(name, search));
-    BOOST_TEST(chosen.name == "cuda");
+    BOOST_REQUIRE_EQUAL(chosen.name, "cuda");
     BOOST_TEST(chosen.note == "");
     // Objects and functions cross the border both ways.
     Ticket done = 0;
     auto backend = require(make_backend(
         name, {.device = 1}, [&](StepResult&& result) { done = result.ticket; }, search));
-    BOOST_TEST(backend->device().backend == "instant");
+    BOOST_REQUIRE_EQUAL(backend->device().backend, "instant");  // another has no such program
     Batch batch;
     SlotOpen open;
     open.slot = {0, 1};
@@ -158,11 +182,11 @@ BOOST_AUTO_TEST_CASE(an_unknown_name_is_refused_with_the_known_ones) {
 BOOST_AUTO_TEST_CASE(sums_are_timed_by_the_plugin_or_not_at_all) {
   const SumProbe probe{{{2, 64}}};
   const auto missing = time_sums(probe, make_local_communicator(),
-                                 with(plugins + "/libdriver_no_device.so", "good"));
+                                 with(pretended("libdriver_no_device.so"), "good"));
   BOOST_REQUIRE(!missing);
   BOOST_CHECK(missing.error().code == ErrorCode::unsupported);
   BOOST_TEST(missing.error().message.find("sees no device") != std::string::npos);
-  const auto found = time_sums(probe, make_local_communicator(), with(working_driver, "good"));
+  const auto found = time_sums(probe, make_local_communicator(), with(working_driver(), "good"));
   BOOST_REQUIRE(found.has_value());
   BOOST_TEST(found->collectives == "one rank");
   BOOST_TEST(found->times.at(0).shape.rows == 2U);

@@ -29,7 +29,7 @@ using cuda::DeviceMemory;
 using cuda::piece_floats;
 
 /// NCCL, or none.
-const std::vector<std::string> libraries = {pretended(""), ""};
+std::vector<std::string> libraries() { return {pretended(""), ""}; }
 
 Result<std::unique_ptr<DeviceGroup>> group_of(std::shared_ptr<Communicator> group,
                                               const std::string& library,
@@ -92,7 +92,7 @@ std::string check_sums_and_gathers(DeviceGroup& group, const Shard& shard) {
 BOOST_AUTO_TEST_SUITE(device_group)
 
 BOOST_AUTO_TEST_CASE(sums_are_taken_in_rank_order_on_any_way) {
-  for (const std::string& library : libraries) {
+  for (const std::string& library : libraries()) {
     for (const std::uint32_t size : {1U, 3U}) {
       BOOST_TEST_CONTEXT(size << " ranks, NCCL: " << library) {
         check_ok(run_ranks(size, [&](const auto& communicator) -> std::string {
@@ -134,7 +134,7 @@ BOOST_AUTO_TEST_CASE(a_vocabulary_cut_over_ranks_draws_what_one_device_draws) {
     return fmt::format("{}", fmt::join(Rank(model, "", nullptr).draw(12), " "));
   });
   BOOST_REQUIRE(!alone.front().report.empty());
-  for (const std::string& library : libraries) {
+  for (const std::string& library : libraries()) {
     for (const std::uint32_t size : {2U, 3U}) {
       const auto ends = run_ranks(size, [&](const auto& group) -> std::string {
         const TinyModel model = cut(group->shard());
@@ -150,7 +150,7 @@ BOOST_AUTO_TEST_CASE(a_vocabulary_cut_over_ranks_draws_what_one_device_draws) {
 BOOST_AUTO_TEST_CASE(a_sum_and_the_norm_behind_it_are_one_launch) {
   // Over host memory the sum takes none, so that as many over NCCL leave the sum none of its own.
   std::vector<std::string> reports;
-  for (const std::string& library : libraries) {
+  for (const std::string& library : libraries()) {
     const auto ends = run_ranks(2, [&](const auto& group) -> std::string {
       const TinyModel model = cut(group->shard());
       const auto& ops = model.program.ops;
@@ -172,7 +172,7 @@ BOOST_AUTO_TEST_CASE(a_sum_and_the_norm_behind_it_are_one_launch) {
 }
 
 BOOST_AUTO_TEST_CASE(a_rank_that_dies_ends_the_others_steps) {
-  for (const std::string& library : libraries) {
+  for (const std::string& library : libraries()) {
     const auto ends = run_ranks(2, [&](const auto& group) -> std::string {
       const TinyModel model = cut(group->shard());
       Rank rank(model, library, group);
@@ -197,7 +197,7 @@ BOOST_AUTO_TEST_CASE(a_rank_that_dies_ends_the_others_steps) {
 }
 
 BOOST_AUTO_TEST_CASE(ranks_go_on_in_another_group) {
-  for (const std::string& library : libraries) {
+  for (const std::string& library : libraries()) {
     check_ok(run_ranks(2, [&](const auto& group) -> std::string {
       const auto next = another_group(group);
       const TinyModel model = cut(group->shard());
@@ -252,7 +252,7 @@ BOOST_AUTO_TEST_CASE(ranks_without_nccl_go_through_host_memory) {
   BOOST_TEST(ends[1].report.starts_with("tcp, 2 ranks, through host memory (NCCL does not load: "),
              ends[1].report);
   const auto stranger = run_ranks(1, [](const auto& communicator) -> std::string {
-    const auto group = group_of(communicator, SLUICE_TEST_PLUGINS "/libdriver_ok.so");
+    const auto group = group_of(communicator, tests::plugins_folder() + "/libdriver_ok.so");
     return group ? (*group)->name() : group.error().message;
   });
   BOOST_TEST(stranger.front().report.ends_with("libdriver_ok.so is no NCCL of version 2.14 or "
@@ -269,12 +269,13 @@ BOOST_AUTO_TEST_CASE(ranks_that_share_a_device_go_through_host_memory) {
       starts.push_back(require(prepare_tcp({rank, 2}, patient)));
       addresses.push_back(starts.back()->address());
     }
+    const std::string nccl = pretended("");
     std::vector<std::string> names(2);
     std::vector<std::thread> ranks;
     for (const std::uint32_t rank : {0U, 1U}) {
       ranks.emplace_back([&, rank] {
         const auto communicator = starts[rank]->connect(addresses, 60'000);
-        const auto group = group_of(*communicator, pretended(""));
+        const auto group = group_of(*communicator, nccl);
         names[rank] = group ? (*group)->name() : group.error().message;
       });
     }

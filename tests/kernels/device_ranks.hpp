@@ -10,6 +10,7 @@
 
 #include "kernels/cuda/backend.hpp"
 #include "tests/kernels/harness.hpp"
+#include "tests/places.hpp"
 
 namespace sluice::kernels::test {
 
@@ -18,7 +19,7 @@ inline constexpr std::uint32_t patient_graph_ms = 50'000;
 
 /// A pretended NCCL (cmake/SluiceTestPlugins.cmake).
 inline std::string pretended(const char* state) {
-  return std::string(SLUICE_TEST_PLUGINS "/libnccl") + state + ".so";
+  return tests::plugins_folder() + "/libnccl" + state + ".so";
 }
 
 /// The tiny model with a vocabulary that is cut over the ranks, embedding and logits alike. Sums of

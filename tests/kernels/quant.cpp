@@ -13,11 +13,13 @@
 #include <string>
 #include <vector>
 
+#include "tests/places.hpp"
+
 namespace sluice::kernels {
 namespace {
 
 std::vector<std::byte> read_fixture(const std::string& name) {
-  const std::string path = std::string(SLUICE_FIXTURES) + "/quant/" + name + ".bin";
+  const std::string path = tests::fixtures_folder() + "/quant/" + name + ".bin";
   std::ifstream file(path, std::ios::binary);
   BOOST_REQUIRE_MESSAGE(file.good(), "missing " << path);
   const std::vector<char> chars((std::istreambuf_iterator<char>(file)), {});
