@@ -3,7 +3,7 @@
 # beyond glibc's, the CUDA plugin where it was built, configs and licences. It runs from any folder
 # of a host with glibc 2.36 or newer and nothing installed; a GPU needs its driver.
 #   scripts/bundle.sh           packs the release preset
-#   scripts/bundle.sh --bare    packs the bare preset: its benches, test_kernels and what it reads
+#   scripts/bundle.sh --bare    packs the bare preset: benches, test_kernels, test_model, fixtures
 #   scripts/bundle.sh --check   packs, then runs it in a root folder that holds glibc alone
 #   scripts/bundle.sh --with-nccl=LIBRARY,LICENCE   with NCCL, for groups of GPUs on hosts without:
 #                               its libnccl.so.2 and the text of its licence

@@ -2,7 +2,6 @@
 // The backends that this machine can run tests against.
 
 #include <algorithm>
-#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -10,6 +9,7 @@
 #include "kernels/cpu/backend.hpp"
 #include "kernels/cuda/backend.hpp"
 #include "tests/kernels/harness.hpp"
+#include "tests/wanted.hpp"
 
 namespace sluice::kernels::test {
 
@@ -44,8 +44,8 @@ inline Factory on_cuda_host(std::uint32_t split_tokens = 64) {
   };
 }
 
-/// The CPU, CUDA on the host, and CUDA on a device where the plugin finds one; of them those whose
-/// names SLUICE_TEST_BACKENDS has, if it is set: a device's sanitizer need not wait for the others.
+/// The CPU, CUDA on the host, and CUDA on a device where the plugin finds one; of them those that
+/// are wanted.
 inline std::vector<Tested> tested_backends() {
   std::vector<Tested> tested{{"cpu", on_cpu(3)}, {"cuda-host", on_cuda_host(), true}};
   if (choose_backend("cuda")) {
@@ -53,12 +53,8 @@ inline std::vector<Tested> tested_backends() {
                         return require(make_backend("cuda", {}, std::move(done)));
                       }});
   }
-  if (const char* named = std::getenv("SLUICE_TEST_BACKENDS")) {
-    std::erase_if(tested, [only = "," + std::string(named) + ","](const Tested& backend) {
-      return only.find("," + backend.name + ",") == std::string::npos;
-    });
-    BOOST_REQUIRE_MESSAGE(!tested.empty(), "SLUICE_TEST_BACKENDS names none that is here");
-  }
+  std::erase_if(tested, [](const Tested& backend) { return !tests::wanted(backend.name); });
+  BOOST_REQUIRE_MESSAGE(!tested.empty(), "SLUICE_TEST_BACKENDS names none that is here");
   return tested;
 }
 

@@ -10,6 +10,7 @@
 
 #include "model/gguf.hpp"
 #include "model/unicode.hpp"
+#include "tests/places.hpp"
 
 namespace sluice::model {
 namespace {
@@ -17,7 +18,7 @@ namespace {
 using nlohmann::json;
 
 std::string read_fixture(const std::string& name) {
-  const std::string path = fmt::format("{}/chat_template/{}", SLUICE_FIXTURES, name);
+  const std::string path = tests::fixtures_folder() + "/chat_template/" + name;
   std::ifstream file(path, std::ios::binary);
   BOOST_REQUIRE_MESSAGE(file, "cannot open " << path);
   return {std::istreambuf_iterator<char>(file), {}};
@@ -70,7 +71,7 @@ void check_rendered(const std::string& name, const json& conversations, const js
 const Tokenizer& smollm2() {
   static const std::shared_ptr<const Tokenizer> tokenizer = [] {
     const auto file =
-        GgufFile::open(fmt::format("{}/SmolLM2-135M-Instruct-Q4_1.gguf", SLUICE_MODELS));
+        GgufFile::open(tests::model_file("SmolLM2-135M-Instruct-Q4_1.gguf"));
     BOOST_REQUIRE_MESSAGE(file, file.error().message);
     return *load_tokenizer(**file);
   }();
@@ -245,7 +246,7 @@ BOOST_AUTO_TEST_CASE(content_never_becomes_a_special_token) {
 }
 
 BOOST_AUTO_TEST_CASE(begin_of_text_comes_once) {
-  const auto file = GgufFile::open(fmt::format("{}/tokenizer/spm.gguf", SLUICE_FIXTURES));
+  const auto file = GgufFile::open(tests::fixtures_folder() + "/tokenizer/spm.gguf");
   BOOST_REQUIRE(file);
   const auto tokenizer = load_tokenizer(**file);
   BOOST_REQUIRE(tokenizer);

@@ -6,6 +6,7 @@
 #include <boost/test/unit_test.hpp>
 
 #include "tests/model/logits_check.hpp"
+#include "tests/places.hpp"
 
 namespace sluice::model {
 namespace {
@@ -18,7 +19,7 @@ const std::vector<std::string> names = {
     "biases",    "qwen2",           "qwen3",           "gemma2",         "gemma3"};
 
 std::string path_of(const std::string& name, const char* ending) {
-  return fmt::format("{}/checkpoints/{}{}", SLUICE_FIXTURES, name, ending);
+  return tests::fixtures_folder() + "/checkpoints/" + name + ending;
 }
 
 }  // namespace
@@ -83,7 +84,8 @@ BOOST_AUTO_TEST_CASE(logits_of_a_real_model_do_not_depend_on_the_batch) {
   std::vector<Token> tokens;
   for (Token i = 0; i < 40; ++i) tokens.push_back(1000 + 997 * i);
   for (const std::string& backend : testing::usable_backends()) {
-    LoadedModel model(SLUICE_MODELS "/SmolLM2-135M-Instruct-Q4_1.gguf", 128, 2, nullptr, backend);
+    const std::string path = tests::model_file("SmolLM2-135M-Instruct-Q4_1.gguf");
+    LoadedModel model(path, 128, 2, nullptr, backend);
     testing::check_invariance(model, tokens);
   }
 }

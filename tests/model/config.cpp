@@ -9,6 +9,7 @@
 
 #include "model/decoder.hpp"
 #include "tests/model/tiny_llama.hpp"
+#include "tests/places.hpp"
 
 namespace sluice::model {
 namespace {
@@ -175,7 +176,7 @@ BOOST_AUTO_TEST_CASE(reads_scales_and_caps_of_any_family) {
 }
 
 BOOST_AUTO_TEST_CASE(reads_smollm2) {
-  const auto file = GgufFile::open(SLUICE_MODELS "/SmolLM2-135M-Instruct-Q4_1.gguf");
+  const auto file = GgufFile::open(tests::model_file("SmolLM2-135M-Instruct-Q4_1.gguf"));
   BOOST_REQUIRE_MESSAGE(file, file.error().message << "; run scripts/fetch-model.sh");
   const auto config = read_config(**file);
   BOOST_REQUIRE_MESSAGE(config, config.error().message);

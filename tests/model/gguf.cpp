@@ -14,6 +14,7 @@
 #include <random>
 
 #include "tests/model/gguf_builder.hpp"
+#include "tests/places.hpp"
 
 namespace sluice::model {
 namespace {
@@ -347,7 +348,7 @@ BOOST_AUTO_TEST_CASE(survives_random_changes_of_a_small_file) {
 }
 
 BOOST_AUTO_TEST_CASE(survives_random_changes_of_a_real_header) {
-  const std::string path = SLUICE_MODELS "/SmolLM2-135M-Instruct-Q4_1.gguf";
+  const std::string path = tests::model_file("SmolLM2-135M-Instruct-Q4_1.gguf");
   const auto real = GgufFile::open(path);
   BOOST_REQUIRE_MESSAGE(real, real.error().message << "; run scripts/fetch-model.sh");
   const Tensor& first = *std::min_element(
@@ -390,7 +391,7 @@ BOOST_AUTO_TEST_CASE(survives_random_changes_of_a_real_header) {
 }
 
 BOOST_AUTO_TEST_CASE(opens_a_real_file) {
-  const auto file = GgufFile::open(SLUICE_MODELS "/SmolLM2-135M-Instruct-Q4_1.gguf");
+  const auto file = GgufFile::open(tests::model_file("SmolLM2-135M-Instruct-Q4_1.gguf"));
   BOOST_REQUIRE_MESSAGE(file, file.error().message << "; run scripts/fetch-model.sh");
   BOOST_TEST((*file)->metadata().size() == 33U);
   BOOST_TEST((*file)->tensors().size() == 272U);

@@ -19,6 +19,7 @@
 #include "tests/model/gguf_builder.hpp"
 #include "tests/model/logits_check.hpp"
 #include "tests/model/safetensors_builder.hpp"
+#include "tests/places.hpp"
 
 namespace sluice::model {
 namespace {
@@ -32,7 +33,7 @@ const std::vector<std::string> names = {"llama", "llama_yarn", "mistral", "qwen2
                                         "qwen3", "gemma2",     "gemma3",  "with_tokenizer"};
 
 fs::path folder_of(const std::string& name) {
-  return fs::path(SLUICE_FIXTURES) / "safetensors" / name;
+  return fs::path(tests::fixtures_folder()) / "safetensors" / name;
 }
 
 std::string text_of(const fs::path& path) {

@@ -8,6 +8,7 @@
 #include <fstream>
 
 #include "tests/model/tiny_llama.hpp"
+#include "tests/places.hpp"
 
 namespace sluice::model {
 namespace {
@@ -51,7 +52,7 @@ const InspectEntry& entry(const FileDescription& description, std::string_view k
 BOOST_AUTO_TEST_SUITE(inspect)
 
 BOOST_AUTO_TEST_CASE(describes_a_model) {
-  const std::string path = SLUICE_MODELS "/SmolLM2-135M-Instruct-Q4_1.gguf";
+  const std::string path = tests::model_file("SmolLM2-135M-Instruct-Q4_1.gguf");
   const auto read = describe_file(path);
   BOOST_REQUIRE_MESSAGE(read, read.error().message << "; run scripts/fetch-model.sh");
   BOOST_TEST(read->path == path);

@@ -17,6 +17,7 @@
 #include "kernels/backends.hpp"
 #include "kernels/cuda/backend.hpp"
 #include "model/decoder.hpp"
+#include "tests/wanted.hpp"
 
 namespace sluice::model::testing {
 
@@ -35,16 +36,26 @@ struct Part {
   kernels::Path path = kernels::Path::prompt;
 };
 
-/// Those that this machine can use: the CPU's, and a GPU's where there is one.
-inline std::vector<std::string> usable_backends() {
-  std::vector<std::string> names{"cpu"};
-  if (kernels::choose_backend("cuda")) names.push_back("cuda");
-  return names;
-}
-
 /// The CUDA backend's own sources on the host (tests/kernels/cuda_host), where they are too slow
 /// for more than a tiny checkpoint.
 inline constexpr const char* emulated = "cuda-host";
+
+/// Those that this machine has, the emulated one last, and that are wanted (tests/wanted.hpp).
+inline std::vector<std::string> all_backends() {
+  std::vector<std::string> names{"cpu"};
+  if (kernels::choose_backend("cuda")) names.push_back("cuda");
+  names.emplace_back(emulated);
+  std::erase_if(names, [](const std::string& name) { return !tests::wanted(name); });
+  BOOST_REQUIRE_MESSAGE(!names.empty(), "SLUICE_TEST_BACKENDS names none that is here");
+  return names;
+}
+
+/// Of them those that run a real model: the CPU's, and a GPU's where there is one.
+inline std::vector<std::string> usable_backends() {
+  std::vector<std::string> names = all_backends();
+  std::erase(names, emulated);
+  return names;
+}
 
 inline Result<std::unique_ptr<kernels::Backend>> make_backend(const std::string& name,
                                                               std::uint32_t threads,

@@ -60,13 +60,6 @@ inline void check_logits(const std::string& path, const std::string& fixture_pat
   BOOST_TEST(sure > positions / (bf16 ? 8 : 2));
 }
 
-/// For tiny checkpoints.
-inline std::vector<std::string> all_backends() {
-  std::vector<std::string> names = usable_backends();
-  names.emplace_back(emulated);
-  return names;
-}
-
 /// The same on every backend that there is, and on the emulated one.
 inline void check_logits(const std::string& path, const std::string& fixture_path) {
   for (const std::string& backend : all_backends()) {

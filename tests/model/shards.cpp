@@ -14,6 +14,7 @@
 #include "tests/model/golden.hpp"
 #include "tests/model/logits_check.hpp"
 #include "tests/model/tiny_llama.hpp"
+#include "tests/places.hpp"
 
 namespace sluice::model {
 namespace {
@@ -27,7 +28,7 @@ using testing::Part;
 using testing::TinyLlama;
 
 std::string fixture(const std::string& name, const char* ending) {
-  return fmt::format("{}/checkpoints/{}{}", SLUICE_FIXTURES, name, ending);
+  return tests::fixtures_folder() + "/checkpoints/" + name + ending;
 }
 
 /// Checks that failed in this process so far.
@@ -148,7 +149,7 @@ Best best_of(std::span<const float> logits) {
   return {static_cast<Token>(best - logits.begin()), *best - second};
 }
 
-const std::string smollm2 = SLUICE_MODELS "/SmolLM2-135M-Instruct-Q4_1.gguf";
+const std::string smollm2 = tests::model_file("SmolLM2-135M-Instruct-Q4_1.gguf");
 
 // Sums over columns in another order let int8 rounding fall otherwise, by as much as it is off from
 // the exact product (tests/model/golden.cpp): the deviation measured is 0.17, the worst difference

@@ -9,6 +9,7 @@
 #include "model/gguf.hpp"
 #include "tests/model/gguf_builder.hpp"
 #include "tests/model/tokenizer_cases.hpp"
+#include "tests/places.hpp"
 
 namespace sluice::model {
 namespace {
@@ -26,7 +27,7 @@ std::shared_ptr<const Tokenizer> load_file(const std::string& path) {
 
 const Tokenizer& smollm2() {
   static const auto tokenizer =
-      load_file(fmt::format("{}/SmolLM2-135M-Instruct-Q4_1.gguf", SLUICE_MODELS));
+      load_file(tests::model_file("SmolLM2-135M-Instruct-Q4_1.gguf"));
   return *tokenizer;
 }
 
@@ -135,7 +136,7 @@ BOOST_AUTO_TEST_CASE(valid_text_comes_back_whole) {
 BOOST_AUTO_TEST_CASE(small_vocabularies_equal_the_reference) {
   for (const char* name : {"spm.gguf", "unigram.gguf"}) {
     BOOST_TEST_CONTEXT(name) {
-      const auto tokenizer = load_file(fmt::format("{}/tokenizer/{}", SLUICE_FIXTURES, name));
+      const auto tokenizer = load_file(tests::fixtures_folder() + "/tokenizer/" + name);
       const json fixture = json::parse(read_fixture(fmt::format("{}.json", name)));
       check_cases(*tokenizer, read_cases(fixture));
       check_facts(*tokenizer, fixture.at("facts"));
@@ -224,8 +225,8 @@ BOOST_AUTO_TEST_CASE(wrong_types_and_unknown_kinds_are_refused) {
 }
 
 BOOST_AUTO_TEST_CASE(fingerprint_names_the_vocabulary) {
-  const auto spm = load_file(fmt::format("{}/tokenizer/spm.gguf", SLUICE_FIXTURES));
-  const auto again = load_file(fmt::format("{}/tokenizer/spm.gguf", SLUICE_FIXTURES));
+  const auto spm = load_file(tests::fixtures_folder() + "/tokenizer/spm.gguf");
+  const auto again = load_file(tests::fixtures_folder() + "/tokenizer/spm.gguf");
   BOOST_CHECK_EQUAL(spm->fingerprint().size(), 64);
   BOOST_CHECK_EQUAL(spm->fingerprint(), again->fingerprint());
   BOOST_CHECK_NE(spm->fingerprint(), smollm2().fingerprint());

@@ -11,11 +11,12 @@
 #include <vector>
 
 #include "model/tokenizer.hpp"
+#include "tests/places.hpp"
 
 namespace sluice::model {
 
 inline std::string read_fixture(const std::string& name) {
-  const std::string path = fmt::format("{}/tokenizer/{}", SLUICE_FIXTURES, name);
+  const std::string path = tests::fixtures_folder() + "/tokenizer/" + name;
   std::ifstream file(path, std::ios::binary);
   BOOST_REQUIRE_MESSAGE(file, "cannot open " << path);
   return {std::istreambuf_iterator<char>(file), {}};
