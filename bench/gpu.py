@@ -2,6 +2,8 @@
 """Checks the CUDA backend on a GPU and measures it beside what the GPU could do: one call.
 
   check     test_kernels, which compares the device with a model of it in double
+  golden    test_model: SmolLM2's logits, and those of a tiny model of each family, beside what
+            transformers computes (with --models, a folder that has SmolLM2-135M-Instruct-Q4_1.gguf)
   sanitize  the same kernels under compute-sanitizer's memcheck and racecheck
   sums      what ranks add up in a decode step, beside NCCL's own sum: of one rank, a rank for each
             GPU, and two that share one, if NCCL lets them
@@ -13,12 +15,16 @@
 
 Needs the programs of the bare build and, of the project, this folder: build/bare, or the unpacked
 archive of `scripts/bundle.sh --bare`. What compute-sanitizer or PyTorch (for the rate of cuBLAS
-and as the peer) would tell is left out where they are missing. Goes on after a failure; exit code 1
-tells of one. Writes OUT/gpu.json and each step's output beside it.
+and as the peer) would tell is left out where they are missing. Goes on after a failure, and after a
+step that does not end within --limit, which is killed; exit code 1 tells of one. Writes
+OUT/gpu.json and each step's output beside it.
 
-Usage: bench/gpu.py --bin FOLDER --out FOLDER [--bundle FOLDER] [--quick]
-                    [--parts check,sums,measure,peer,start,serve,sanitize]
-                    [--backend cpu]   to try the script itself where there is no GPU
+Usage: bench/gpu.py --bin FOLDER --out FOLDER [--bundle FOLDER] [--models FOLDER] [--quick]
+                    [--parts check,golden,sums,measure,peer,start,serve,sanitize]
+                    [--rows REGEX]        of `measure`: those whose names it is found in
+                    [--sanitized SUITES]  of `sanitize`: of test_kernels, with commas between
+                    [--limit SECONDS]     of each step
+                    [--backend cpu]       to try the script itself where there is no GPU
 """
 
 import argparse
@@ -26,7 +32,9 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -103,32 +111,62 @@ class Run:
         self.out = pathlib.Path(options.out)
         self.out.mkdir(parents=True, exist_ok=True)
         self.backend = options.backend
+        self.limit_s = options.limit
         self.failed = []
         self.found = {"backend": options.backend, "steps": [], "rows": []}
 
-    def step(self, name, command, environment=None, limit_s=600):
-        """Runs a command with its output in a file; returns it, or None with the failure noted."""
+    def step(self, name, command, environment=None):
+        """Runs a command with its output in a file; returns it, or None with the failure noted.
+
+        One that does not end in time is killed with all that it has started.
+        """
         log = self.out / (name.replace(" ", "-").replace(",", "") + ".log")
         began = time.monotonic()
-        try:
-            done = subprocess.run(command, env={**os.environ, **(environment or {})},
-                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                  timeout=limit_s, check=False)
-            text, code = done.stdout, done.returncode
-        except subprocess.TimeoutExpired as late:
-            text, code = (late.stdout or b"").decode(errors="replace"), "timeout"
+        with open(log, "wb") as output:
+            try:
+                code = self.await_end(subprocess.Popen(
+                    command, env={**os.environ, **(environment or {})}, stdout=output,
+                    stderr=subprocess.STDOUT, start_new_session=True))
+            except OSError as error:
+                code = str(error)
+                output.write(f"{code}\n".encode())
         seconds = time.monotonic() - began
-        log.write_text(text, encoding="utf-8")
+        text = log.read_text(encoding="utf-8", errors="replace")
         self.found["steps"].append({"name": name, "code": code, "seconds": round(seconds, 1)})
-        print(f"{'ok    ' if code == 0 else 'FAILED'} {seconds:6.1f} s  {name}", flush=True)
+        said = {0: "ok    ", "timeout": "KILLED"}.get(code, "FAILED")
+        print(f"{said} {seconds:6.1f} s  {name}", flush=True)
         if code == 0:
             return text
         self.failed.append(name)
         print("\n".join("  " + line for line in text.splitlines()[-6:]), flush=True)
         return None
 
+    def await_end(self, process):
+        """The exit code, or "timeout"."""
+        try:
+            return process.wait(self.limit_s)
+        except subprocess.TimeoutExpired:
+            return "timeout"
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)  # its own session's: a tool's child too
+                process.wait()
+
     def check(self):
         self.step("test_kernels", [self.bin / "test_kernels"])
+
+    def golden(self, models):
+        if models is None:
+            print("no --models: golden is left out")
+            return
+        text = self.step("golden", [self.bin / "test_model", "--run_test=golden,checkpoints",
+                                    "--log_level=message", "--color_output=no"],
+                         {"SLUICE_TEST_BACKENDS": self.backend,
+                          "SLUICE_TEST_MODELS": str(pathlib.Path(models).resolve())})
+        for line in (text or "").splitlines():
+            if " positions, " in line:
+                self.found["rows"].append({"name": "golden", "result": line})
+                print(f"       {line}", flush=True)
 
     def sums(self):
         program = self.bin / "sluice-bench-collectives"
@@ -143,7 +181,7 @@ class Run:
         if gpus > 1:
             tries.append((f"sums of {gpus} ranks", ["--ranks", str(gpus)]))
         for name, arguments in tries:
-            text = self.step(name, [program, "--gpu", "--json", *arguments], limit_s=180)
+            text = self.step(name, [program, "--gpu", "--json", *arguments])
             for line in (text or "").splitlines():
                 if not line.startswith("{"):
                     continue
@@ -156,19 +194,19 @@ class Run:
                       f"apart {row['apart_us']:.2f}, NCCL's own {row['library_us']:.2f}; "
                       f"{row['collectives']}", flush=True)
 
-    def sanitize(self):
+    def sanitize(self, suites):
         tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
         if not pathlib.Path(tool).exists():
             print("no compute-sanitizer: left out")
             return
         for kind in ("memcheck", "racecheck"):
             self.step(kind, [tool, "--tool", kind, "--error-exitcode", "9", self.bin /
-                             "test_kernels", "--run_test=conformance,invariance,cuda_linear"],
+                             "test_kernels", f"--run_test={suites}"],
                       {"SLUICE_TEST_BACKENDS": "cuda"})
 
     def measure(self, rows):
         cublas = None
-        if self.backend == "cuda":
+        if self.backend == "cuda" and any(against == "cublas" for _, _, _, against, _ in rows):
             text = self.step("cublas", [sys.executable, "-c", CUBLAS])
             cublas = float(text.split()[-1]) if text else None
         for name, shape, arguments, against, goal in rows:
@@ -268,20 +306,29 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", required=True)
     parser.add_argument("--out", required=True)
-    parser.add_argument("--parts", default="check,sums,measure,peer,start,serve,sanitize")
+    parser.add_argument("--parts", default="check,golden,sums,measure,peer,start,serve,sanitize")
     parser.add_argument("--bundle")
+    parser.add_argument("--models")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rows", type=re.compile, default="")
+    parser.add_argument("--sanitized", default="conformance,invariance,cuda_linear")
+    parser.add_argument("--limit", type=float, default=600)
     parser.add_argument("--backend", default="cuda")
     options = parser.parse_args()
+    rows = [row for row in (QUICK if options.quick else ROWS) if options.rows.search(row[0])]
+    if not rows:
+        parser.error("--rows: no row has such a name")
     run = Run(options)
     run.step("backends", [run.bin / "sluice-bench", "--backends"])
     parts = options.parts.split(",")
     if "check" in parts:
         run.check()
+    if "golden" in parts:
+        run.golden(options.models)
     if "sums" in parts and options.backend == "cuda":
         run.sums()
     if "measure" in parts:
-        run.measure(QUICK if options.quick else ROWS)
+        run.measure(rows)
     if "peer" in parts:
         run.peer(options.quick)
     if "start" in parts:
@@ -289,7 +336,7 @@ def main():
     if "serve" in parts and options.bundle:
         run.serve(options.bundle, options.quick)
     if "sanitize" in parts and options.backend == "cuda":
-        run.sanitize()
+        run.sanitize(options.sanitized)
     (run.out / "gpu.json").write_text(json.dumps(run.found, indent=1, default=str) + "\n",
                                       encoding="utf-8")
     sys.exit(1 if run.failed else 0)
