@@ -1,6 +1,7 @@
 // The row-wise operations of a layer: a block a row, or a thread an element.
 
 #include "kernels/cuda/gate.cuh"
+#include "kernels/cuda/norm.cuh"
 #include "kernels/cuda/packed.cuh"
 #include "kernels/cuda/step.cuh"
 #include "kernels/cuda/unpack.cuh"
@@ -104,26 +105,27 @@ __global__ void embed_kernel(EmbedArgs args) {
   }
 }
 
-__global__ void norm_kernel(NormArgs args) {
+template <bool whole>
+__global__ void __launch_bounds__(norm_threads_max) norm_kernel(NormArgs args) {
   start_next();
-  for (std::uint32_t i = threadIdx.x * 32; i < args.width; i += blockDim.x * 32) {
-    prefetch_weight(args.gain + i);
-  }
+  prefetch_gains(args);
   await_previous();
-  SharedPieces shared;
-  auto* scratch = shared.take<float>(row_threads / warp_lanes);
   const std::uint32_t r = blockIdx.x;
-  if (r >= row_count(args.step, args.space)) return;
   const float* in = row_of(args.in, r);
-  float squares = 0.0F;
-  for (std::uint32_t i = threadIdx.x; i < args.width; i += blockDim.x) {
-    squares = fma_f32(in[i], in[i], squares);
+  const std::uint32_t rows = row_count(args.step, args.space);  // comes while the row does
+  const Quads row = read_quads(in, 0, args.width);
+  const NormOperands operands(args, r, 0);
+  const std::uint32_t turn = norm_quads * blockDim.x * 4;
+  float squares = add_squares(row, 0, args.width, 0.0F);
+  for (std::uint32_t i = turn; !whole && i < args.width; i += turn) {
+    squares = add_squares(read_quads(in, i, args.width), i, args.width, squares);
   }
-  const float mean = block_sum(squares, scratch) / static_cast<float>(args.width);
-  const float scale = 1.0F / sqrtf(mean + args.epsilon);
-  for (std::uint32_t i = threadIdx.x; i < args.width; i += blockDim.x) {
-    const float normed = in[i] * scale * args.gain[i];
-    put(args.out, r, i, args.accumulate ? row_of(args.out, r)[i] + normed : normed);
+  squares = warp_sum(squares);
+  if (r >= rows) return;
+  const float scale = norm_scale(args, squares);
+  put_normed(args, r, 0, row, operands, scale);
+  for (std::uint32_t i = turn; !whole && i < args.width; i += turn) {
+    put_normed(args, r, i, read_quads(in, i, args.width), NormOperands(args, r, i), scale);
   }
 }
 
@@ -306,8 +308,10 @@ cudaError_t embed(const EmbedArgs& args, std::uint32_t rows, LaunchChain& chain)
 }
 
 cudaError_t norm(const NormArgs& args, std::uint32_t rows, LaunchChain& chain) {
-  return launch(norm_kernel, rows, row_threads,
-                SharedPieces::bytes<float>(row_threads / warp_lanes), chain, args);
+  return with_norm_kernel(args.width, [&]<bool whole>() {
+    return launch(norm_kernel<whole>, rows, norm_threads(args.width), norm_shared_bytes, chain,
+                  args);
+  });
 }
 
 cudaError_t angles(const AnglesArgs& args, std::uint32_t rows, LaunchChain& chain) {

@@ -1,7 +1,7 @@
 // What ranks have sent each other, put together. Every float is read once and written once; those
 // of a decode step are few, so that a launch is most of what these cost.
 
-#include "kernels/cuda/step.cuh"
+#include "kernels/cuda/norm.cuh"
 
 namespace sluice::kernels::cuda {
 namespace {
@@ -36,54 +36,68 @@ __global__ void spread_kernel(SpreadArgs args) {
       args.all[row * args.widest + column];
 }
 
-/// Reads of each rank that a thread has under way together.
-constexpr std::uint32_t reads = 4;
+/// Ranks whose reads a thread has under way together.
+constexpr std::uint32_t ranks_together = 4;
 
-/// Widest row that a block keeps in shared memory without asking for more than every kernel has.
-constexpr std::uint32_t kept_most = 12000;
+/// ((r0 + r1) + r2) + ...
+__device__ Quads add_quads(const float* all, const AddNormArgs& args, std::uint32_t first) {
+  Quads sums = read_quads(all, first, args.norm.width);
+  for (std::uint32_t rank = 1; rank < args.ranks; rank += ranks_together) {
+    Quads more[ranks_together];
+    SLUICE_UNROLL
+    for (std::uint32_t n = 0; n < ranks_together; ++n) {
+      if (rank + n >= args.ranks) continue;
+      more[n] = read_quads(all + (rank + n) * args.floats, first, args.norm.width);
+    }
+    SLUICE_UNROLL
+    for (std::uint32_t n = 0; n < ranks_together; ++n) {
+      if (rank + n >= args.ranks) continue;
+      SLUICE_UNROLL
+      for (std::uint32_t k = 0; k < norm_quads; ++k) {
+        sums.at[k].x += more[n].at[k].x;
+        sums.at[k].y += more[n].at[k].y;
+        sums.at[k].z += more[n].at[k].z;
+        sums.at[k].w += more[n].at[k].w;
+      }
+    }
+  }
+  return sums;
+}
 
-/// A block a row. A thread adds up, squares and norms the elements that it has in norm_kernel, in
-/// that one's order; what it needs again is kept.
-__global__ void add_norm_kernel(AddNormArgs args) {
-  take_turn();
-  SharedPieces shared;
-  auto* scratch = shared.take<float>(row_threads / warp_lanes);
+__device__ void keep_quads(float* row, std::uint32_t first, std::uint32_t width,
+                           const Quads& quads) {
+  SLUICE_UNROLL
+  for (std::uint32_t k = 0; k < norm_quads; ++k) {
+    const std::uint32_t i = quad_column(first, k);
+    if (i < width) *reinterpret_cast<float4*>(row + i) = quads.at[k];
+  }
+}
+
+/// A block a row, with norm_kernel's order.
+template <bool whole>
+__global__ void __launch_bounds__(norm_threads_max) add_norm_kernel(AddNormArgs args) {
+  start_next();
   const NormArgs& norm = args.norm;
+  prefetch_gains(norm);
+  await_previous();
   const std::uint32_t r = blockIdx.x;
   if (r >= row_count(norm.step, norm.space)) return;
   float* in = row_of(norm.in, r);
-  float* kept = norm.width > kept_most ? in : shared.take<float>(norm.width);
   const float* all = args.all + std::size_t{r} * norm.in.stride;
-  float squares = 0.0F;
-  for (std::uint32_t first = threadIdx.x; first < norm.width; first += reads * row_threads) {
-    float sums[reads];
-    SLUICE_UNROLL
-    for (std::uint32_t k = 0; k < reads; ++k) {
-      const std::uint32_t i = first + k * row_threads;
-      sums[k] = i < norm.width ? all[i] : 0.0F;
-    }
-    for (std::uint32_t rank = 1; rank < args.ranks; ++rank) {
-      const float* more = all + rank * args.floats;
-      SLUICE_UNROLL
-      for (std::uint32_t k = 0; k < reads; ++k) {
-        const std::uint32_t i = first + k * row_threads;
-        if (i < norm.width) sums[k] += more[i];
-      }
-    }
-    SLUICE_UNROLL
-    for (std::uint32_t k = 0; k < reads; ++k) {
-      const std::uint32_t i = first + k * row_threads;
-      if (i >= norm.width) continue;
-      squares = fma_f32(sums[k], sums[k], squares);
-      in[i] = sums[k];
-      kept[i] = sums[k];
-    }
+  const Quads row = add_quads(all, args, 0);
+  const NormOperands operands(norm, r, 0);  // asked for before the sums are there
+  keep_quads(in, 0, norm.width, row);
+  const std::uint32_t turn = norm_quads * blockDim.x * 4;
+  float squares = add_squares(row, 0, norm.width, 0.0F);
+  for (std::uint32_t i = turn; !whole && i < norm.width; i += turn) {
+    const Quads sums = add_quads(all, args, i);
+    keep_quads(in, i, norm.width, sums);
+    squares = add_squares(sums, i, norm.width, squares);
   }
-  const float mean = block_sum(squares, scratch) / static_cast<float>(norm.width);
-  const float scale = 1.0F / sqrtf(mean + norm.epsilon);
-  for (std::uint32_t i = threadIdx.x; i < norm.width; i += row_threads) {
-    const float normed = kept[i] * scale * norm.gain[i];
-    put(norm.out, r, i, norm.accumulate ? row_of(norm.out, r)[i] + normed : normed);
+  const float scale = norm_scale(norm, warp_sum(squares));
+  put_normed(norm, r, 0, row, operands, scale);
+  for (std::uint32_t i = turn; !whole && i < norm.width; i += turn) {
+    put_normed(norm, r, i, read_quads(in, i, norm.width), NormOperands(norm, r, i), scale);
   }
 }
 
@@ -102,10 +116,10 @@ cudaError_t spread(const SpreadArgs& args, std::uint32_t rows, LaunchChain& chai
 }
 
 cudaError_t add_norm(const AddNormArgs& args, std::uint32_t rows, LaunchChain& chain) {
-  const std::uint32_t kept = args.norm.width > kept_most ? 0 : args.norm.width;
-  const std::size_t bytes =
-      SharedPieces::bytes<float>(row_threads / warp_lanes) + SharedPieces::bytes<float>(kept);
-  return launch(add_norm_kernel, rows, row_threads, bytes, chain, args);
+  return with_norm_kernel(args.norm.width, [&]<bool whole>() {
+    return launch(add_norm_kernel<whole>, rows, norm_threads(args.norm.width), norm_shared_bytes,
+                  chain, args);
+  });
 }
 
 }  // namespace sluice::kernels::cuda

@@ -1,9 +1,11 @@
 // What ranks have gathered, added up and normed by one kernel: the same bits as by the kernel that
 // adds in rank order and the one that norms behind it, for rows that fill a block's turns or not,
-// for those too wide to be kept, with and without a residual; and rows beyond the step's are left
-// as they are, for a graph's launch may have more.
+// for those too wide to be kept, with and without a residual; rows beyond the step's are left as
+// they are, for a graph's launch may have more; and what the latter gives is the norm, by a
+// reference in double.
 
 #include <boost/test/unit_test.hpp>
+#include <cmath>
 #include <random>
 #include <vector>
 
@@ -101,12 +103,55 @@ Outcome run(const Case& one, bool fused) {
   return outcome;
 }
 
+/// What an element is in double, and how far from it float32 may end.
+struct Due {
+  double value, most;
+};
+
+/// The normed rows of these sums; what is behind a row's width is as it was.
+std::vector<Due> normed(const Case& one, const std::vector<float>& sums) {
+  const std::uint32_t stride = padded(one.width);
+  const std::vector<float> gain = values_of(9, one.width);
+  const std::vector<float> before = values_of(7, std::size_t{launched_rows} * stride);
+  std::vector<Due> out;
+  for (const float value : before) out.push_back({value, 0});
+  for (std::uint32_t r = 0; r < rows; ++r) {
+    const float* row = sums.data() + std::size_t{r} * stride;
+    double squares = 0;
+    for (std::uint32_t i = 0; i < one.width; ++i) squares += double{row[i]} * row[i];
+    const double scale = 1 / std::sqrt(squares / one.width + 1e-5);
+    for (std::uint32_t i = 0; i < one.width; ++i) {
+      const double part = row[i] * scale * gain[i];
+      double& to = out[std::size_t{r} * stride + i].value;
+      out[std::size_t{r} * stride + i].most = 1e-5 * std::abs(part) + 1e-6 * std::abs(to);
+      to = part + (one.accumulate ? to : 0.0);
+    }
+  }
+  return out;
+}
+
 }  // namespace
 
 BOOST_AUTO_TEST_SUITE(add_norm)
 
+BOOST_AUTO_TEST_CASE(a_norm_of_any_width_is_the_row_s) {
+  for (const std::uint32_t width : {1U, 6U, 128U, 255U, 576U, 4096U, 8192U, 8193U, 40000U}) {
+    for (const bool accumulate : {false, true}) {
+      BOOST_TEST_CONTEXT(width << " wide, residual: " << accumulate) {
+        const Case one{width, 1, accumulate};
+        const Outcome found = run(one, false);
+        const std::vector<Due> due = normed(one, found[0]);
+        for (std::size_t i = 0; i < due.size(); ++i) {
+          BOOST_REQUIRE_MESSAGE(std::abs(found[1][i] - due[i].value) <= due[i].most,
+                                i << ": " << found[1][i] << ", not " << due[i].value);
+        }
+      }
+    }
+  }
+}
+
 BOOST_AUTO_TEST_CASE(one_kernel_gives_the_bits_of_two) {
-  for (const std::uint32_t width : {1U, 100U, 256U, 576U, 1024U, 4096U, 12001U}) {
+  for (const std::uint32_t width : {1U, 100U, 256U, 576U, 1024U, 4096U, 8193U, 40000U}) {
     for (const std::uint32_t ranks : {1U, 2U, 3U, 8U}) {
       for (const bool accumulate : {false, true}) {
         BOOST_TEST_CONTEXT(width << " wide, " << ranks << " ranks, residual: " << accumulate) {

@@ -1,0 +1,142 @@
+#pragma once
+// A row's norm by a block, which two kernels take: one reads the row, one adds it up from what
+// ranks have sent. Both sum in one order, which the row's width alone decides.
+//
+// A row of a decode step is read by one block, whose time is the latency of what it waits for:
+// memory once, the block's other warps once. So a thread asks for all that it needs together, and
+// keeps it.
+
+#include "kernels/cuda/step.cuh"
+#include "kernels/elementary.hpp"
+
+namespace sluice::kernels::cuda {
+
+inline constexpr std::uint32_t norm_threads_max = 1024;
+
+/// Fours of elements that a thread keeps: with what a norm multiplies and adds, three times as many
+/// are in the 64 registers of 1,024 threads.
+inline constexpr std::uint32_t norm_quads = 2;
+
+/// Threads of a block, in whole warps.
+constexpr std::uint32_t norm_threads(std::uint32_t width) {
+  const std::uint32_t warp_elements = 4 * norm_quads * warp_lanes;
+  return least(divide_up(width, warp_elements) * warp_lanes, norm_threads_max);
+}
+
+/// Some of a row's elements: four times the thread's index, three more, and those of the turns
+/// behind, each of four elements a thread.
+struct Quads {
+  float4 at[norm_quads];
+};
+
+__device__ inline std::uint32_t quad_column(std::uint32_t first, std::uint32_t turn) {
+  return first + (turn * blockDim.x + threadIdx.x) * 4;
+}
+
+/// Of activations, whose rows can be read to their stride; what it gives of those is not masked.
+__device__ inline Quads read_quads(const float* row, std::uint32_t first, std::uint32_t width) {
+  Quads quads;
+  SLUICE_UNROLL
+  for (std::uint32_t k = 0; k < norm_quads; ++k) {
+    const std::uint32_t i = quad_column(first, k);
+    quads.at[k] = i < width ? *reinterpret_cast<const float4*>(row + i) : float4{0, 0, 0, 0};
+  }
+  return quads;
+}
+
+/// Of a vector that ends with its width.
+__device__ inline Quads read_ending_quads(const float* vector, std::uint32_t first,
+                                          std::uint32_t width) {
+  Quads quads;
+  SLUICE_UNROLL
+  for (std::uint32_t k = 0; k < norm_quads; ++k) {
+    const std::uint32_t i = quad_column(first, k);
+    quads.at[k] = {0, 0, 0, 0};
+    if (i + 4 <= width) {
+      quads.at[k] = *reinterpret_cast<const float4*>(vector + i);
+    } else if (i < width) {
+      quads.at[k].x = vector[i];
+      if (i + 1 < width) quads.at[k].y = vector[i + 1];
+      if (i + 2 < width) quads.at[k].z = vector[i + 2];
+    }
+  }
+  return quads;
+}
+
+/// squares + the squares of what lies in the row, one after the other.
+__device__ inline float add_squares(const Quads& quads, std::uint32_t first, std::uint32_t width,
+                                    float squares) {
+  SLUICE_UNROLL
+  for (std::uint32_t k = 0; k < norm_quads; ++k) {
+    const std::uint32_t i = quad_column(first, k);
+    const float4& v = quads.at[k];
+    if (i < width) squares = fma_f32(v.x, v.x, squares);
+    if (i + 1 < width) squares = fma_f32(v.y, v.y, squares);
+    if (i + 2 < width) squares = fma_f32(v.z, v.z, squares);
+    if (i + 3 < width) squares = fma_f32(v.w, v.w, squares);
+  }
+  return squares;
+}
+
+/// Asks for the gains before the wait.
+__device__ inline void prefetch_gains(const NormArgs& args) {
+  const std::uint32_t line = 32, step = blockDim.x * line;
+  for (std::uint32_t i = threadIdx.x * line; i < args.width; i += step) {
+    prefetch_weight(args.gain + i);
+  }
+}
+
+inline constexpr std::size_t norm_shared_bytes = SharedPieces::bytes<float>(warp_lanes);
+
+/// What a row is multiplied with, of the sum of a warp's squares: warps by a warp's tree. The block
+/// meets once.
+__device__ inline float norm_scale(const NormArgs& args, float warp_squares) {
+  SharedPieces shared;
+  auto* scratch = shared.take<float>(warp_lanes);
+  if (lane_index() == 0) scratch[warp_index()] = warp_squares;
+  __syncthreads();
+  const bool mine = lane_index() < blockDim.x / warp_lanes;
+  const float total = warp_sum(mine ? scratch[lane_index()] : 0.0F);
+  return 1.0F / sqrtf(total / static_cast<float>(args.width) + args.epsilon);
+}
+
+/// What a norm takes beside its row.
+struct NormOperands {
+  Quads gains, before;
+
+  __device__ NormOperands(const NormArgs& args, std::uint32_t r, std::uint32_t first)
+      : gains(read_ending_quads(args.gain, first, args.width)) {
+    if (args.accumulate) before = read_quads(row_of(args.out, r), first, args.width);
+  }
+};
+
+__device__ inline void put_normed(const NormArgs& args, std::uint32_t r, std::uint32_t first,
+                                  const Quads& row, const NormOperands& operands, float scale) {
+  SLUICE_UNROLL
+  for (std::uint32_t k = 0; k < norm_quads; ++k) {
+    const std::uint32_t i = quad_column(first, k);
+    const float4 &v = row.at[k], &gain = operands.gains.at[k], &before = operands.before.at[k];
+    float4 to{v.x * scale * gain.x, v.y * scale * gain.y, v.z * scale * gain.z,
+              v.w * scale * gain.w};
+    if (args.accumulate) {
+      to = {before.x + to.x, before.y + to.y, before.z + to.z, before.w + to.w};
+    }
+    if (i + 4 <= args.width) {
+      put_pair(args.out, r, i, {to.x, to.y});
+      put_pair(args.out, r, i + 2, {to.z, to.w});
+      continue;
+    }
+    if (i < args.width) put(args.out, r, i, to.x);  // what is behind the width stays zero
+    if (i + 1 < args.width) put(args.out, r, i + 1, to.y);
+    if (i + 2 < args.width) put(args.out, r, i + 2, to.z);
+  }
+}
+
+/// Calls kernels.template operator()<whole>() with whether a block's threads can keep such a row.
+template <class Kernels>
+auto with_norm_kernel(std::uint32_t width, Kernels kernels) {
+  return width <= 4 * norm_quads * norm_threads_max ? kernels.template operator()<true>()
+                                                    : kernels.template operator()<false>();
+}
+
+}  // namespace sluice::kernels::cuda
