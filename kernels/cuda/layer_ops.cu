@@ -145,85 +145,120 @@ __global__ void angles_kernel(AnglesArgs args) {
   }
 }
 
+/// Warps of a block that rotates, each with a head of a row: few, so that those of a decode step
+/// are spread over many multiprocessors.
+constexpr std::uint32_t rope_warps = 4;
+
+/// Two elements of a head that are read and written together.
 struct Pair {
-  std::uint32_t left, right;  ///< elements of a head
+  std::uint32_t left, right;
+  bool adjacent;
+
+  /// The i-th of a head: first those that turn, then what is left, in its order.
+  __device__ Pair(std::uint32_t i, std::uint32_t turning, bool halves)
+      : left(2 * i), right(2 * i + 1), adjacent(i >= turning || !halves) {
+    if (adjacent) return;
+    left = i;
+    right = i + turning;
+  }
+
+  /// Two reads in any case: of one or two, the second kind would wait for the first.
+  __device__ float2 of(const float* head) const { return {head[left], head[right]}; }
+  __device__ void put(float* head, float2 values) const {
+    if (adjacent) {
+      *reinterpret_cast<float2*>(head + left) = values;
+      return;
+    }
+    head[left] = values.x;
+    head[right] = values.y;
+  }
+  __device__ void put(std::uint16_t* head, float2 values) const {
+    const std::uint16_t x = narrow_f16(within_halves(values.x));
+    const std::uint16_t y = narrow_f16(within_halves(values.y));
+    if (adjacent) {
+      *reinterpret_cast<std::uint32_t*>(head + left) = x | std::uint32_t{y} << 16;
+      return;
+    }
+    head[left] = x;
+    head[right] = y;
+  }
 };
 
-__device__ Pair pair_of(const RopeArgs& args, std::uint32_t i) {
-  return args.halves ? Pair{i, i + args.pairs} : Pair{2 * i, 2 * i + 1};
+/// Where a row's token keeps a key, or a value.
+__device__ std::uint16_t* place_of(const RopeArgs& args, const StepRow& at, std::uint32_t kv_head,
+                                   bool value) {
+  const std::uint32_t block = args.slots.blocks[std::size_t{at.slot} * args.slots.block_capacity +
+                                                (at.position >> args.kv.block_shift)];
+  const std::uint32_t token =
+      (at.position & (args.kv.block_tokens - 1)) + (value ? args.kv.block_tokens : 0);
+  return keys_of(args.kv, args.layer, block, kv_head) + std::size_t{token} * args.kv.head_stride;
 }
 
-/// What a head's elements are multiplied with by its norm, but for the gain; 1 without a norm. A
-/// warp's: every lane has read the head when it returns.
-__device__ float head_scale(const RopeArgs& args, const float* head, const float* gain) {
-  if (gain == nullptr) return 1.0F;
-  const std::uint32_t head_dim = args.heads.head_dim;
-  float squares = 0.0F;
-  for (std::uint32_t d = lane_index(); d < head_dim; d += warp_lanes) {
-    squares = fma_f32(head[d], head[d], squares);
-  }
-  return 1.0F / sqrtf(warp_sum(squares) / static_cast<float>(head_dim) + args.epsilon);
-}
-
-__device__ float normed(const float* head, std::uint32_t d, float scale, const float* gain) {
-  return gain == nullptr ? head[d] : head[d] * scale * gain[d];
-}
-
-/// A block a row, a warp a head: norms and rotates queries in place, and writes normed and rotated
-/// keys, and values, to the pool.
-__global__ void rope_kernel(RopeArgs args) {
+/// A warp a head of a row: norms and rotates queries in place, and writes normed and rotated keys,
+/// and values, to the pool. A lane asks for all of its pairs at once, up to `count`, while it looks
+/// up where they go.
+template <std::uint32_t count>
+__global__ void __launch_bounds__(rope_warps* warp_lanes) rope_kernel(RopeArgs args) {
   take_turn();
-  const std::uint32_t r = blockIdx.x;
-  if (r >= header(args.step).rows) return;
-  const StepRow at = step_row(args.step, r);
   const Heads& h = args.heads;
-  float* row = row_of(args.qkv, r);
+  const std::uint32_t item = blockIdx.x * rope_warps + warp_index(), r = blockIdx.y;
+  if (item >= h.heads + 2 * h.kv_heads) return;
+  const bool stored = item >= h.heads, value = item >= h.heads + h.kv_heads;
+  const float* gain = value ? nullptr : stored ? args.k_gain : args.q_gain;
+  const std::uint32_t turning = value ? 0 : args.pairs;
+  float* head = row_of(args.qkv, r) + item * h.head_dim;
   const float* cosine = row_of(args.angles, r);
   const float* sine = cosine + args.pairs;
-  const std::uint32_t warps = blockDim.x / warp_lanes;
-  for (std::uint32_t i = warp_index(); i < h.heads; i += warps) {
-    float* head = row + i * h.head_dim;
-    const float scale = head_scale(args, head, args.q_gain);
-    for (std::uint32_t k = lane_index(); k < args.pairs; k += warp_lanes) {
-      const Pair p = pair_of(args, k);
-      const float x = normed(head, p.left, scale, args.q_gain);
-      const float y = normed(head, p.right, scale, args.q_gain);
-      head[p.left] = x * cosine[k] - y * sine[k];
-      head[p.right] = x * sine[k] + y * cosine[k];
+  const std::uint32_t last = h.head_dim / 2 - 1;
+  float2 pairs[count], turns[count], gains[count];
+  SLUICE_UNROLL
+  for (std::uint32_t k = 0; k < count; ++k) {
+    const std::uint32_t i = k * warp_lanes + lane_index();
+    pairs[k] = Pair(least(i, last), turning, args.halves).of(head);
+    turns[k] = {1.0F, 0.0F};
+    if (i < turning) turns[k] = {cosine[i], sine[i]};
+  }
+  SLUICE_UNROLL
+  for (std::uint32_t k = 0; gain != nullptr && k < count; ++k) {
+    const std::uint32_t i = k * warp_lanes + lane_index();
+    gains[k] = Pair(least(i, last), turning, args.halves).of(gain);
+  }
+  const std::uint32_t rows = header(args.step).rows;  // last, so that no read waits for it
+  const auto* at = part<StepRow>(args.step, header(args.step).row_offset) + r;
+  __syncwarp();  // the compiler would put reads behind what decides whether they are of use
+  if (r >= rows) return;
+  std::uint16_t* to = nullptr;
+  if (stored) to = place_of(args, *at, item - h.heads - (value ? h.kv_heads : 0), value);
+  if (gain != nullptr) {
+    float squares = 0.0F;
+    SLUICE_UNROLL
+    for (std::uint32_t k = 0; k < count; ++k) {
+      if (k * warp_lanes + lane_index() > last) continue;
+      squares = fma_f32(pairs[k].x, pairs[k].x, squares);
+      squares = fma_f32(pairs[k].y, pairs[k].y, squares);
     }
-    if (args.q_gain == nullptr) continue;
-    for (std::uint32_t d = 2 * args.pairs + lane_index(); d < h.head_dim; d += warp_lanes) {
-      head[d] = normed(head, d, scale, args.q_gain);
+    const float mean = warp_sum(squares) / static_cast<float>(h.head_dim);
+    const float scale = 1.0F / sqrtf(mean + args.epsilon);
+    SLUICE_UNROLL
+    for (std::uint32_t k = 0; k < count; ++k) {
+      pairs[k] = {pairs[k].x * scale * gains[k].x, pairs[k].y * scale * gains[k].y};
     }
   }
-  const std::uint32_t block = args.slots.blocks[std::size_t{at.slot} * args.slots.block_capacity +
-                                                at.position / args.kv.block_tokens];
-  const std::uint32_t token = at.position % args.kv.block_tokens;
-  const std::size_t stride = args.kv.head_stride;
-  for (std::uint32_t kv_head = warp_index(); kv_head < h.kv_heads; kv_head += warps) {
-    std::uint16_t* keys = keys_of(args.kv, args.layer, block, kv_head) + token * stride;
-    std::uint16_t* values = keys + args.kv.block_tokens * stride;
-    const float* key = row + (h.heads + kv_head) * h.head_dim;
-    const float* value = key + h.kv_heads * h.head_dim;
-    const float scale = head_scale(args, key, args.k_gain);
-    for (std::uint32_t d = lane_index(); d < args.kv.head_stride; d += warp_lanes) {
-      if (d >= h.head_dim) {  // the padding takes part in 16-byte reads
-        keys[d] = values[d] = 0;
-        continue;
-      }
-      values[d] = narrow_f16(within_halves(value[d]));
-      if (d >= 2 * args.pairs) {
-        keys[d] = narrow_f16(within_halves(normed(key, d, scale, args.k_gain)));
-        continue;
-      }
-      const std::uint32_t k = args.halves ? d % args.pairs : d / 2;
-      const Pair p = pair_of(args, k);
-      const float x = normed(key, p.left, scale, args.k_gain);
-      const float y = normed(key, p.right, scale, args.k_gain);
-      const float turned = d == p.left ? x * cosine[k] - y * sine[k] : x * sine[k] + y * cosine[k];
-      keys[d] = narrow_f16(within_halves(turned));
+  SLUICE_UNROLL
+  for (std::uint32_t k = 0; k < count; ++k) {
+    const std::uint32_t i = k * warp_lanes + lane_index();
+    if (i > last) continue;
+    const float x = pairs[k].x, y = pairs[k].y, cos = turns[k].x, sin = turns[k].y;
+    const float2 turned = i < turning ? float2{x * cos - y * sin, x * sin + y * cos} : pairs[k];
+    const Pair pair(i, turning, args.halves);
+    if (stored) {
+      pair.put(to, turned);
+    } else if (i < turning || gain != nullptr) {
+      pair.put(head, turned);
     }
   }
+  const std::uint32_t padding = h.head_dim + lane_index();  // takes part in 16-byte reads
+  if (stored && padding < args.kv.head_stride) to[padding] = 0;
 }
 
 __global__ void gate_kernel(GateArgs args) {
@@ -319,7 +354,15 @@ cudaError_t angles(const AnglesArgs& args, std::uint32_t rows, LaunchChain& chai
 }
 
 cudaError_t rope_store(const RopeArgs& args, std::uint32_t rows, LaunchChain& chain) {
-  return launch(rope_kernel, rows, row_threads, 0, chain, args);
+  const std::uint32_t items = args.heads.heads + 2 * args.heads.kv_heads;
+  const dim3 grid(divide_up(items, rope_warps), rows);
+  const auto start = [&](auto kernel) {
+    return launch(kernel, grid, rope_warps * warp_lanes, 0, chain, args);
+  };
+  static_assert(attention_width_max == 4 * 2 * warp_lanes);
+  if (args.heads.head_dim <= 2 * warp_lanes) return start(rope_kernel<1>);
+  if (args.heads.head_dim <= 4 * warp_lanes) return start(rope_kernel<2>);
+  return start(rope_kernel<4>);
 }
 
 cudaError_t gate(const GateArgs& args, std::uint32_t rows, LaunchChain& chain) {

@@ -169,6 +169,11 @@ BOOST_AUTO_TEST_CASE(biases_and_gelu) {
 BOOST_AUTO_TEST_CASE(norms_of_heads) {
   check({.head_norms = true});
   check({.heads = {4, 1, 256}, .pairs = 128, .order = RopePairs::halves, .head_norms = true}, 6);
+  check({.format = Format::f32,
+         .heads = {2, 1, 100},
+         .pairs = 33,
+         .order = RopePairs::halves,
+         .head_norms = true});
   check({.format = Format::f16,
          .heads = {6, 2, 10},
          .pairs = 3,
