@@ -5,12 +5,17 @@
 //
 // With 4 heads to a key head, a byte of keys and values is worth 4 multiply-adds, two hundredths of
 // what fills an H100's tensor cores: memory is the limit. A warp asks for its tile's 16 KiB of keys
-// at once (at 128 elements), and for sixteen values whenever sixteen keys are done with, so that 64
-// KiB of a block are on their way; a Hopper multiprocessor has shared memory for three such blocks,
-// an A100's for two. To read 4.8 TB/s at a latency of 0.8 us, an H200 must have 29 KiB on their way
-// to each multiprocessor. Partial results are 2 KiB in memory for the 128 KiB that a split reads.
-// Expected: some nine tenths of the memory's bandwidth where all multiprocessors have blocks, and a
-// launch's latency where they have not. Nothing of this has been measured.
+// at once (at 128 elements), and the second-level cache for as many of values, which it loads as
+// keys make room: so 128 KiB of a block are on their way. A Hopper multiprocessor has shared memory
+// for three such blocks, an A100's for two. To read 4.8 TB/s at a latency of 0.8 us, an H200 must
+// have 29 KiB on their way to each multiprocessor. Partial results are 2 KiB in memory for the 128
+// KiB that a split reads. Expected: some nine tenths of the memory's bandwidth where all
+// multiprocessors have blocks.
+//
+// Where they have not, as for one sequence, time is what a block waits for: the step's header, its
+// group, the table of its blocks beside its queries, keys, and values from the second-level cache.
+// What one of these does not need is asked for before it; and a warp that is alone has its own
+// instructions to wait for, some two thousand, so that none are spent on heads that are not there.
 
 #include "kernels/cuda/attention_tile.cuh"
 
@@ -20,17 +25,28 @@ namespace {
 constexpr std::uint32_t slice_tokens = 16;
 constexpr std::uint32_t slices = tile_tokens / slice_tokens;
 
+/// Slices that are waited for together: a score takes a product for each sixteen elements, each of
+/// which waits for the one before, and four such chains keep a warp's tensor cores busy.
+constexpr std::uint32_t together = 2;
+
+/// Asks the second-level cache for 128 bytes.
+__device__ inline void prefetch_line([[maybe_unused]] const void* at) {
+#ifdef __CUDACC__
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+#endif
+}
+
 /// A row of float32 results in shared memory: the eight keep rows off each other's banks.
 template <std::uint32_t width>
 constexpr std::uint32_t result_floats = width + 8;
 
 template <std::uint32_t width>
-constexpr std::uint32_t slice_halves = slice_tokens * row_halves<width>;
+constexpr std::uint32_t slice_halves = slice_tokens* row_halves<width>;
 
 // A warp's results take the place of its keys and values.
 template <std::uint32_t width>
-constexpr bool results_fit = sizeof(float) * warp_queries * result_floats<width> <=
-                             sizeof(std::uint16_t) * slices * slice_halves<width>;
+constexpr bool results_fit = sizeof(float) * warp_queries* result_floats<width> <=
+                             sizeof(std::uint16_t) * slices* slice_halves<width>;
 
 __host__ __device__ inline std::uint32_t head_parts(const Heads& heads) {
   return divide_up(heads.heads / heads.kv_heads, warp_queries);
@@ -43,37 +59,73 @@ class SliceLoader {
   /// All lanes together.
   __device__ SliceLoader(const AttentionArgs& args, const RowGroup& group, std::uint32_t kv_head,
                          std::uint32_t tile)
-      : pages_(args, group.slot, kv_head), tile_(tile), end_(group.position + 1) {
+      : tokens_(args.kv.block_tokens),
+        stride_(args.kv.head_stride),
+        keys_(keys_of(args.kv, args.layer, 0, kv_head)) {
+    const std::uint32_t end = group.position + 1;
+    count_ = tile < end ? least(end - tile, tile_tokens) : 0;
+    const Pages pages(args, group.slot, kv_head);
     SLUICE_UNROLL
     for (std::uint32_t i = 0; i < 2; ++i) {
       const std::uint32_t position = tile + warp_lanes * i + lane_index();
-      blocks_[i] = position < end_ ? pages_.block_of(position) : 0;
+      const std::uint32_t block = position < end ? pages.block_of(position) : 0;
+      rows_[i] = block * (2 * args.kv.kv_heads * tokens_) + (position & (tokens_ - 1));
     }
   }
 
   /// Starts the copies of the slice's keys or values; zeros behind the end.
   __device__ void load(std::uint16_t* to, bool values, std::uint32_t slice) const {
+    const std::uint32_t place = lane_index() % 8 * 8;
     SLUICE_UNROLL
     for (std::uint32_t token = 0; token < slice_tokens; token += 4) {
       const std::uint32_t first = slice * slice_tokens + token, t = first + lane_index() / 8;
-      const std::uint32_t block =
-          __shfl_sync(all_lanes, blocks_[first / warp_lanes], static_cast<int>(t % warp_lanes));
-      const bool valid = tile_ + t < end_;
-      const std::uint16_t* from = valid ? pages_.at(block, tile_ + t, values) : pages_.first;
-      std::uint16_t* row = to + t % slice_tokens * row_halves<width>;
+      const std::uint32_t row =
+          __shfl_sync(all_lanes, rows_[first / warp_lanes], static_cast<int>(t % warp_lanes));
+      const std::uint16_t* from = at(row, values) + place;
+      std::uint16_t* copy = to + t % slice_tokens * row_halves<width> + place;
       SLUICE_UNROLL
-      for (std::uint32_t d = lane_index() % 8 * 8; d < width; d += 64) {
-        const bool inside = valid && d < pages_.kv.head_stride;
-        copy_async(row + d, inside ? from + d : pages_.first, inside);
+      for (std::uint32_t d = 0; d < width; d += 64) {
+        if (place + d >= width) continue;
+        copy_async(copy + d, from + d, t < count_ && place + d < stride_);
+      }
+    }
+  }
+
+  /// Asks for the tile's values, which are loaded when the keys have made room.
+  __device__ void prefetch_values() const {
+    SLUICE_UNROLL
+    for (std::uint32_t i = 0; i < 2; ++i) {
+      SLUICE_UNROLL
+      for (std::uint32_t d = 0; d < width; d += 64) {
+        const bool inside = warp_lanes * i + lane_index() < count_ && d < stride_;
+        if (inside) prefetch_line(at(rows_[i], true) + d);
       }
     }
   }
 
  private:
-  Pages pages_;
-  std::uint32_t tile_, end_;
-  std::uint32_t blocks_[2];  ///< of positions tile + lane and tile + 32 + lane
+  __device__ const std::uint16_t* at(std::uint32_t row, bool values) const {
+    return keys_ + std::size_t{row + (values ? tokens_ : 0)} * stride_;
+  }
+
+  std::uint32_t tokens_, stride_;  ///< of a block; from one row to the next
+  const std::uint16_t* keys_;      ///< of block 0
+  std::uint32_t count_;            ///< positions of the tile
+  /// Of positions tile + lane and tile + 32 + lane, their keys' rows behind keys_: 2^32 of them
+  /// would be 64 GiB of one layer.
+  std::uint32_t rows_[2];
 };
+
+/// A group of a single row, all of it at once; false: the step has fewer.
+__device__ bool single_group(const AttentionArgs& args, std::uint32_t index, RowGroup& group) {
+  const std::uint32_t count = header(args.step).single_groups;
+  const std::uint32_t offset = header(args.step).group_offset;
+  __syncwarp();  // the compiler would put the second read behind what the first decides
+  if (index >= count) return false;
+  group = part<RowGroup>(args.step, offset)[index];
+  __syncwarp();  // as above
+  return true;
+}
 
 /// What the warps of a block tell each other of their tiles, by query.
 struct TileNotes {
@@ -104,83 +156,109 @@ __device__ void attend_tile(const AttentionArgs& args, const RowGroup& group, co
   const SliceLoader<width> loader(args, group, kv_head, tile);
   Scores scores{};
   if (works) {
+    // A query's first eight heads are on their way before the keys' places are known, the others
+    // while keys are. Rows behind the last head repeat it: they are written nowhere.
+    const float* from = row_of(args.qkv, group.row) + head * args.heads.head_dim;
+    float2 pairs[steps][2];
+    const auto read = [&](std::uint32_t i) {
+      const float* query = from + least(row + 8 * i, heads - 1) * args.heads.head_dim;
+      SLUICE_UNROLL
+      for (std::uint32_t k = 0; k < steps; ++k) read_query(args, query, k, pairs[k]);
+    };
+    TileA queries[steps]{};
+    const auto pack = [&](std::uint32_t i, float scale) {
+      SLUICE_UNROLL
+      for (std::uint32_t k = 0; k < steps; ++k) {
+        queries[k].pairs[i] = pack_query(pairs[k][0], scale);
+        queries[k].pairs[2 + i] = pack_query(pairs[k][1], scale);
+      }
+    };
+    read(0);
     SLUICE_UNROLL
-    for (std::uint32_t slice = 0; slice < slices; ++slice) {
-      loader.load(own + slice * slice_halves<width>, false, slice);
+    for (std::uint32_t slice = 0; slice < slices; slice += together) {
+      SLUICE_UNROLL
+      for (std::uint32_t i = slice; i < slice + together; ++i) {
+        loader.load(own + i * slice_halves<width>, false, i);
+      }
       commit_copies();
     }
-    TileA queries[steps];
-    const float* from = row_of(args.qkv, group.row) + head * args.heads.head_dim;
-    SLUICE_UNROLL
-    for (std::uint32_t k = 0; k < steps; ++k) {
-      std::uint32_t words[2][2] = {};
-      SLUICE_UNROLL
-      for (std::uint32_t i = 0; i < 2; ++i) {
-        const std::uint32_t query = row + 8 * i;
-        if (query < heads) load_query(args, from + query * args.heads.head_dim, k, words[i]);
-      }
-      queries[k] = {{words[0][0], words[1][0], words[0][1], words[1][1]}};
+    loader.prefetch_values();
+    const float scale = query_scale(args);
+    pack(0, scale);
+    if (heads > warp_queries / 2) {
+      read(1);
+      pack(1, scale);
     }
     SLUICE_UNROLL
-    for (std::uint32_t slice = 0; slice < slices; ++slice) {
-      std::uint16_t* keys = own + slice * slice_halves<width>;
-      wait_copies<slices - 1>();
+    for (std::uint32_t slice = 0; slice < slices; slice += together) {
+      wait_copies<slices / together - 1>();
       __syncwarp();  // the keys that every lane copied are there
       SLUICE_UNROLL
       for (std::uint32_t k = 0; k < steps; ++k) {
-        multiply_keys<width>(scores + 2 * slice, queries[k], keys, k);
+        SLUICE_UNROLL
+        for (std::uint32_t i = slice; i < slice + together; ++i) {
+          multiply_keys<width>(scores + 2 * i, queries[k], own + i * slice_halves<width>, k);
+        }
       }
       __syncwarp();  // and are done with
-      loader.load(keys, true, slice);
+      SLUICE_UNROLL
+      for (std::uint32_t i = slice; i < slice + together; ++i) {
+        loader.load(own + i * slice_halves<width>, true, i);
+      }
       commit_copies();
     }
     cap_scores(args, scores);
     const Range ranges[2] = {range, range};
     if (tile < range.begin || tile + tile_tokens > range.end) mask_scores(scores, tile, ranges);
   }
+  // What a warp does for eight heads it leaves out where there are no more.
+  const std::uint32_t eights = divide_up(heads, warp_queries / 2);
   float peak[2];
   SLUICE_UNROLL
   for (std::uint32_t i = 0; i < 2; ++i) {
+    if (i >= eights) continue;
     peak[i] = works ? tile_peak(scores, i) : minus_infinity();
     if (lane_index() % 4 == 0) notes.peak[warp_index()][row + 8 * i] = peak[i];
   }
   __syncthreads();
   if (!works) return;
+  Weights weights{};
   SLUICE_UNROLL
   for (std::uint32_t i = 0; i < 2; ++i) {
+    if (i >= eights) continue;
     float before = minus_infinity();
-    for (std::uint32_t warp = 0; warp < warp_index(); ++warp) {
-      before = higher(before, notes.peak[warp][row + 8 * i]);
+    SLUICE_UNROLL
+    for (std::uint32_t warp = 0; warp + 1 < split_tiles_max; ++warp) {
+      const float other = notes.peak[warp][row + 8 * i];
+      if (warp < warp_index()) before = higher(before, other);
     }
     peak[i] = higher(before, peak[i]);
     if (lane_index() % 4 == 0) {
       notes.rescale[warp_index()][row + 8 * i] = power_of_two(before - peak[i]);
     }
+    weigh_row(scores, i, peak[i], weights);
   }
-  Weights weights;
-  weigh(scores, peak, weights);
   const TileSums sums = sum_weights(weights);
   SLUICE_UNROLL
   for (std::uint32_t i = 0; i < 2; ++i) {
     if (lane_index() % 4 == 0) notes.sum[warp_index()][row + 8 * i] = sums.at[2 * i];
   }
   TileSums out[width / 8] = {};
-  const auto multiply = [&](std::uint32_t slice) {
+  const auto multiply = [&](std::uint32_t first) {
     __syncwarp();  // the values that every lane copied are there
     SLUICE_UNROLL
-    for (std::uint32_t d = 0; d < steps; ++d) {
-      multiply_values<width>(out + 2 * d, weights[slice], own + slice * slice_halves<width>, d);
+    for (std::uint32_t slice = first; slice < first + together; ++slice) {
+      SLUICE_UNROLL
+      for (std::uint32_t d = 0; d < steps; ++d) {
+        multiply_values<width>(out + 2 * d, weights[slice], own + slice * slice_halves<width>, d);
+      }
     }
   };
-  static_assert(slices == 4);
-  wait_copies<3>();
-  multiply(0);
-  wait_copies<2>();
-  multiply(1);
+  static_assert(slices == 2 * together);
   wait_copies<1>();
-  multiply(2);
+  multiply(0);
   wait_copies<0>();
-  multiply(3);
+  multiply(together);
   __syncwarp();  // the values are done with
   auto* results = reinterpret_cast<float*>(own);
   SLUICE_UNROLL
@@ -195,9 +273,9 @@ __device__ void attend_tile(const AttentionArgs& args, const RowGroup& group, co
   }
 }
 
-/// Blocks of an A100's multiprocessor, by its shared memory: so many registers they may have.
+/// Blocks of a Hopper multiprocessor, by its shared memory: so many registers they may have.
 template <std::uint32_t width>
-constexpr std::uint32_t blocks_each = width <= 64 ? 4 : width <= 128 ? 2 : 1;
+constexpr std::uint32_t blocks_each = width <= 64 ? 5 : width <= 96 ? 4 : width <= 128 ? 3 : 1;
 
 template <std::uint32_t width>
 __global__ void __launch_bounds__(split_tiles_max* warp_lanes, blocks_each<width>)
@@ -205,8 +283,8 @@ __global__ void __launch_bounds__(split_tiles_max* warp_lanes, blocks_each<width
   take_turn();
   static_assert(results_fit<width>);
   const std::uint32_t index = blockIdx.z, split = blockIdx.x;
-  if (index >= header(args.step).single_groups) return;
-  const RowGroup group = row_group(args, index);
+  RowGroup group;
+  if (!single_group(args, index, group)) return;
   const Range range = seen(args, group.position);
   const std::uint32_t begin = split * args.split_tokens;
   if (!range.meets(begin, args.split_tokens)) return;
@@ -224,30 +302,49 @@ __global__ void __launch_bounds__(split_tiles_max* warp_lanes, blocks_each<width
                      tiles + warp_index() * tile_halves, notes);
   __syncthreads();
   const bool whole = is_whole(args, range, split);
-  for (std::uint32_t i = threadIdx.x; i < heads * width; i += blockDim.x) {
-    const std::uint32_t query = i / width, d = i % width;
+  for (std::uint32_t i = threadIdx.x; i < heads * width / 4; i += blockDim.x) {
+    const std::uint32_t query = i / (width / 4), d = i % (width / 4) * 4;
     if (d >= args.heads.head_dim) continue;
-    float peak = minus_infinity(), sum = 0.0F, out = 0.0F;
-    for (std::uint32_t warp = 0; warp < warps; ++warp) {
-      if (!range.meets(begin + warp * tile_tokens, tile_tokens)) continue;
-      const auto* results = reinterpret_cast<const float*>(tiles + warp * tile_halves);
-      const float rescale = notes.rescale[warp][query];
-      peak = higher(peak, notes.peak[warp][query]);
-      sum = fma_f32(sum, rescale, notes.sum[warp][query]);
-      out = fma_f32(out, rescale, results[query * result_floats<width> + d]);
+    float peaks[split_tiles_max], rescales[split_tiles_max], sums[split_tiles_max];
+    float4 results[split_tiles_max];
+    SLUICE_UNROLL
+    for (std::uint32_t n = 0; n < split_tiles_max; ++n) {
+      const std::uint32_t warp = least(n, warps - 1);
+      peaks[n] = notes.peak[warp][query];
+      rescales[n] = notes.rescale[warp][query];
+      sums[n] = notes.sum[warp][query];
+      const auto* tile = reinterpret_cast<const float*>(tiles + warp * tile_halves);
+      results[n] = *reinterpret_cast<const float4*>(tile + query * result_floats<width> + d);
     }
+    float peak = minus_infinity(), sum = 0.0F;
+    float4 out{0.0F, 0.0F, 0.0F, 0.0F};
+    SLUICE_UNROLL
+    for (std::uint32_t n = 0; n < split_tiles_max; ++n) {
+      if (n >= warps || !range.meets(begin + n * tile_tokens, tile_tokens)) continue;
+      peak = higher(peak, peaks[n]);
+      sum = fma_f32(sum, rescales[n], sums[n]);
+      out.x = fma_f32(out.x, rescales[n], results[n].x);
+      out.y = fma_f32(out.y, rescales[n], results[n].y);
+      out.z = fma_f32(out.z, rescales[n], results[n].z);
+      out.w = fma_f32(out.w, rescales[n], results[n].w);
+    }
+    const bool four = d + 4 <= args.heads.head_dim;  // or two: head_dim is even
     if (whole) {
       float top = minus_infinity(), total = 0.0F;
       const Fold fold(top, total, peak, sum);
+      const float inverse = 1.0F / total;
       const std::uint32_t column = (head + query) * args.heads.head_dim + d;
-      put(args.out, group.row, column, fold(0.0F, out) * (1.0F / total));
+      const auto put_two = [&](std::uint32_t at, float x, float y) {
+        put_pair(args.out, group.row, at, {fold(0.0F, x) * inverse, fold(0.0F, y) * inverse});
+      };
+      put_two(column, out.x, out.y);
+      if (four) put_two(column + 2, out.z, out.w);
       continue;
     }
     float* to = partial_of(args, group, split, head + query);
-    to[2 + d] = out;
-    if (d != 0) continue;
-    to[0] = peak;
-    to[1] = sum;
+    *reinterpret_cast<float2*>(to + 2 + d) = {out.x, out.y};
+    if (four) *reinterpret_cast<float2*>(to + 4 + d) = {out.z, out.w};
+    if (d == 0) *reinterpret_cast<float2*>(to) = {peak, sum};
   }
 }
 
@@ -260,8 +357,8 @@ constexpr std::uint32_t combine_splits = 8;
 __global__ void __launch_bounds__(combine_threads) combine_kernel(AttentionArgs args) {
   take_turn();
   const std::uint32_t index = blockIdx.x, head = blockIdx.y;
-  if (index >= header(args.step).single_groups) return;
-  const RowGroup group = row_group(args, index);
+  RowGroup group;
+  if (!single_group(args, index, group)) return;
   const Range range = seen(args, group.position);
   const std::uint32_t begin = range.begin / args.split_tokens;
   const std::uint32_t last = (range.end - 1) / args.split_tokens;

@@ -91,18 +91,31 @@ __device__ inline float query_scale(const AttentionArgs& args) {
   return args.soft_cap == 0.0F ? args.scale * ExpSteps::log2_e : args.scale / args.soft_cap;
 }
 
-/// The part of a query's elements 16 k .. 16 k + 15 that a lane holds for it: word 0 and word 1 are
-/// two pairs, eight elements apart. Zeros behind head_dim, which is even.
-__device__ inline void load_query(const AttentionArgs& args, const float* query, std::uint32_t k,
-                                  std::uint32_t (&words)[2]) {
-  const float scale = query_scale(args);
+/// The part of a query's elements 16 k .. 16 k + 15 that a lane holds for it: two pairs, eight
+/// elements apart. Zeros behind head_dim, which is even.
+__device__ inline void read_query(const AttentionArgs& args, const float* query, std::uint32_t k,
+                                  float2 (&pairs)[2]) {
   SLUICE_UNROLL
   for (std::uint32_t i = 0; i < 2; ++i) {
     const std::uint32_t d = 16 * k + 8 * i + lane_index() % 4 * 2;
-    float2 pair{0.0F, 0.0F};
-    if (d < args.heads.head_dim) pair = *reinterpret_cast<const float2*>(query + d);
-    words[i] = pack_halves(pair.x * scale, pair.y * scale);
+    pairs[i] = {0.0F, 0.0F};
+    if (d < args.heads.head_dim) pairs[i] = *reinterpret_cast<const float2*>(query + d);
   }
+}
+
+/// A pair as products take it.
+__device__ inline std::uint32_t pack_query(float2 pair, float scale) {
+  return pack_halves(pair.x * scale, pair.y * scale);
+}
+
+/// Both, as words.
+__device__ inline void load_query(const AttentionArgs& args, const float* query, std::uint32_t k,
+                                  std::uint32_t (&words)[2]) {
+  const float scale = query_scale(args);
+  float2 pairs[2];
+  read_query(args, query, k, pairs);
+  SLUICE_UNROLL
+  for (std::uint32_t i = 0; i < 2; ++i) words[i] = pack_query(pairs[i], scale);
 }
 
 /// scores += elements 16 k .. 16 k + 15 of queries . keys of sixteen positions.
@@ -169,16 +182,20 @@ __device__ inline float tile_peak(const Scores& scores, std::uint32_t i) {
 /// Weights of a tile, in the places of a product's first operand.
 using Weights = TileA[weight_tiles];
 
-__device__ inline void weigh(const Scores& scores, const float (&peak)[2], Weights& weights) {
+/// Those of the lane's row i.
+__device__ inline void weigh_row(const Scores& scores, std::uint32_t i, float peak,
+                                 Weights& weights) {
   SLUICE_UNROLL
   for (std::uint32_t n = 0; n < score_tiles; ++n) {
-    SLUICE_UNROLL
-    for (std::uint32_t i = 0; i < 2; ++i) {
-      const float low = power_of_two(scores[n].at[2 * i] - peak[i]);
-      const float high = power_of_two(scores[n].at[2 * i + 1] - peak[i]);
-      weights[n / 2].pairs[n % 2 * 2 + i] = pack_halves(low, high);
-    }
+    const float low = power_of_two(scores[n].at[2 * i] - peak);
+    const float high = power_of_two(scores[n].at[2 * i + 1] - peak);
+    weights[n / 2].pairs[n % 2 * 2 + i] = pack_halves(low, high);
   }
+}
+
+__device__ inline void weigh(const Scores& scores, const float (&peak)[2], Weights& weights) {
+  SLUICE_UNROLL
+  for (std::uint32_t i = 0; i < 2; ++i) weigh_row(scores, i, peak[i], weights);
 }
 
 /// Sums of a tile's weights, as the tensor cores add their products with values: of row lane / 4 in
