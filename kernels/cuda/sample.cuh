@@ -103,6 +103,36 @@ __device__ void each_logit(const float* logits, std::uint32_t count, F f) {
   }
 }
 
+/// Fours of them that a thread has under way together, where they lie so that 16 bytes are a read.
+inline constexpr std::uint32_t fours = 8;
+
+__device__ inline bool reads_fours(const void* at) {
+  return reinterpret_cast<std::uintptr_t>(at) % sizeof(float4) == 0;
+}
+
+/// Calls f(index of the first, logits) for each of `count` fours that is the thread's, lowest first.
+template <class F>
+__device__ void each_four(const float* logits, std::uint32_t count, F f) {
+  const auto* all = reinterpret_cast<const float4*>(logits);
+  for (std::uint32_t first = threadIdx.x; first < count; first += fours * block_threads) {
+    float4 some[fours];
+    SLUICE_UNROLL
+    for (std::uint32_t i = 0; i < fours; ++i) {
+      some[i] = all[least(first + i * block_threads, count - 1)];
+    }
+    SLUICE_UNROLL
+    for (std::uint32_t i = 0; i < fours; ++i) {
+      const std::uint32_t at = first + i * block_threads;
+      if (at < count) f(4 * at, some[i]);
+    }
+  }
+}
+
+/// The greatest of four; of a number and NaN, the number.
+__device__ inline float highest(const float4& four) {
+  return fmaxf(fmaxf(four.x, four.y), fmaxf(four.z, four.w));
+}
+
 /// A row's logits on their way to a token.
 struct Row {
   const StepOpen* params;
@@ -135,8 +165,39 @@ __device__ inline bool allowed(const Row& row, Token t) {
   return t / 64 < row.mask_words && (row.mask[t / 64] >> (t % 64) & 1U) != 0;
 }
 
+/// Tames logits that nothing else changes; returns the thread's highest. `kept`: writes them, too.
+/// A greedy row's time is this pass, so that there is little more to it than a four's greatest.
+__device__ inline Best tame(const Row& row, bool kept) {
+  const bool whole = reads_fours(row.raw) && (!kept || reads_fours(row.logits));
+  const std::uint32_t count = whole ? row.count / 4 : 0;
+  float peak = banned;
+  std::uint32_t place = row.count;  // of the first four with that
+  each_four(row.raw, count, [&](std::uint32_t t, float4 four) {
+    if (kept) {
+      four = {tamed(four.x), tamed(four.y), tamed(four.z), tamed(four.w)};
+      *reinterpret_cast<float4*>(row.logits + t) = four;
+    }
+    const float top = highest(four);
+    if (!(top > peak) || peak >= largest_f32) return;
+    peak = top;
+    place = t;
+  });
+  Best best{banned, row.first + row.count};
+  const auto look = [&](std::uint32_t t, float logit) {
+    best = better(best, {tamed(logit), row.first + t});
+  };
+  for (std::uint32_t t = place; t < place + 4 && t < row.count; ++t) look(t, row.raw[t]);
+  for (std::uint32_t t = 4 * count + threadIdx.x; t < row.count; t += block_threads) {
+    const float logit = row.raw[t];
+    if (kept) row.logits[t] = tamed(logit);
+    look(t, logit);
+  }
+  return best;
+}
+
 /// Everything between the model's logits and the temperature; returns the highest. One pass, but
-/// where single tokens are changed between its steps.
+/// where single tokens are changed between its steps. A row that is drawn by its highest alone gets
+/// no adjusted logits.
 __device__ inline Best adjust(const Row& row, const SlotArrays& slots, const Shared& shared) {
   const StepOpen& p = *row.params;
   const std::uint32_t* uses = slots.uses + std::size_t{row.slot} * slots.vocabulary + row.first;
@@ -149,6 +210,9 @@ __device__ inline Best adjust(const Row& row, const SlotArrays& slots, const Sha
   };
   bool penalties_left = p.repetition != 1.0F || p.presence != 0.0F || p.frequency != 0.0F;
   const bool stops_banned = row.drawn < p.min_tokens && p.stop_count > 0;
+  if (!penalties_left && p.bias_count == 0 && !stops_banned && row.mask_words == 0) {
+    return block_best(tame(row, p.temperature != 0.0F || p.logprobs >= 0), shared);
+  }
   const float* from = row.raw;
   if (p.bias_count > 0 || stops_banned) {
     for (std::uint32_t t = threadIdx.x; t < row.count; t += block_threads) {
@@ -241,7 +305,7 @@ __device__ inline Best race(const Row& row, const Scale& scale, Token favourite,
   const float start = scale(row.logits[favourite - row.first]);
   Best best{start + gumbel(first.word[favourite % 4]), favourite};
   const Token end = row.first + row.count;
-  for (std::uint32_t four = row.first / 4 + threadIdx.x; four * 4 < end; four += block_threads) {
+  const auto run = [&](std::uint32_t four) {
     float z[4];
     float top = banned;
     SLUICE_UNROLL
@@ -250,14 +314,39 @@ __device__ inline Best race(const Row& row, const Scale& scale, Token favourite,
       z[i] = t < row.count ? scale(row.logits[t]) : banned;
       top = z[i] > top ? z[i] : top;
     }
-    if (top + gumbel_highest < best.value) continue;
+    if (top + gumbel_highest < best.value) return;
     const NoiseWords words = philox_words({{four, row.drawn, 0, 0}}, seed);
     SLUICE_UNROLL
     for (std::uint32_t i = 0; i < 4; ++i) {
       if (z[i] == banned || z[i] + gumbel_highest < best.value) continue;
       best = better(best, {z[i] + gumbel(words.word[i]), four * 4 + i});
     }
+  };
+  std::uint32_t next = row.first / 4 + threadIdx.x;
+  if (row.first % 4 == 0 && reads_fours(row.logits)) {
+    // Most have no chance: those that may are read again, from the first-level cache.
+    const auto* all = reinterpret_cast<const float4*>(row.logits);
+    const std::uint32_t begin = row.first / 4, whole = row.count / 4;
+    for (std::uint32_t at = threadIdx.x; at < whole; at += fours * block_threads) {
+      float4 some[fours];
+      std::uint32_t able = 0;
+      SLUICE_UNROLL
+      for (std::uint32_t i = 0; i < fours; ++i) {
+        some[i] = all[least(at + i * block_threads, whole - 1)];
+      }
+      SLUICE_UNROLL
+      for (std::uint32_t i = 0; i < fours; ++i) {
+        const float top = (highest(some[i]) - scale.peak) * scale.inverse;
+        const bool may = at + i * block_threads < whole && !(top + gumbel_highest < best.value);
+        able |= may ? 1U << i : 0U;
+      }
+      for (std::uint32_t i = 0; able >> i != 0; ++i) {
+        if ((able >> i & 1U) != 0) run(begin + at + i * block_threads);
+      }
+    }
+    next = begin + whole + threadIdx.x;
   }
+  for (; next * 4 < end; next += block_threads) run(next);
   return block_best(best, shared);
 }
 

@@ -392,6 +392,45 @@ BOOST_AUTO_TEST_CASE(nan_logits_are_an_error_or_are_passed_over) {
   });
 }
 
+// Of more tokens than a device's block reads in one turn; rows that end with whole fours, and not.
+BOOST_AUTO_TEST_CASE(among_equal_and_infinite_logits_the_definition_holds) {
+  on_every_backend([](const Tested& backend) {
+    for (const std::uint32_t vocabulary : {17000U, 17003U}) {
+      for (const float special : {0.0F, std::numeric_limits<float>::infinity()}) {
+        TinyModel model =
+            tiny_model({.format = Format::f32, .vocabulary = vocabulary, .layers = 1});
+        Tensor& output = model.tensors.back();
+        const std::size_t row = output.host.cols * sizeof(float);
+        const float nan = std::numeric_limits<float>::quiet_NaN();
+        for (std::size_t t = 0; t < vocabulary; ++t) {
+          if (t >= 7) std::memcpy(&output.bytes[t * row], &output.bytes[t % 7 * row], row);
+          if (t % 5 == 2) std::memcpy(&output.bytes[t * row], &nan, sizeof nan);
+          const float infinite = t % 2 == 0 ? special : -special;
+          if (t % 911 == 500) std::memcpy(&output.bytes[t * row], &infinite, sizeof infinite);
+        }
+        Device device(backend.make, model);
+        std::uint32_t round = 0;
+        for (const float temperature : {0.0F, 1.0F}) {
+          for (const std::int32_t logprobs : {-1, 0}) {
+            SamplingParams sampling;
+            sampling.temperature = temperature;
+            sampling.logprobs = logprobs;
+            Sequence s = short_sequence(sampling);
+            s.slot = {0, round++};
+            Batch batch = whole_prompt(s, 16);
+            batch.closes.push_back(s.slot);
+            const StepResult result = device.run(batch);
+            const std::vector<float> logits =
+                adjusted(device.read(model.logits, 1), sampling, s.tokens, 3, {});
+            BOOST_REQUIRE_EQUAL(result.slots.at(0).tokens.size(), 1U);
+            BOOST_TEST(result.slots[0].tokens[0] == expected_token(logits, sampling, 0));
+          }
+        }
+      }
+    }
+  });
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 
 }  // namespace sluice::kernels::test
