@@ -279,14 +279,30 @@ __global__ void soft_cap_kernel(SoftCapArgs args) {
   value = tanh_f32(value * (1.0F / args.cap)) * args.cap;
 }
 
-__global__ void select_kernel(SelectArgs args) {
+/// Reads of sixteen bytes that a thread has under way together.
+constexpr std::uint32_t select_reads = 4;
+
+/// What fills a row's last four is zero in both.
+__global__ void __launch_bounds__(row_threads) select_kernel(SelectArgs args) {
   take_turn();
-  if (blockIdx.x >= header(args.step).sampled) return;
-  const std::uint32_t row =
-      part<std::uint32_t>(args.step, header(args.step).sampled_offset)[blockIdx.x];
-  const float* in = row_of(args.in, row);
+  const std::uint32_t sampled = header(args.step).sampled;
+  const auto* rows = part<std::uint32_t>(args.step, header(args.step).sampled_offset);
+  __syncwarp();  // the compiler would read the second behind the return
+  if (blockIdx.x >= sampled) return;
+  const float* in = row_of(args.in, rows[blockIdx.x]);
   float* out = row_of(args.out, blockIdx.x);
-  for (std::uint32_t i = threadIdx.x; i < args.width; i += blockDim.x) out[i] = in[i];
+  constexpr std::uint32_t step = 4 * row_threads;
+  for (std::uint32_t i = threadIdx.x * 4; i < args.width; i += select_reads * step) {
+    float4 some[select_reads];
+    SLUICE_UNROLL
+    for (std::uint32_t k = 0; k < select_reads; ++k) {
+      if (i + k * step < args.width) some[k] = *reinterpret_cast<const float4*>(in + i + k * step);
+    }
+    SLUICE_UNROLL
+    for (std::uint32_t k = 0; k < select_reads; ++k) {
+      if (i + k * step < args.width) *reinterpret_cast<float4*>(out + i + k * step) = some[k];
+    }
+  }
 }
 
 /// 1 + 2^-12 squared is 1 + 2^-11 + 2^-24, a tie that rounds to even: without contraction the
