@@ -324,8 +324,8 @@ struct GateArgs {
   bool gelu = false;
 };
 
-/// Two products side by side, a Gate's input in its order, and the Gate. For few rows they are one
-/// kernel, and gate.in is not written.
+/// Two products side by side, a Gate's input in its order, and the Gate. For few rows, and for packed
+/// weights, they are one kernel, and gate.in is not written.
 struct GatedArgs {
   LinearArgs linear;
   GateArgs gate;

@@ -88,10 +88,11 @@ cudaError_t linear(const LinearArgs& args, std::uint32_t rows, LaunchChain& chai
 }
 
 cudaError_t linear_gated(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain) {
-  if (rows <= few_rows) {
-    return args.linear.product[0].weight.packed ? linear_stream_gated(args, rows, chain)
-                                                : linear_few_gated(args, rows, chain);
+  if (args.linear.product[0].weight.packed) {
+    return rows <= few_rows ? linear_stream_gated(args, rows, chain)
+                            : linear_wide_gated(args, rows, chain);
   }
+  if (rows <= few_rows) return linear_few_gated(args, rows, chain);
   const cudaError_t status = linear(args.linear, rows, chain);
   return status != cudaSuccess ? status : gate(args.gate, rows, chain);
 }

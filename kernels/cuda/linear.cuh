@@ -96,6 +96,7 @@ cudaError_t prepare_wide(const DeviceWeight& weight);
 cudaError_t linear_stream(const LinearArgs& args, std::uint32_t rows, LaunchChain& chain);
 cudaError_t linear_stream_gated(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain);
 cudaError_t linear_wide(const LinearArgs& args, std::uint32_t rows, LaunchChain& chain);
+cudaError_t linear_wide_gated(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain);
 
 /// Activation rows up to which linear_few and linear_stream are the faster.
 inline constexpr std::uint32_t few_rows = 16;

@@ -49,6 +49,8 @@ class Streamer {
     }
     mine_ = divide_up(panels_ - blockIdx.x, gridDim.x) * (with_gate ? 2 : 1);
     left_ = mine_ * groups_;
+    inputs_ = args.in.narrow + narrow_row(args.in.stride, lane_index() % 8) +
+              narrow_column(begin_ + lane_index() / 8 * 8);
     if (left_ > 0) find_panel();
   }
 
@@ -81,16 +83,21 @@ class Streamer {
   __device__ void ask_inputs(std::uint32_t slot, std::uint32_t rows) {
     if (inputs_left_ == 0) return;
     --inputs_left_;
+    const std::uint32_t matrix = lane_index() / 8, r = lane_index() % 8;
     SLUICE_UNROLL
-    for (std::uint32_t i = 0; i < tiles * Ring::matrices * 8 / warp_lanes; ++i) {
-      const std::uint32_t piece = i * warp_lanes + lane_index();
-      const std::uint32_t matrix = piece / (8 * tiles), r = piece % (8 * tiles);
-      if (r >= rows) continue;  // a column of the sums that nobody reads
-      const std::uint16_t* from = args_.in.narrow + narrow_row(args_.in.stride, r) +
-                                  narrow_column(begin_ + inputs_at_ * group + matrix * 8);
-      copy_async(&ring_[slot].inputs[r / 8][matrix][r % 8], from, true);
+    for (std::uint32_t n = 0; n < tiles; ++n) {
+      if (n * 8 + r >= rows) continue;  // a column of the sums that nobody reads
+      SLUICE_UNROLL
+      for (std::uint32_t i = 0; i < Ring::matrices; i += 4) {
+        copy_async(&ring_[slot].inputs[n][i + matrix][r],
+                   inputs_ + narrow_row(0, n * 8) + narrow_column(i * 8), true);
+      }
     }
-    if (++inputs_at_ == groups_) inputs_at_ = 0;
+    inputs_ += narrow_column(group);
+    if (++inputs_at_ == groups_) {
+      inputs_at_ = 0;
+      inputs_ -= groups_ * narrow_column(group);
+    }
   }
 
   /// Fills the ring: weights, then, once they can be read, activations.
@@ -164,6 +171,7 @@ class Streamer {
   std::uint32_t columns_, begin_, groups_, panels_, mine_;
   std::uint32_t left_, inputs_left_ = 0;  ///< groups not yet asked for
   Bytes from_ = nullptr;
+  const std::uint16_t* inputs_;  ///< the lane's of the next group
   std::uint32_t panel_ = 0, asked_ = 0, inputs_at_ = 0, slot_ = 0;
 };
 

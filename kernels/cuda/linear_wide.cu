@@ -1,13 +1,11 @@
 // Products of packed weights with many activation rows, by Hopper's own products. A block has 192
-// weight rows times 128 or 64 activation rows. One warp of it brings 64 columns of both to shared
-// memory a stage, by bulk copies, as far ahead as there is room; three groups of four warps multiply
-// 64 weight rows each, which they unpack from there to registers on the way. A block's activations
-// serve 192 weights: 77 operations a byte that comes from the second-level cache.
-//
-// Seen on an H200 at weights of 28,416 x 4,096 and 2,048 rows: 600 TFLOP/s in bf16 and 549 in e4m3,
-// where cuBLAS has some 770 to 800 in bf16. A group's products wait for each other, for the
-// compiler lets none run while registers of the next are written; the other two groups fill in.
+// or 128 weight rows times 128 or 64 activation rows. One warp of it brings 64 columns of both to
+// shared memory a stage, by bulk copies, as far ahead as there is room; three or two groups of four
+// warps multiply 64 weight rows each, which they unpack from there to registers on the way. A
+// block's activations serve 192 weights: 77 operations a byte that comes from the second-level
+// cache. Where a Gate follows, a block has as many rows of both products, and its warps trade.
 
+#include "kernels/cuda/gate.cuh"
 #include "kernels/cuda/linear.cuh"
 #include "kernels/cuda/packed.cuh"
 #include "kernels/cuda/wide.cuh"
@@ -15,13 +13,13 @@
 namespace sluice::kernels::cuda {
 namespace {
 
-constexpr std::uint32_t groups = 3;
-constexpr std::uint32_t block_rows = groups * 64;
-constexpr std::uint32_t block_threads = (groups + 1) * wide_threads;
 constexpr std::uint32_t stage_columns = 64;
+constexpr std::uint32_t group_panels = 4;  ///< of four warps
 
-// Registers of a thread: 512 of 128 in all.
-[[maybe_unused]] constexpr std::uint32_t multiplier_registers = 152, copier_registers = 40;
+// Of a thread: what 65,536 give all, which the copying warps leave to the others.
+[[maybe_unused]] constexpr std::uint32_t copier_registers = 40;
+template <class S>
+constexpr std::uint32_t multiplier_registers = S::groups == 3 ? 152 : 232;
 
 /// Blocks side by side that share activation rows in the second-level cache, before the next ones
 /// of the same weight rows: 16 of 128 rows of 4,096 columns are 16 MiB.
@@ -30,35 +28,48 @@ constexpr std::uint32_t stage_columns = 64;
 /// Activation rows up to which a block has 64 of them.
 constexpr std::uint32_t small_rows = 64;
 
-template <class P, std::uint32_t tokens>
+template <class Packed, std::uint32_t groups_, std::uint32_t tokens_, bool gate>
 struct Shape {
-  static constexpr std::uint32_t panels = block_rows / panel_rows;
+  using P = Packed;
+  static constexpr std::uint32_t groups = groups_, tokens = tokens_;
+  static constexpr bool with_gate = gate;
+  static constexpr std::uint32_t threads = (groups + 1) * wide_threads;
+  static constexpr std::uint32_t panels = groups * group_panels;
+  static constexpr std::uint32_t rows = panels * panel_rows / (gate ? 2 : 1);  ///< of a product
+
   static constexpr std::uint32_t units = stage_columns / P::columns;  ///< of a panel, of a stage
   static constexpr std::uint32_t weight_bytes = panels * units * unit_bytes;
   static constexpr std::uint32_t input_bytes = tokens * stage_columns * 2;
   static constexpr std::uint32_t stage_bytes = weight_bytes + input_bytes;
   static constexpr std::uint32_t stages = 204'800 / stage_bytes;
+  static constexpr std::uint32_t barriers = 2 * stages + 2;
   static constexpr std::size_t bytes = SharedPieces::bytes<unsigned char>(stages * stage_bytes) +
-                                       SharedPieces::bytes<std::uint64_t>(2 * stages);
+                                       SharedPieces::bytes<std::uint64_t>(barriers);
+  static_assert(!gate || panels / 2 * panel_rows * tokens * sizeof(float) <= stages * stage_bytes);
 };
 
 #ifndef SLUICE_NO_WIDE
 /// Stages in shared memory and who may use them: `full` when all has come, `empty` when all groups
-/// of warps are done.
+/// of warps are done. At the end `done` tells that no warp multiplies any more, and `traded` that
+/// every one has given what another needs.
 template <class S>
 struct Stages {
   unsigned char* data;
-  std::uint64_t *full, *empty;
+  std::uint64_t *full, *empty, *done, *traded;
 
   __device__ explicit Stages(SharedPieces& shared)
       : data(shared.take<unsigned char>(S::stages * S::stage_bytes)),
-        full(shared.take<std::uint64_t>(2 * S::stages)),
-        empty(full + S::stages) {
+        full(shared.take<std::uint64_t>(S::barriers)),
+        empty(full + S::stages),
+        done(empty + S::stages),
+        traded(done + 1) {
     if (threadIdx.x == 0) {
       for (std::uint32_t i = 0; i < S::stages; ++i) {
         init_barrier(full + i, 1);
-        init_barrier(empty + i, groups);
+        init_barrier(empty + i, S::groups);
       }
+      init_barrier(done, S::panels);
+      init_barrier(traded, S::panels);
       show_barriers();
     }
     __syncthreads();
@@ -68,15 +79,36 @@ struct Stages {
   }
 };
 
+/// Which rows a block has, and which of them its panels: with a gate, two of each group's are the
+/// first product's and two, in the same rows, the second's.
+template <class S>
+struct Share {
+  const LinearArgs& args;
+  Place place;
+
+  __device__ const Product& product(std::uint32_t panel) const {
+    return args.product[S::with_gate ? panel % group_panels / 2 : place.product];
+  }
+  __device__ std::uint32_t row(std::uint32_t panel) const {
+    const std::uint32_t group = panel / group_panels, of = panel % group_panels;
+    const std::uint32_t at = S::with_gate ? group * 2 + of % 2 : panel;
+    return place.row + at * panel_rows;
+  }
+};
+
 /// One warp's: a lane a panel, and one the activations.
-template <class P, class S>
-__device__ void bring(const LinearArgs& args, const DeviceWeight& weight, std::uint32_t row,
-                      std::uint32_t token, const Stages<S>& stages) {
+template <class S>
+__device__ void bring(const Share<S>& share, std::uint32_t token, const Stages<S>& stages) {
+  using P = typename S::P;
+  const std::uint32_t lane = lane_index(), panel = least(lane, S::panels - 1);
+  const DeviceWeight& weight = share.product(panel).weight;
   const std::uint32_t steps = padded(weight.cols) / stage_columns;
-  const std::uint32_t last = divide_up(weight.rows, panel_rows) - 1, lane = lane_index();
-  constexpr std::uint32_t panel_part = S::units * unit_bytes;
-  const Bytes panel = weight.data + least(row / panel_rows + lane, last) * panel_bytes<P>(weight.cols);
-  const std::uint16_t* inputs = args.in.narrow + narrow_row(args.in.stride, token);
+  const std::uint32_t last = divide_up(weight.rows, panel_rows) - 1;
+  constexpr std::uint32_t part = S::units * unit_bytes;
+  const Bytes from =
+      weight.data + least(share.row(panel) / panel_rows, last) * panel_bytes<P>(weight.cols);
+  const Rows& in = share.args.in;
+  const std::uint16_t* inputs = in.narrow + narrow_row(in.stride, token);
   for (std::uint32_t step = 0; step < steps; ++step) {
     const std::uint32_t slot = step % S::stages, round = step / S::stages;
     if (round > 0) await_phase(stages.empty + slot, (round - 1) % 2);
@@ -84,8 +116,7 @@ __device__ void bring(const LinearArgs& args, const DeviceWeight& weight, std::u
     if (lane == 0) arrive_for(stages.full + slot, S::stage_bytes);
     __syncwarp();
     if (lane < S::panels) {
-      copy_bulk(to + lane * panel_part, panel + std::size_t{step} * panel_part, panel_part,
-                stages.full + slot);
+      copy_bulk(to + lane * part, from + std::size_t{step} * part, part, stages.full + slot);
     } else if (lane == S::panels) {
       copy_bulk(to + S::weight_bytes, inputs + narrow_column(step * stage_columns), S::input_bytes,
                 stages.full + slot);
@@ -94,133 +125,255 @@ __device__ void bring(const LinearArgs& args, const DeviceWeight& weight, std::u
 }
 
 /// A group of four warps'.
-template <class P, class S, std::uint32_t tokens>
+template <class S>
 class Multiplier {
  public:
-  __device__ Multiplier(const DeviceWeight& weight, const Stages<S>& stages)
-      : stages_(stages),
-        steps_(padded(weight.cols) / stage_columns),
-        section_(section_columns(weight.cols) / stage_columns) {
+  __device__ Multiplier(const Share<S>& share, const Stages<S>& stages)
+      : share_(share),
+        stages_(stages),
+        steps_(padded(share.args.product[0].weight.cols) / stage_columns),
+        section_(section_columns(share.args.product[0].weight.cols) / stage_columns) {
     SLUICE_UNROLL
-    for (std::uint32_t i = 0; i < tokens / 2; ++i) sums_[i] = totals_[i] = 0.0F;
+    for (std::uint32_t i = 0; i < count; ++i) sums_[i] = totals_[i] = 0.0F;
   }
 
   __device__ void run() {
-    TileA even[tiles], odd[tiles];  // of steps: one's products run while the other's are unpacked
-    for (std::uint32_t step = 0; step < steps_; step += 2) {
-      take(step, even);
-      take(step + 1, odd);  // padded() columns are an even number of steps
+    TileA low[tiles], high[tiles];  // one half's products run while the other's are unpacked
+    for (std::uint32_t step = 0; step < steps_;) {
+      const std::uint32_t first = step, end = least(first + section_, steps_);
+      for (; step < end; ++step) {
+        await_phase(stages_.full + step % S::stages, step / S::stages % 2);
+        take(step, 0, low, step != first);
+        await_products<1>();  // the step before is done with its stage
+        if (step != first) release(step - 1);
+        take(step, 1, high, true);
+        await_products<1>();
+      }
+      await_products<0>();
+      release(step - 1);
+      SLUICE_UNROLL
+      for (std::uint32_t i = 0; i < count; ++i) {
+        keep_sum(sums_[i]);
+        totals_[i] += sums_[i];
+      }
     }
+    scale();
   }
 
-  /// Of weight rows from `row` on and activation rows from `token` on.
-  __device__ void write(const Product& product, std::uint32_t row, std::uint32_t token,
-                        std::uint32_t rows) const {
-    row += warp_index() * panel_rows + lane_index() / 4;
-    token += lane_index() % 4 * 2;
-    SLUICE_UNROLL
-    for (std::uint32_t n = 0; n < tokens / 8; ++n) {
+  /// Writes what there is of activation rows from `token` on.
+  __device__ void write(std::uint32_t token, std::uint32_t rows) {
+    const Product& product = share_.product(warp_index());
+    if (product.accumulate) {
+      each(token, rows, [&](std::uint32_t o, std::uint32_t r, float& value) {
+        value += row_of(product.out, r)[o];
+      });
+    }
+    each(token, rows, [&](std::uint32_t o, std::uint32_t r, float& value) {
+      row_of(product.out, r)[o] = value;
+    });
+  }
+
+  /// Trades between warps, and writes the gate's results.
+  __device__ void write_gated(const GateArgs& gate, std::uint32_t token, std::uint32_t rows) {
+    meet(stages_.done);
+    const std::uint32_t panel = warp_index(), giver = panel | 2U;
+    auto* traded = reinterpret_cast<float*>(stages_.data) +
+                   std::size_t{giver / 4 * 2 + giver % 2} * count * warp_lanes + lane_index();
+    if (panel == giver) {
       SLUICE_UNROLL
-      for (std::uint32_t i = 0; i < 4; ++i) {
-        const std::uint32_t o = row + i / 2 * 8, r = token + n * 8 + i % 2;
-        if (o < product.weight.rows && r < rows) write_result(product, o, r, totals_[4 * n + i]);
+      for (std::uint32_t i = 0; i < count; ++i) traded[i * warp_lanes] = totals_[i];
+    }
+    meet(stages_.traded);
+    if (panel == giver) return;
+    SLUICE_UNROLL
+    for (std::uint32_t i = 0; i < count; ++i) {
+      totals_[i] = gated(gate, totals_[i], traded[i * warp_lanes]);
+    }
+    each(token, rows,
+         [&](std::uint32_t o, std::uint32_t r, float& value) { put(gate.out, r, o, value); });
+  }
+
+ private:
+  static constexpr std::uint32_t tiles = stage_columns / 16 / 2;  ///< of half a stage
+  static constexpr std::uint32_t count = S::tokens / 2;
+
+  /// All multiplying warps of the block.
+  __device__ void meet(std::uint64_t* barrier) const {
+    __syncwarp();
+    if (lane_index() == 0) arrive(barrier);
+    await_phase(barrier, 0);
+  }
+
+  /// What weight rows make of sums; a lane has two.
+  __device__ void scale() {
+    const Product& product = share_.product(warp_index());
+    const std::uint32_t row = share_.row(warp_index()) + lane_index() / 4;
+    SLUICE_UNROLL
+    for (std::uint32_t half = 0; half < 2; ++half) {
+      const std::uint32_t o = least(row + half * 8, product.weight.rows - 1);
+      const float factor = product.weight.scales != nullptr ? product.weight.scales[o] : 1.0F;
+      const float bias = product.bias != nullptr ? product.bias[o] : 0.0F;
+      SLUICE_UNROLL
+      for (std::uint32_t i = 2 * half; i < count; i += 4) {
+        SLUICE_UNROLL
+        for (std::uint32_t j = i; j < i + 2; ++j) {
+          if (product.weight.scales != nullptr) totals_[j] *= factor;
+          if (product.bias != nullptr) totals_[j] += bias;
+        }
       }
     }
   }
 
- private:
-  static constexpr std::uint32_t tiles = stage_columns / 16;
-
-  __device__ void take(std::uint32_t step, TileA (&weights)[tiles]) {
-    const std::uint32_t slot = step % S::stages;
-    await_phase(stages_.full + slot, step / S::stages % 2);
-    const unsigned char* stage = stages_.at(step);
-    const auto* units = reinterpret_cast<const uint4*>(stage + warp_index() * S::units * unit_bytes);
+  /// f(weight row, activation row, result) of those that there are.
+  template <class F>
+  __device__ void each(std::uint32_t token, std::uint32_t rows, F f) {
+    const std::uint32_t row = share_.row(warp_index()) + lane_index() / 4;
+    token += lane_index() % 4 * 2;
+    const std::uint32_t end = share_.product(warp_index()).weight.rows;
     SLUICE_UNROLL
-    for (std::uint32_t u = 0; u < S::units; ++u) {
+    for (std::uint32_t i = 0; i < count; ++i) {
+      const std::uint32_t o = row + i % 4 / 2 * 8, r = token + i / 4 * 8 + i % 2;
+      if (o < end && r < rows) f(o, r, totals_[i]);
+    }
+  }
+
+  /// One thread of the group's: the stage may be filled again.
+  __device__ void release(std::uint32_t step) const {
+    if (threadIdx.x % wide_threads == 0) arrive(stages_.empty + step % S::stages);
+  }
+
+  /// Starts half a stage's products, on top of the section's sums if `add`.
+  __device__ void take(std::uint32_t step, std::uint32_t half, TileA (&weights)[tiles],
+                       std::uint32_t add) {
+    using P = typename S::P;
+    constexpr std::uint32_t units = S::units / 2;
+    const unsigned char* stage = stages_.at(step);
+    const auto* from = reinterpret_cast<const uint4*>(
+        stage + (warp_index() * S::units + half * units) * unit_bytes);
+    SLUICE_UNROLL
+    for (std::uint32_t u = 0; u < units; ++u) {
       TileA some[P::tiles];
-      P::unpack(units[u * warp_lanes + lane_index()], some);
+      P::unpack(from[u * warp_lanes + lane_index()], some);
       SLUICE_UNROLL
-      for (std::uint32_t s = 0; s < P::tiles; ++s) weights[u * P::tiles + s] = some[s];
+      for (std::uint32_t i = 0; i < P::tiles; ++i) weights[u * P::tiles + i] = some[i];
     }
     const auto* inputs = reinterpret_cast<const std::uint16_t*>(stage + S::weight_bytes);
     begin_products();
     SLUICE_UNROLL
     for (std::uint32_t i = 0; i < tiles; ++i) {
-      multiply_async(sums_, weights[i], wide_columns(inputs + i * 128), add_);
-      add_ = 1;
+      multiply_async(sums_, weights[i], wide_columns(inputs + (half * tiles + i) * 128),
+                     i == 0 ? add : 1U);
     }
     end_products();
-    await_products<1>();  // the step before is done with its stage
-    if (step > 0 && threadIdx.x % wide_threads == 0) arrive(stages_.empty + (step - 1) % S::stages);
-    if ((step + 1) % section_ != 0 && step + 1 != steps_) return;
-    await_products<0>();
-    SLUICE_UNROLL
-    for (std::uint32_t i = 0; i < tokens / 2; ++i) {
-      keep_sum(sums_[i]);
-      totals_[i] += sums_[i];
-    }
-    add_ = 0;
   }
 
+  const Share<S>& share_;
   const Stages<S>& stages_;
   const std::uint32_t steps_, section_;
-  std::uint32_t add_ = 0;  ///< whether products go on with the section's sums
-  float sums_[tokens / 2], totals_[tokens / 2];
+  float sums_[count], totals_[count];
 };
 #endif
 
-template <class P, std::uint32_t tokens>
-__global__ void __launch_bounds__(block_threads, 1)
-    wide_kernel(LinearArgs args, std::uint32_t blocks_m) {
+template <class S>
+__global__ void __launch_bounds__(S::threads, 1)
+    wide_kernel(GatedArgs gated_args, std::uint32_t blocks_m) {
   take_turn();
 #ifndef SLUICE_NO_WIDE
-  using S = Shape<P, tokens>;
+  const LinearArgs& args = gated_args.linear;
   const std::uint32_t blocks_n = gridDim.x / blocks_m;
   const std::uint32_t band = blockIdx.x / (neighbours * blocks_m);
   const std::uint32_t width = least(neighbours, blocks_n - band * neighbours);
   const std::uint32_t in_band = blockIdx.x - band * neighbours * blocks_m;
-  const std::uint32_t token = (band * neighbours + in_band % width) * tokens;
+  const std::uint32_t token = (band * neighbours + in_band % width) * S::tokens;
   const std::uint32_t rows = row_count(args.step, args.space);
   if (token >= rows) return;
-  const Place place = find_place(args, in_band / width, block_rows);
-  const Product& product = args.product[place.product];
+  Place place{0, in_band / width * S::rows};
+  if constexpr (!S::with_gate) place = find_place(args, in_band / width, S::rows);
+  const Share<S> share{args, place};
   SharedPieces shared;
   const Stages<S> stages(shared);
-  if (warp_index() >= groups * 4) {
+  if (warp_index() >= S::panels) {
     leave_registers<copier_registers>();
-    if (warp_index() == groups * 4) bring<P, S>(args, product.weight, place.row, token, stages);
+    if (warp_index() == S::panels) bring(share, token, stages);
   } else {
-    take_registers<multiplier_registers>();
-    Multiplier<P, S, tokens> multiplier(product.weight, stages);
+    take_registers<multiplier_registers<S>>();
+    Multiplier<S> multiplier(share, stages);
     multiplier.run();
-    multiplier.write(product, place.row, token, rows);
+    if constexpr (S::with_gate) {
+      multiplier.write_gated(gated_args.gate, token, rows);
+    } else {
+      multiplier.write(token, rows);
+    }
   }
 #endif
 }
 
-template <class P, std::uint32_t tokens>
-cudaError_t launch_wide(const LinearArgs& args, std::uint32_t rows, LaunchChain& chain) {
-  const std::uint32_t blocks_m = count_blocks(args, block_rows);
-  return launch(wide_kernel<P, tokens>, blocks_m * divide_up(rows, tokens), block_threads,
-                Shape<P, tokens>::bytes, chain, args, blocks_m);
+template <class S>
+std::uint32_t count_rows(const GatedArgs& args) {
+  return S::with_gate ? divide_up(args.gate.width, S::rows) : count_blocks(args.linear, S::rows);
+}
+
+template <class S>
+cudaError_t launch_wide(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain) {
+  const std::uint32_t blocks_m = count_rows<S>(args);
+  return launch(wide_kernel<S>, blocks_m * divide_up(rows, S::tokens), S::threads, S::bytes, chain,
+                args, blocks_m);
+}
+
+/// How long a launch takes, about: blocks one after the other on a multiprocessor, each as long as
+/// its groups keep the tensor cores, of which two keep them a little less well than three.
+template <class S>
+std::uint32_t cost(const GatedArgs& args, std::uint32_t rows) {
+  const std::uint32_t blocks = count_rows<S>(args) * divide_up(rows, S::tokens);
+  const std::uint32_t turns = divide_up(blocks, args.linear.processors);
+  return turns * (S::groups == 3 ? 30 : 23);
+}
+
+template <class P, std::uint32_t tokens, bool gate>
+cudaError_t launch_cheapest(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain) {
+  using Two = Shape<P, 2, tokens, gate>;
+  using Three = Shape<P, 3, tokens, gate>;
+  return cost<Two>(args, rows) < cost<Three>(args, rows) ? launch_wide<Two>(args, rows, chain)
+                                                         : launch_wide<Three>(args, rows, chain);
+}
+
+template <bool gate>
+cudaError_t launch_any(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain) {
+  return with_packed(args.linear.product[0].weight, [&]<class P>(P) {
+    return rows <= small_rows ? launch_cheapest<P, 64, gate>(args, rows, chain)
+                              : launch_cheapest<P, 128, gate>(args, rows, chain);
+  });
+}
+
+template <class... Shapes>
+cudaError_t prepare_all() {
+  cudaError_t status = cudaSuccess;
+  ((status = status != cudaSuccess ? status : allow_shared(wide_kernel<Shapes>, Shapes::bytes)),
+   ...);
+  return status;
+}
+
+template <class P, bool gate>
+cudaError_t prepare() {
+  return prepare_all<Shape<P, 2, 64, gate>, Shape<P, 3, 64, gate>, Shape<P, 2, 128, gate>,
+                     Shape<P, 3, 128, gate>>();
 }
 
 }  // namespace
 
 cudaError_t prepare_wide(const DeviceWeight& weight) {
   return with_packed(weight, []<class P>(P) {
-    const cudaError_t status = allow_shared(wide_kernel<P, 64>, Shape<P, 64>::bytes);
-    if (status != cudaSuccess) return status;
-    return allow_shared(wide_kernel<P, 128>, Shape<P, 128>::bytes);
+    const cudaError_t status = prepare<P, false>();
+    return status != cudaSuccess ? status : prepare<P, true>();
   });
 }
 
 cudaError_t linear_wide(const LinearArgs& args, std::uint32_t rows, LaunchChain& chain) {
-  return with_packed(args.product[0].weight, [&]<class P>(P) {
-    return rows <= small_rows ? launch_wide<P, 64>(args, rows, chain)
-                              : launch_wide<P, 128>(args, rows, chain);
-  });
+  return launch_any<false>({args, {}}, rows, chain);
+}
+
+cudaError_t linear_wide_gated(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain) {
+  return launch_any<true>(args, rows, chain);
 }
 
 }  // namespace sluice::kernels::cuda

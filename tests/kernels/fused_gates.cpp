@@ -108,14 +108,15 @@ class Runner {
   std::uint32_t generation_ = 0;
 };
 
-void check(const Gated& gated) {
+/// Of packed weights (kernels/cuda/packed.cuh) at any number of rows, of others at a few.
+void check(const Gated& gated, bool packed) {
   Runner fused(gated, true), apart(gated, false);
   BOOST_TEST(!fused.keeps(gated.pair));
   BOOST_TEST(apart.keeps(gated.pair));
   for (const std::uint32_t rows : {1U, 5U, 8U, 9U, 16U, 17U, 40U}) {
     BOOST_TEST_CONTEXT(rows << " rows") {
       BOOST_CHECK(fused.run(rows) == apart.run(rows));
-      BOOST_TEST(apart.launches - fused.launches == (rows <= 16 ? 2U : 0U));
+      BOOST_TEST(apart.launches - fused.launches == (packed || rows <= 16 ? 2U : 0U));
     }
   }
 }
@@ -129,20 +130,20 @@ BOOST_AUTO_TEST_CASE(every_format_gives_the_same_bits) {
     const auto format = static_cast<Format>(f);
     if (format == Format::f32) continue;
     BOOST_TEST_CONTEXT(info(format).name) {
-      check(Gated(format, 256, 40, Activation::silu, false));
+      check(Gated(format, 256, 40, Activation::silu, false), format == Format::bf16);
     }
   }
-  check(Gated(Format::bf16, 200, 40, Activation::silu, false, true));
-  check(Gated(Format::f32, 200, 40, Activation::silu, true, true));
+  check(Gated(Format::bf16, 200, 40, Activation::silu, false, true), true);
+  check(Gated(Format::f32, 200, 40, Activation::silu, true, true), true);
 }
 
 BOOST_AUTO_TEST_CASE(widths_that_fill_no_block) {
   for (const std::uint32_t width : {1U, 7U, 9U, 33U}) {
     BOOST_TEST_CONTEXT(width << " columns") {
-      check(Gated(Format::bf16, 72, width, Activation::gelu_tanh, true));
+      check(Gated(Format::bf16, 72, width, Activation::gelu_tanh, true), width > 1);
     }
   }
-  check(Gated(Format::f16, 1200, 20, Activation::gelu_tanh, false));
+  check(Gated(Format::f16, 1200, 20, Activation::gelu_tanh, false), false);
 }
 
 BOOST_AUTO_TEST_CASE(float32_weights_are_not_fused) {
