@@ -23,6 +23,10 @@ constexpr std::uint32_t depth = 3;    ///< groups of a ring
 template <class P>
 constexpr std::uint32_t blocks_each = P::element_bytes == 1 ? 2 : 1;  ///< of a multiprocessor
 
+/// Groups behind a ring's that a warp asks the second-level cache for, before the kernels before
+/// this one have ended: attention of a single sequence leaves memory idle for some 10 us.
+constexpr std::uint32_t groups_ahead = 6;
+
 /// A group in a ring: units of weights, then matrices of eight rows and eight columns.
 template <class P, std::uint32_t tiles>
 struct Slot {
@@ -48,10 +52,10 @@ class Streamer {
       panels_ += divide_up(args.product[i].weight.rows, panel_rows);
     }
     mine_ = divide_up(panels_ - blockIdx.x, gridDim.x) * (with_gate ? 2 : 1);
-    left_ = mine_ * groups_;
+    next_.left = mine_ * groups_;
     inputs_ = args.in.narrow + narrow_row(args.in.stride, lane_index() % 8) +
               narrow_column(begin_ + lane_index() / 8 * 8);
-    if (left_ > 0) find_panel();
+    if (next_.left > 0) find_panel(next_);
   }
 
   /// Of the block.
@@ -65,18 +69,12 @@ class Streamer {
 
   /// Asks for the weights of the next group in turn that there is.
   __device__ void ask_weights(std::uint32_t slot) {
-    if (left_ == 0) return;
-    --left_;
+    if (next_.left == 0) return;
     SLUICE_UNROLL
     for (std::uint32_t i = 0; i < Ring::units; ++i) {
-      copy_async(&ring_[slot].weights[i][lane_index()], from_ + i * unit_bytes, true);
+      copy_async(&ring_[slot].weights[i][lane_index()], next_.from + i * unit_bytes, true);
     }
-    from_ += Ring::units * unit_bytes;
-    if (++asked_ == groups_ && left_ > 0) {
-      asked_ = 0;
-      ++panel_;
-      find_panel();
-    }
+    advance(next_);
   }
 
   /// And for its activations, after await_previous().
@@ -102,11 +100,19 @@ class Streamer {
 
   /// Fills the ring: weights, then, once they can be read, activations.
   __device__ void begin() {
-    inputs_left_ = left_;
+    inputs_left_ = next_.left;
     SLUICE_UNROLL
     for (std::uint32_t i = 0; i < depth; ++i) {
       ask_weights(i);
       commit_copies();
+    }
+    Next ahead = next_;
+    for (std::uint32_t i = 0; i < groups_ahead && ahead.left > 0; ++i) {
+      constexpr std::uint32_t line = 128, bytes = Ring::units * unit_bytes;
+      if (lane_index() < bytes / line) {
+        prefetch_weight(ahead.from - lane_index() * 16 + lane_index() * line);
+      }
+      advance(ahead);
     }
   }
   __device__ void begin_inputs(std::uint32_t rows) {
@@ -158,21 +164,35 @@ class Streamer {
   }
 
  private:
-  /// Where the lane's part of the panel that is asked for begins.
-  __device__ void find_panel() {
-    const Place at = place(panel_);
-    from_ = args_.product[at.product].weight.data +
-            at.row / panel_rows * panel_bytes<P>(columns_) +
-            std::size_t{begin_ / P::columns} * unit_bytes + lane_index() * 16;
+  /// A group of weights that is not yet asked for.
+  struct Next {
+    std::uint32_t left = 0;  ///< groups from here on
+    std::uint32_t panel = 0, group = 0;
+    Bytes from = nullptr;  ///< the lane's part
+  };
+
+  __device__ void find_panel(Next& next) const {
+    const Place at = place(next.panel);
+    next.from = args_.product[at.product].weight.data +
+                at.row / panel_rows * panel_bytes<P>(columns_) +
+                std::size_t{begin_ / P::columns} * unit_bytes + lane_index() * 16;
+  }
+
+  __device__ void advance(Next& next) const {
+    next.from += Ring::units * unit_bytes;
+    if (--next.left == 0 || ++next.group != groups_) return;
+    next.group = 0;
+    ++next.panel;
+    find_panel(next);
   }
 
   const LinearArgs& args_;
   Ring* ring_;
   std::uint32_t columns_, begin_, groups_, panels_, mine_;
-  std::uint32_t left_, inputs_left_ = 0;  ///< groups not yet asked for
-  Bytes from_ = nullptr;
+  Next next_;
+  std::uint32_t inputs_left_ = 0;  ///< groups whose activations are not yet asked for
   const std::uint16_t* inputs_;  ///< the lane's of the next group
-  std::uint32_t panel_ = 0, asked_ = 0, inputs_at_ = 0, slot_ = 0;
+  std::uint32_t inputs_at_ = 0, slot_ = 0;
 };
 
 /// A block's sums by section, token and row; the odd width keeps threads off each other's banks.

@@ -1,6 +1,6 @@
-// Products of packed weights with many activation rows, by Hopper's own products. A block has 192
-// or 128 weight rows times 128 or 64 activation rows. One warp of it brings 64 columns of both to
-// shared memory a stage, by bulk copies, as far ahead as there is room; three or two groups of four
+// Products of packed weights with many activation rows, by Hopper's own products. A block has 192,
+// 128 or 64 weight rows times 128 or 64 activation rows. One warp of it brings 64 columns of both to
+// shared memory a stage, by bulk copies, as far ahead as there is room; up to three groups of four
 // warps multiply 64 weight rows each, which they unpack from there to registers on the way. A
 // block's activations serve 192 weights: 77 operations a byte that comes from the second-level
 // cache. Where a Gate follows, a block has as many rows of both products, and its warps trade.
@@ -46,6 +46,12 @@ struct Shape {
   static constexpr std::size_t bytes = SharedPieces::bytes<unsigned char>(stages * stage_bytes) +
                                        SharedPieces::bytes<std::uint64_t>(barriers);
   static_assert(!gate || panels / 2 * panel_rows * tokens * sizeof(float) <= stages * stage_bytes);
+
+  /// How long a launch takes, about: its blocks one after the other on a multiprocessor, each as
+  /// long as what it multiplies takes to come from the second-level cache.
+  static std::uint64_t cost(std::uint32_t blocks, std::uint32_t processors) {
+    return std::uint64_t{divide_up(blocks, processors)} * (panels * panel_rows + tokens);
+  }
 };
 
 #ifndef SLUICE_NO_WIDE
@@ -173,24 +179,32 @@ class Multiplier {
     });
   }
 
-  /// Trades between warps, and writes the gate's results.
+  /// Writes the gate's results: of two warps with the same rows of its two products, one has the
+  /// first half of the activation rows, the other the second, and they trade what they lack.
   __device__ void write_gated(const GateArgs& gate, std::uint32_t token, std::uint32_t rows) {
+    constexpr std::uint32_t half = count / 2;
+    const bool second = warp_index() % group_panels >= 2;
+    const auto place = [&](std::uint32_t warp) {
+      return reinterpret_cast<float*>(stages_.data) + warp * (half * warp_lanes) + lane_index();
+    };
     meet(stages_.done);
-    const std::uint32_t panel = warp_index(), giver = panel | 2U;
-    auto* traded = reinterpret_cast<float*>(stages_.data) +
-                   std::size_t{giver / 4 * 2 + giver % 2} * count * warp_lanes + lane_index();
-    if (panel == giver) {
-      SLUICE_UNROLL
-      for (std::uint32_t i = 0; i < count; ++i) traded[i * warp_lanes] = totals_[i];
+    float* given = place(warp_index());
+    SLUICE_UNROLL
+    for (std::uint32_t i = 0; i < half; ++i) {
+      given[i * warp_lanes] = second ? totals_[i] : totals_[half + i];
     }
     meet(stages_.traded);
-    if (panel == giver) return;
+    const float* taken = place(warp_index() ^ 2U);
+    const std::uint32_t row = share_.row(warp_index()) + lane_index() / 4;
+    token += lane_index() % 4 * 2 + (second ? S::tokens / 2 : 0);
     SLUICE_UNROLL
-    for (std::uint32_t i = 0; i < count; ++i) {
-      totals_[i] = gated(gate, totals_[i], traded[i * warp_lanes]);
+    for (std::uint32_t i = 0; i < half; ++i) {
+      const std::uint32_t o = row + i % 4 / 2 * 8, r = token + i / 4 * 8 + i % 2;
+      if (o >= gate.width || r >= rows) continue;
+      const float other = taken[i * warp_lanes];
+      put(gate.out, r, o,
+          second ? gated(gate, other, totals_[half + i]) : gated(gate, totals_[i], other));
     }
-    each(token, rows,
-         [&](std::uint32_t o, std::uint32_t r, float& value) { put(gate.out, r, o, value); });
   }
 
  private:
@@ -320,21 +334,20 @@ cudaError_t launch_wide(const GatedArgs& args, std::uint32_t rows, LaunchChain& 
                 args, blocks_m);
 }
 
-/// How long a launch takes, about: blocks one after the other on a multiprocessor, each as long as
-/// its groups keep the tensor cores, of which two keep them a little less well than three.
 template <class S>
-std::uint32_t cost(const GatedArgs& args, std::uint32_t rows) {
-  const std::uint32_t blocks = count_rows<S>(args) * divide_up(rows, S::tokens);
-  const std::uint32_t turns = divide_up(blocks, args.linear.processors);
-  return turns * (S::groups == 3 ? 30 : 23);
+std::uint64_t cost(const GatedArgs& args, std::uint32_t rows) {
+  return S::cost(count_rows<S>(args) * divide_up(rows, S::tokens), args.linear.processors);
 }
 
 template <class P, std::uint32_t tokens, bool gate>
 cudaError_t launch_cheapest(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain) {
+  using One = Shape<P, 1, tokens, gate>;
   using Two = Shape<P, 2, tokens, gate>;
   using Three = Shape<P, 3, tokens, gate>;
-  return cost<Two>(args, rows) < cost<Three>(args, rows) ? launch_wide<Two>(args, rows, chain)
-                                                         : launch_wide<Three>(args, rows, chain);
+  const std::uint64_t one = cost<One>(args, rows), two = cost<Two>(args, rows),
+                      three = cost<Three>(args, rows);
+  if (one < two && one < three) return launch_wide<One>(args, rows, chain);
+  return two < three ? launch_wide<Two>(args, rows, chain) : launch_wide<Three>(args, rows, chain);
 }
 
 template <bool gate>
@@ -355,8 +368,8 @@ cudaError_t prepare_all() {
 
 template <class P, bool gate>
 cudaError_t prepare() {
-  return prepare_all<Shape<P, 2, 64, gate>, Shape<P, 3, 64, gate>, Shape<P, 2, 128, gate>,
-                     Shape<P, 3, 128, gate>>();
+  return prepare_all<Shape<P, 1, 64, gate>, Shape<P, 2, 64, gate>, Shape<P, 3, 64, gate>,
+                     Shape<P, 1, 128, gate>, Shape<P, 2, 128, gate>, Shape<P, 3, 128, gate>>();
 }
 
 }  // namespace
