@@ -23,10 +23,6 @@ constexpr std::uint32_t depth = 3;    ///< groups of a ring
 template <class P>
 constexpr std::uint32_t blocks_each = P::element_bytes == 1 ? 2 : 1;  ///< of a multiprocessor
 
-/// Groups behind a ring's that a warp asks the second-level cache for, before the kernels before
-/// this one have ended: attention of a single sequence leaves memory idle for some 10 us.
-constexpr std::uint32_t groups_ahead = 6;
-
 /// A group in a ring: units of weights, then matrices of eight rows and eight columns.
 template <class P, std::uint32_t tiles>
 struct Slot {
@@ -55,7 +51,7 @@ class Streamer {
     next_.left = mine_ * groups_;
     inputs_ = args.in.narrow + narrow_row(args.in.stride, lane_index() % 8) +
               narrow_column(begin_ + lane_index() / 8 * 8);
-    if (next_.left > 0) find_panel(next_);
+    if (next_.left > 0) find_panel();
   }
 
   /// Of the block.
@@ -74,7 +70,11 @@ class Streamer {
     for (std::uint32_t i = 0; i < Ring::units; ++i) {
       copy_async(&ring_[slot].weights[i][lane_index()], next_.from + i * unit_bytes, true);
     }
-    advance(next_);
+    next_.from += Ring::units * unit_bytes;
+    if (--next_.left == 0 || ++next_.group != groups_) return;
+    next_.group = 0;
+    ++next_.panel;
+    find_panel();
   }
 
   /// And for its activations, after await_previous().
@@ -105,14 +105,6 @@ class Streamer {
     for (std::uint32_t i = 0; i < depth; ++i) {
       ask_weights(i);
       commit_copies();
-    }
-    Next ahead = next_;
-    for (std::uint32_t i = 0; i < groups_ahead && ahead.left > 0; ++i) {
-      constexpr std::uint32_t line = 128, bytes = Ring::units * unit_bytes;
-      if (lane_index() < bytes / line) {
-        prefetch_weight(ahead.from - lane_index() * 16 + lane_index() * line);
-      }
-      advance(ahead);
     }
   }
   __device__ void begin_inputs(std::uint32_t rows) {
@@ -164,26 +156,18 @@ class Streamer {
   }
 
  private:
-  /// A group of weights that is not yet asked for.
+  /// The first group of weights that is not yet asked for.
   struct Next {
     std::uint32_t left = 0;  ///< groups from here on
     std::uint32_t panel = 0, group = 0;
     Bytes from = nullptr;  ///< the lane's part
   };
 
-  __device__ void find_panel(Next& next) const {
-    const Place at = place(next.panel);
-    next.from = args_.product[at.product].weight.data +
-                at.row / panel_rows * panel_bytes<P>(columns_) +
-                std::size_t{begin_ / P::columns} * unit_bytes + lane_index() * 16;
-  }
-
-  __device__ void advance(Next& next) const {
-    next.from += Ring::units * unit_bytes;
-    if (--next.left == 0 || ++next.group != groups_) return;
-    next.group = 0;
-    ++next.panel;
-    find_panel(next);
+  __device__ void find_panel() {
+    const Place at = place(next_.panel);
+    next_.from = args_.product[at.product].weight.data +
+                 at.row / panel_rows * panel_bytes<P>(columns_) +
+                 std::size_t{begin_ / P::columns} * unit_bytes + lane_index() * 16;
   }
 
   const LinearArgs& args_;

@@ -197,13 +197,22 @@ class Multiplier {
     const float* taken = place(warp_index() ^ 2U);
     const std::uint32_t row = share_.row(warp_index()) + lane_index() / 4;
     token += lane_index() % 4 * 2 + (second ? S::tokens / 2 : 0);
+    // What put() does, from where the lane's first element lies: the others' ways are constants, for
+    // none is in another panel or in another of Rows::narrow's stretches of rows.
+    float* const data = row_of(gate.out, token) + row;
+    std::uint16_t* narrow = gate.out.narrow;
+    if (narrow != nullptr) narrow += narrow_at(gate.out.stride, token, row);
     SLUICE_UNROLL
     for (std::uint32_t i = 0; i < half; ++i) {
-      const std::uint32_t o = row + i % 4 / 2 * 8, r = token + i / 4 * 8 + i % 2;
-      if (o >= gate.width || r >= rows) continue;
+      const std::uint32_t down = i % 4 / 2 * 8, on = i / 4 * 8 + i % 2;
+      if (row + down >= gate.width || token + on >= rows) continue;
       const float other = taken[i * warp_lanes];
-      put(gate.out, r, o,
-          second ? gated(gate, other, totals_[half + i]) : gated(gate, totals_[i], other));
+      const float value =
+          second ? gated(gate, other, totals_[half + i]) : gated(gate, totals_[i], other);
+      data[std::size_t{on} * gate.out.stride + down] = value;
+      if (narrow != nullptr) {
+        narrow[narrow_row(0, on) + narrow_column(down)] = narrow_bf16(value);
+      }
     }
   }
 
