@@ -60,12 +60,13 @@ ROWS = [
     ("8B bf16, prompt of 2,048", "llama-3.1-8b:bf16", "--prompt 2048 --generate 0", "cublas", 0.70),
     ("8B bf16, prompt of 8,192", "llama-3.1-8b:bf16", "--prompt 8192 --generate 0", "cublas", 0.70),
     ("8B bf16, 64 streams at 8,192", "llama-3.1-8b:bf16",
-     "--prompt 0 --generate 32 --streams 64 --depth 8192", "bandwidth", 0.80),
+     "--prompt 0 --generate 32 --streams 64 --depth 8192 --repetitions 1", "bandwidth", 0.80),
     ("8B Q4_0, 1 stream at 1,024", "llama-3.1-8b:q4_0",
      "--prompt 0 --generate 128 --depth 1024", "bandwidth", None),
 ] + [
     (f"8B fp8, {streams} streams at 1,500", "llama-3.1-8b:bf16",
-     f"--quantization fp8 --prompt 0 --generate 64 --streams {streams} --depth 1500",
+     f"--quantization fp8 --prompt 0 --generate 64 --streams {streams} --depth 1500 "
+     "--repetitions 1",
      "tokens", 0.7 * 17744)
     for streams in (32, 128, 256, 384)
 ]

@@ -232,14 +232,19 @@ Rate summarise(const std::vector<double>& samples) {
   return {mean, samples.size() > 1 ? std::sqrt(squares / (count - 1)) : 0.0};
 }
 
+/// A device reads more of its own memory no faster, and many sequences leave no room for as much.
+constexpr double probe_bytes_max = 8e9;
+
 /// What generation is held against: a step's bytes, and how fast the device reads so many.
 Result<void> set_limit(Rig& rig, LatencyResult& result) {
   const auto kv_token_bytes = static_cast<double>(kv_block_bytes(rig.pool)) / rig.pool.block_tokens;
   const double kv_bytes = kv_token_bytes * (result.depth + (result.generated_tokens + 1) / 2.0);
   const double weight_bytes = static_cast<double>(rig.decoder.weight_bytes);
   result.bytes_per_token = weight_bytes / result.streams + kv_bytes;
+  const double bytes = result.bytes_per_token * result.streams;
+  const bool own_memory = rig.backend->device().dedicated_memory;
   const auto bandwidth = rig.backend->read_bandwidth(
-      static_cast<std::size_t>(result.bytes_per_token * result.streams));
+      static_cast<std::size_t>(own_memory ? std::min(bytes, probe_bytes_max) : bytes));
   if (!bandwidth) return tl::unexpected(bandwidth.error());
   result.read_bandwidth_gb_s = *bandwidth / 1e9;
   result.limit_tok_s = *bandwidth / result.bytes_per_token;

@@ -180,13 +180,20 @@ struct Rows {
 inline constexpr std::uint32_t narrow_rows = 128;
 
 /// Where element i of row r lies in Rows::narrow, in two parts to be added. Eight elements of eight
-/// rows are one matrix of tensor cores, 128 bytes; of 64 columns and eight rows those lie one behind
-/// the other, of 64 columns and 128 rows the 16 KiB of such, which one copy brings to shared memory.
+/// rows are one matrix of tensor cores, 128 bytes; of 64 columns and eight rows those lie one
+/// behind the other, of 64 columns and 128 rows the 16 KiB of such, which one copy brings to shared
+/// memory.
 __host__ __device__ constexpr std::size_t narrow_row(std::uint32_t stride, std::uint32_t r) {
-  return std::size_t{r / narrow_rows} * stride * narrow_rows + r % narrow_rows / 8 * 512 + r % 8 * 8;
+  return std::size_t{r / narrow_rows} * stride * narrow_rows + r % narrow_rows / 8 * 512 +
+         r % 8 * 8;
 }
 __host__ __device__ constexpr std::size_t narrow_column(std::uint32_t i) {
   return std::size_t{i / 64} * (64 * narrow_rows) + i % 64 / 8 * 64 + i % 8;
+}
+
+/// Elements of Rows::narrow for so many rows.
+__host__ __device__ constexpr std::size_t narrow_room(std::uint32_t stride, std::uint32_t rows) {
+  return std::size_t{rows + narrow_rows - 1} / narrow_rows * narrow_rows * stride;
 }
 __host__ __device__ constexpr std::size_t narrow_at(std::uint32_t stride, std::uint32_t r,
                                                     std::uint32_t i) {
@@ -324,8 +331,8 @@ struct GateArgs {
   bool gelu = false;
 };
 
-/// Two products side by side, a Gate's input in its order, and the Gate. For few rows, and for packed
-/// weights, they are one kernel, and gate.in is not written.
+/// Two products side by side, a Gate's input in its order, and the Gate. For few rows, and for
+/// packed weights, they are one kernel, and gate.in is not written.
 struct GatedArgs {
   LinearArgs linear;
   GateArgs gate;

@@ -1,7 +1,7 @@
 // Products of packed weights with many activation rows, by Hopper's own products. A block has 192,
-// 128 or 64 weight rows times 128 or 64 activation rows. One warp of it brings 64 columns of both to
-// shared memory a stage, by bulk copies, as far ahead as there is room; up to three groups of four
-// warps multiply 64 weight rows each, which they unpack from there to registers on the way. A
+// 128 or 64 weight rows times 128 or 64 activation rows. One warp of it brings 64 columns of both
+// to shared memory a stage, by bulk copies, as far ahead as there is room; up to three groups of
+// four warps multiply 64 weight rows each, which they unpack from there to registers on the way. A
 // block's activations serve 192 weights: 77 operations a byte that comes from the second-level
 // cache. Where a Gate follows, a block has as many rows of both products, and its warps trade.
 
@@ -55,9 +55,9 @@ struct Shape {
 };
 
 #ifndef SLUICE_NO_WIDE
-/// Stages in shared memory and who may use them: `full` when all has come, `empty` when all groups
-/// of warps are done. At the end `done` tells that no warp multiplies any more, and `traded` that
-/// every one has given what another needs.
+/// Stages in shared memory and who may use them: `full` when all has come, `empty` when all
+/// multiplying warps are done. At the end `done` tells that no warp multiplies any more, and
+/// `traded` that every one has given what another needs.
 template <class S>
 struct Stages {
   unsigned char* data;
@@ -72,7 +72,7 @@ struct Stages {
     if (threadIdx.x == 0) {
       for (std::uint32_t i = 0; i < S::stages; ++i) {
         init_barrier(full + i, 1);
-        init_barrier(empty + i, S::groups);
+        init_barrier(empty + i, S::panels);
       }
       init_barrier(done, S::panels);
       init_barrier(traded, S::panels);
@@ -197,8 +197,8 @@ class Multiplier {
     const float* taken = place(warp_index() ^ 2U);
     const std::uint32_t row = share_.row(warp_index()) + lane_index() / 4;
     token += lane_index() % 4 * 2 + (second ? S::tokens / 2 : 0);
-    // What put() does, from where the lane's first element lies: the others' ways are constants, for
-    // none is in another panel or in another of Rows::narrow's stretches of rows.
+    // What put() does, from where the lane's first element lies: the others' ways are constants,
+    // for none is in another panel or in another of Rows::narrow's stretches of rows.
     float* const data = row_of(gate.out, token) + row;
     std::uint16_t* narrow = gate.out.narrow;
     if (narrow != nullptr) narrow += narrow_at(gate.out.stride, token, row);
@@ -260,9 +260,10 @@ class Multiplier {
     }
   }
 
-  /// One thread of the group's: the stage may be filled again.
+  /// The warp has read its part of the stage, and its products are done with the rest.
   __device__ void release(std::uint32_t step) const {
-    if (threadIdx.x % wide_threads == 0) arrive(stages_.empty + step % S::stages);
+    __syncwarp();
+    if (lane_index() == 0) arrive(stages_.empty + step % S::stages);
   }
 
   /// Starts half a stage's products, on top of the section's sums if `add`.

@@ -121,7 +121,8 @@ __device__ inline void copy_async(void* shared, const void* from, bool valid) {
 #ifdef __CUDACC__
   const auto to = static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
   const std::uint32_t bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "r"(bytes)
                : "memory");
 #else
   cuda_host::copy_later(shared, from, valid);

@@ -19,9 +19,10 @@ __global__ void narrow_kernel(NarrowArgs args) {
 constexpr float e4m3_largest = 448.0F;
 
 /// Where an element of a weight in e4m3 goes.
-__device__ std::uint8_t* place_of(const DeviceWeight& out, std::uint32_t row, std::uint32_t column) {
-  const std::size_t at = out.packed ? packed_at<PackedE4m3>(out.cols, row, column)
-                                    : row * out.stride + column;
+__device__ std::uint8_t* place_of(const DeviceWeight& out, std::uint32_t row,
+                                  std::uint32_t column) {
+  const std::size_t at =
+      out.packed ? packed_at<PackedE4m3>(out.cols, row, column) : row * out.stride + column;
   return const_cast<std::uint8_t*>(out.data) + at;
 }
 
@@ -77,9 +78,9 @@ __global__ void pack_kernel(PackArgs args) {
     return *reinterpret_cast<const std::uint32_t*>(args.in.data + r * args.in.stride +
                                                    k * PackedBf16::element_bytes);
   };
-  auto* out = reinterpret_cast<uint4*>(const_cast<std::uint8_t*>(args.out.data) +
-                                       blockIdx.x * args.out.stride +
-                                       std::size_t{unit} * unit_bytes);
+  auto* out =
+      reinterpret_cast<uint4*>(const_cast<std::uint8_t*>(args.out.data) +
+                               blockIdx.x * args.out.stride + std::size_t{unit} * unit_bytes);
   out[lane_index()] = {pair(row, column), pair(row + 8, column), pair(row, column + 8),
                        pair(row + 8, column + 8)};
 }
@@ -104,8 +105,7 @@ cudaError_t narrow_weight(const NarrowWeightArgs& args, LaunchChain& chain) {
 
 cudaError_t pack_weight(const PackArgs& args, LaunchChain& chain) {
   const std::uint32_t units = padded(args.in.cols) / PackedBf16::columns;
-  const dim3 grid(divide_up(args.in.rows, panel_rows),
-                  divide_up(units, row_threads / warp_lanes));
+  const dim3 grid(divide_up(args.in.rows, panel_rows), divide_up(units, row_threads / warp_lanes));
   return launch(pack_kernel, grid, row_threads, 0, chain, args);
 }
 

@@ -1,9 +1,9 @@
 #pragma once
 // Weights in the order in which tensor cores take them, for devices with the kernels for that. A
-// panel of 16 rows is cut into units of 512 bytes, from its first columns to its last; 16 bytes of a
-// unit are what a lane holds of one product's first operand, or of two. So a warp reads whole lines,
-// one behind the other, and what it reads needs no shuffling. Rows are filled up to whole panels
-// and columns to padded() ones, with zeros.
+// panel of 16 rows is cut into units of 512 bytes, from its first columns to its last; 16 bytes of
+// a unit are what a lane holds of one product's first operand, or of two. So a warp reads whole
+// lines, one behind the other, and what it reads needs no shuffling. Rows are filled up to whole
+// panels and columns to padded() ones, with zeros.
 
 #include "kernels/cuda/kernels.hpp"
 #include "kernels/cuda/mma.cuh"

@@ -90,8 +90,8 @@ class Compiler {
   Result<void> add_narrow(Buffer buffer) {
     Rows& rows = program_.rows_[buffer.index];
     if (rows.narrow != nullptr) return {};
-    const std::size_t held = (rows_max(pool_, shape(buffer).rows) + narrow_rows - 1) / narrow_rows;
-    auto data = make_memory(held * narrow_rows * rows.stride * sizeof(std::uint16_t));
+    auto data = make_memory(narrow_room(rows.stride, rows_max(pool_, shape(buffer).rows)) *
+                            sizeof(std::uint16_t));
     if (!data) return tl::unexpected(data.error());
     rows.narrow = reinterpret_cast<std::uint16_t*>(*data);
     return {};

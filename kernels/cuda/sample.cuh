@@ -110,7 +110,8 @@ __device__ inline bool reads_fours(const void* at) {
   return reinterpret_cast<std::uintptr_t>(at) % sizeof(float4) == 0;
 }
 
-/// Calls f(index of the first, logits) for each of `count` fours that is the thread's, lowest first.
+/// Calls f(index of the first, logits) for each of `count` fours that is the thread's, lowest
+/// first.
 template <class F>
 __device__ void each_four(const float* logits, std::uint32_t count, F f) {
   const auto* all = reinterpret_cast<const float4*>(logits);

@@ -42,7 +42,9 @@ class Probe {
     if (!stream) return tl::unexpected(stream.error());
     stream_ = std::move(*stream);
     chain_.emplace(stream_.get());
-    auto memory = DeviceMemory::make((3 * floats_ + padded(shape.width)) * sizeof(float), "sums");
+    const std::size_t narrow = narrow_room(padded(shape.width), shape.rows) / 2;  // in floats
+    auto memory =
+        DeviceMemory::make((2 * floats_ + narrow + padded(shape.width)) * sizeof(float), "sums");
     if (!memory) return tl::unexpected(memory.error());
     memory_ = std::move(*memory);
     SLUICE_CUDA(cudaMemsetAsync(memory_.as<void>(), 0, memory_.bytes(), stream_.get()));
@@ -59,7 +61,7 @@ class Probe {
     norm_.out.narrow = reinterpret_cast<std::uint16_t*>(norm_.out.data + floats_);
     norm_.width = shape.width;
     norm_.epsilon = 1e-5F;
-    float* const gain = norm_.out.data + 2 * floats_;
+    float* const gain = norm_.out.data + floats_ + narrow;
     norm_.gain = gain;
     const std::vector<float> gains(shape.width, 1.0F);
     SLUICE_CUDA(cudaMemcpyAsync(gain, gains.data(), gains.size() * sizeof(float),
@@ -205,9 +207,9 @@ Result<SumReport> time_sums(const SumProbe& probe, std::shared_ptr<Communicator>
     SLUICE_TRY(sums.prepare(shape));
     SLUICE_TRY(sums.check());
     SumTimes times{shape, 0, 0, 0};
-    for (const auto& [way, us] : {std::pair{&Probe::fused, &times.fused_us},
-                                  std::pair{&Probe::apart, &times.apart_us},
-                                  std::pair{&Probe::library, &times.library_us}}) {
+    for (const auto& [way, us] :
+         {std::pair{&Probe::fused, &times.fused_us}, std::pair{&Probe::apart, &times.apart_us},
+          std::pair{&Probe::library, &times.library_us}}) {
       const auto found = sums.time_us(way);
       if (found) *us = *found;
       if (!found && found.error().code != ErrorCode::unsupported) {

@@ -23,8 +23,8 @@ __device__ constexpr bool multiplies_wide() {
 
 inline constexpr std::uint32_t wide_threads = 128;  ///< that multiply together
 
-/// Columns of the second operand lie in groups of eight; of a group, 64 rows in steps of eight, each
-/// a matrix of 128 bytes (Rows::narrow has them so).
+/// Columns of the second operand lie in groups of eight; of a group, 64 rows in steps of eight,
+/// each a matrix of 128 bytes (Rows::narrow has them so).
 inline constexpr std::uint32_t wide_group_halves = 512;
 
 #if defined(__CUDACC__) && !defined(SLUICE_NO_WIDE)
@@ -51,10 +51,10 @@ __device__ inline void arrive(std::uint64_t* barrier) {
 
 /// Arrives, and announces bytes for this phase.
 __device__ inline void arrive_for(std::uint64_t* barrier, std::uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                   shared_address(barrier)),
-               "r"(bytes)
-               : "memory");
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
 }
 
 /// Until the phase of this parity has ended; the first one's is 0.
@@ -114,12 +114,12 @@ __device__ inline std::uint64_t wide_columns(const std::uint16_t* halves) {
   return (shared_address(halves) >> 4 & 0x3FFFU) | next_matrix >> 4 << 16 | next_group >> 4 << 32;
 }
 
-// d = a b, or d += a b if `add`: of a warp's sixteen rows, which it has in registers, and columns in
-// shared memory, sixteen elements deep. Element 4 n + i of d is element i of TileSums of the n-th
-// group of columns. All four warps together; runs on until await_products().
+// d = a b, or d += a b if `add`: of a warp's sixteen rows, which it has in registers, and columns
+// in shared memory, sixteen elements deep. Element 4 n + i of d is element i of TileSums of the
+// n-th group of columns. All four warps together; runs on until await_products().
 
-#define SLUICE_D8(i)                                                                             \
-  "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3]), "+f"(d[(i) + 4]),            \
+#define SLUICE_D8(i)                                                                  \
+  "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3]), "+f"(d[(i) + 4]), \
       "+f"(d[(i) + 5]), "+f"(d[(i) + 6]), "+f"(d[(i) + 7])
 
 /// As above, for 64 columns.
@@ -134,10 +134,7 @@ __device__ inline void multiply_async(float (&d)[32], const TileA& a, std::uint6
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
       "{%32, %33, %34, %35}, %36, add, 1, 1, 0;\n"
       "}"
-      : SLUICE_D8(0),
-        SLUICE_D8(8),
-        SLUICE_D8(16),
-        SLUICE_D8(24)
+      : SLUICE_D8(0), SLUICE_D8(8), SLUICE_D8(16), SLUICE_D8(24)
       : "r"(a.pairs[0]), "r"(a.pairs[1]), "r"(a.pairs[2]), "r"(a.pairs[3]), "l"(b), "r"(add));
 }
 
@@ -155,14 +152,8 @@ __device__ inline void multiply_async(float (&d)[64], const TileA& a, std::uint6
       "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
       "{%64, %65, %66, %67}, %68, add, 1, 1, 0;\n"
       "}"
-      : SLUICE_D8(0),
-        SLUICE_D8(8),
-        SLUICE_D8(16),
-        SLUICE_D8(24),
-        SLUICE_D8(32),
-        SLUICE_D8(40),
-        SLUICE_D8(48),
-        SLUICE_D8(56)
+      : SLUICE_D8(0), SLUICE_D8(8), SLUICE_D8(16), SLUICE_D8(24), SLUICE_D8(32), SLUICE_D8(40),
+        SLUICE_D8(48), SLUICE_D8(56)
       : "r"(a.pairs[0]), "r"(a.pairs[1]), "r"(a.pairs[2]), "r"(a.pairs[3]), "l"(b), "r"(add));
 }
 
@@ -181,8 +172,7 @@ inline void await_phase(std::uint64_t* barrier, std::uint32_t parity,
                         const cuda_host::Where& where = cuda_host::Where::current()) {
   cuda_host::await_phase(barrier, parity, where);
 }
-inline void copy_bulk(void* shared, const void* from, std::uint32_t bytes,
-                      std::uint64_t* barrier) {
+inline void copy_bulk(void* shared, const void* from, std::uint32_t bytes, std::uint64_t* barrier) {
   cuda_host::copy_bulk(shared, from, bytes, barrier);
 }
 template <std::uint32_t count>

@@ -68,7 +68,7 @@ Outcome run(const Case& one, bool fused) {
   const OnDevice gathered(all, stream.get()), gains(gain, stream.get());
   const OnDevice in(values_of(8, floats), stream.get());
   const OnDevice out(values_of(7, floats), stream.get());
-  const OnDevice narrow(std::vector<float>(std::size_t{narrow_rows} * stride / 2), stream.get());
+  const OnDevice narrow(std::vector<float>(narrow_room(stride, launched_rows) / 2), stream.get());
   StepHeader header;
   header.rows = rows;
   const auto step = require(DeviceMemory::make(sizeof header, "a test"));

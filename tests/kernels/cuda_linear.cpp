@@ -214,6 +214,16 @@ BOOST_AUTO_TEST_CASE(columns_beyond_what_is_asked_for_at_once) {
   check(Products(Format::bf16, 2304, {20}, true), {3, 12, 18});
 }
 
+// Rows of weights as they come, where a device has no products of wide.cuh.
+BOOST_AUTO_TEST_CASE(weights_that_are_not_packed) {
+  struct Older {
+    Older() { cuda_host::set_versions(8, 13000); }
+    ~Older() { cuda_host::set_versions(9, 13000); }
+  } const older;
+  check(Products(Format::bf16, 192, {40, 130, 7}), {1, 7, 9, 16, 17, 70, 600}, on_cuda_host());
+  check(Products(Format::bf16, 2304, {20}, true), {3, 12, 18, 520}, on_cuda_host());
+}
+
 BOOST_AUTO_TEST_CASE(eight_bit_floats) {
   alignas(8) std::uint8_t all[256];
   for (std::uint32_t i = 0; i < 256; ++i) all[i] = static_cast<std::uint8_t>(i);

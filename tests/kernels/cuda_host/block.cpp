@@ -2,14 +2,14 @@
 
 #include "tests/kernels/cuda_host/block.hpp"
 
-#include <signal.h>
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
 #include <vector>
+
+#include "tests/kernels/cuda_host/closed_pages.hpp"
+#include "tests/kernels/cuda_host/stack.hpp"
 
 #if !defined(__x86_64__)
 #include <ucontext.h>
@@ -20,7 +20,6 @@ extern "C" {
 void __sanitizer_start_switch_fiber(void** fake_stack_save, const void* bottom, std::size_t size);
 void __sanitizer_finish_switch_fiber(void* fake_stack, const void** bottom, std::size_t* size);
 void __asan_poison_memory_region(const volatile void* at, std::size_t bytes);
-void __asan_unpoison_memory_region(const volatile void* at, std::size_t bytes);
 }
 #endif
 
@@ -29,9 +28,6 @@ thread_local constinit dim3 blockDim, gridDim;
 
 namespace cuda_host {
 namespace {
-
-// A kernel's frames are small, the sanitizer's larger.
-constexpr std::size_t stack_bytes = std::size_t{128} << 10;
 
 void thread_entry();
 
@@ -95,77 +91,6 @@ struct Context {
   static void change(Context& from, Context& to) { swapcontext(&from.state, &to.state); }
 };
 #endif
-
-class Stack {
- public:
-  Stack() {
-    void* data = ::mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (data == MAP_FAILED) std::abort();
-    data_ = static_cast<std::byte*>(data);
-  }
-  Stack(Stack&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
-  Stack& operator=(Stack&&) = delete;
-  ~Stack() {
-    if (data_ == nullptr) return;
-#if defined(__SANITIZE_ADDRESS__)
-    __asan_unpoison_memory_region(data_, stack_bytes);
-#endif
-    ::munmap(data_, stack_bytes);
-  }
-  std::byte* data() const { return data_; }
-
- private:
-  std::byte* data_ = nullptr;
-};
-
-/// Memory that faults while it is closed: whoever touches it is noted, and goes on.
-class ClosedPages {
- public:
-  /// Until the grid's end.
-  void watch(const Pages& pages) {
-    pages_ = pages;
-    if (!any()) return;
-    watching = this;
-    struct sigaction action {};
-    action.sa_sigaction = &on_fault;
-    action.sa_flags = SA_SIGINFO;
-    ::sigaction(SIGSEGV, &action, &before_);
-  }
-  void unwatch() {
-    if (any()) ::sigaction(SIGSEGV, &before_, nullptr);
-    watching = nullptr;
-  }
-
-  bool any() const { return pages_.bytes != 0; }
-  void close() { protect(PROT_NONE); }
-  void open() { protect(PROT_READ | PROT_WRITE); }
-  bool take_touched() { return std::exchange(touched_, false); }
-
- private:
-  void protect(int access) const {
-    if (any() && ::mprotect(pages_.begin, pages_.bytes, access) != 0) std::abort();
-  }
-
-  static void on_fault(int, siginfo_t* info, void*) {
-    const auto* at = static_cast<const std::byte*>(info->si_addr);
-    const Pages& pages = watching->pages_;
-    if (at < pages.begin || at >= pages.begin + pages.bytes) {
-      ::sigaction(SIGSEGV, &watching->before_, nullptr);  // faults again, for whoever had it before
-      return;
-    }
-    watching->open();
-    watching->touched_ = true;
-  }
-
-  static thread_local ClosedPages* watching;
-
-  Pages pages_;
-  struct sigaction before_ {};
-  bool touched_ = false;
-};
-
-thread_local ClosedPages* ClosedPages::watching = nullptr;
 
 struct Stopped {};  ///< unwinds a fiber of a kernel that has failed
 

@@ -72,8 +72,8 @@ void copy_later(void* shared, const void* from, bool valid);
 void commit_copies();
 void wait_copies(int pending);
 
-/// Barriers in shared memory (kernels/cuda/wide.cuh): a phase ends when so many threads have arrived
-/// and the bytes that they announced have come.
+/// Barriers in shared memory (kernels/cuda/wide.cuh): a phase ends when so many threads have
+/// arrived and the bytes that they announced have come.
 void init_barrier(std::uint64_t* barrier, std::uint32_t arrivals);
 void arrive(std::uint64_t* barrier, std::uint32_t announced_bytes);
 void await_phase(std::uint64_t* barrier, std::uint32_t parity,
