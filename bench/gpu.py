@@ -9,6 +9,8 @@
             GPU, and two that share one, if NCCL lets them
   measure   sluice-bench on random weights of known shapes, each beside its limit and goal, and how
             busy the device was while it generated
+  trace     not by default: those rows that generate, kernel by kernel (gpu_trace.py); needs
+            the library of that name, which the bare build has where CUPTI's header was found
   peer      PyTorch and transformers on the same shape (gpu_torch.py), after `measure`
   start     16 GB of weights from the page cache to the first token (gpu_checkpoint.py)
   serve     a node of the whole bundle, end to end (with --bundle)
@@ -20,7 +22,7 @@ step that does not end within --limit, which is killed; exit code 1 tells of one
 OUT/gpu.json and each step's output beside it.
 
 Usage: bench/gpu.py --bin FOLDER --out FOLDER [--bundle FOLDER] [--models FOLDER] [--quick]
-                    [--parts check,golden,sums,measure,peer,start,serve,sanitize]
+                    [--parts check,golden,sums,measure,trace,peer,start,serve,sanitize]
                     [--rows REGEX]        of `measure`: those whose names it is found in
                     [--sanitized SUITES]  of `sanitize`: of test_kernels, with commas between
                     [--limit SECONDS]     of each step
@@ -41,6 +43,7 @@ import tempfile
 import time
 
 import gpu_checkpoint
+import gpu_trace
 
 # Products of a prompt's token with all layers; the head multiplies the last row alone.
 LAYER_WEIGHTS = {"llama-3.1-8b": 6.98e9, "llama-3.2-1b": 0.97e9, "smollm2-135m": 0.106e9}
@@ -302,6 +305,33 @@ class Run:
                     node.terminate()
 
 
+    def trace(self, rows):
+        """Where a decode step's time went, kernel by kernel."""
+        library = self.bin.parent / "lib" / "sluice" / "libsluice_gpu_trace.so"
+        if not library.exists():
+            library = self.bin / "libsluice_gpu_trace.so"  # of a build folder
+        folders = [path.parent for root in ("/usr/local/cuda", *sys.path)
+                   for path in pathlib.Path(root).glob("**/libcupti.so.13")
+                   if root and pathlib.Path(root).is_dir()]
+        if not library.exists() or not folders:
+            print(f"no {library.name if not library.exists() else 'libcupti.so.13'}: no traces")
+            return
+        for name, shape, arguments, against, _ in rows:
+            if against == "cublas":
+                continue
+            file = self.out / ("trace-" + name.replace(" ", "-").replace(",", "") + ".txt")
+            text = self.step(f"trace, {name}", [
+                self.bin / "sluice-bench", "--shape", shape, "--backend", self.backend,
+                "--repetitions", "1", *arguments.split(), "--generate", "8"], {
+                    "CUDA_INJECTION64_PATH": str(library), "SLUICE_TRACE": str(file),
+                    "LD_LIBRARY_PATH": ":".join([str(folders[0]),
+                                                 os.environ.get("LD_LIBRARY_PATH", "")])})
+            lines = gpu_trace.table(gpu_trace.read(file)) if text and file.exists() else None
+            if lines:
+                self.found["rows"].append({"name": f"trace, {name}", "result": lines})
+                print("\n".join("       " + line for line in lines[:12]), flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -330,6 +360,8 @@ def main():
         run.sums()
     if "measure" in parts:
         run.measure(rows)
+    if "trace" in parts and options.backend == "cuda":
+        run.trace(rows)
     if "peer" in parts:
         run.peer(options.quick)
     if "start" in parts:

@@ -66,6 +66,15 @@ target_compile_options(sluice_cuda PRIVATE
   -Xcompiler=-Wall,-Wextra>)
 target_link_libraries(sluice_cuda PRIVATE sluice_options fmt::fmt CUDA::cudart_static)
 target_link_options(sluice_cuda PRIVATE LINKER:--no-undefined LINKER:--exclude-libs,ALL)
+# For bench/gpu.py, which names it to the driver: nothing links it.
+find_path(CUPTI_INCLUDE_DIR cupti.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+if(SLUICE_BARE AND CUPTI_INCLUDE_DIR)
+  add_library(sluice_gpu_trace MODULE ${CMAKE_SOURCE_DIR}/bench/gpu_trace.cpp)
+  set_target_properties(sluice_gpu_trace PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
+  target_include_directories(sluice_gpu_trace SYSTEM PRIVATE
+    ${CUPTI_INCLUDE_DIR} ${CUDAToolkit_INCLUDE_DIRS})
+  target_link_libraries(sluice_gpu_trace PRIVATE sluice_options ${CMAKE_DL_LIBS})
+endif()
 list(JOIN CMAKE_CUDA_ARCHITECTURES ", " targets)
 message(STATUS "CUDA plugin: yes (nvcc ${CMAKE_CUDA_COMPILER_VERSION} for ${targets}; "
   "NCCL: ${NCCL_INCLUDE_DIR})")

@@ -27,6 +27,10 @@ if(TARGET sluice_cuda)
   set_target_properties(sluice_cuda PROPERTIES ${rpath} $ORIGIN/..)
   install(TARGETS sluice_cuda LIBRARY DESTINATION lib/sluice)
 endif()
+if(TARGET sluice_gpu_trace)
+  set_target_properties(sluice_gpu_trace PROPERTIES ${rpath} $ORIGIN/..)
+  install(TARGETS sluice_gpu_trace LIBRARY DESTINATION lib/sluice)
+endif()
 install(DIRECTORY ${CMAKE_SOURCE_DIR}/configs ${CMAKE_SOURCE_DIR}/deploy DESTINATION .
         USE_SOURCE_PERMISSIONS
         PATTERN check.sh EXCLUDE)  # of the tree alone

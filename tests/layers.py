@@ -47,7 +47,7 @@ LIBRARIES = {
     "router": ["fmt/", "tl/", "zmq"],
     "gateway": ["fmt/", "tl/", "zmq", "nlohmann/", "boost/"],
     "cli": ["fmt/", "tl/", "zmq", "CLI/", "nlohmann/", "toml++/", "spdlog/", "histedit.h"],
-    "bench": ["fmt/", "tl/", "zmq", "nlohmann/"],
+    "bench": ["fmt/", "tl/", "zmq", "nlohmann/", "cupti"],
     "examples": ["fmt/", "tl/", "zmq"],
     "tsan": ["caf/"],
 }

@@ -4,6 +4,11 @@
 // four warps multiply 64 weight rows each, which they unpack from there to registers on the way. A
 // block's activations serve 192 weights: 77 operations a byte that comes from the second-level
 // cache. Where a Gate follows, a block has as many rows of both products, and its warps trade.
+//
+// Seen on an H200: an 8B model's prompt of 2,048 tokens at 361 TFLOP/s, attention and norms
+// included, where cuBLAS multiplies at 796. The expected limit is the second-level cache: a stage
+// of 192 x 128 brings 40 KiB to a multiprocessor for what its tensor cores do in 0.44 us, 12 TB/s
+// of all 132. Blocks that share what they read, as a cluster, would need less.
 
 #include "kernels/cuda/gate.cuh"
 #include "kernels/cuda/linear.cuh"
