@@ -2,10 +2,10 @@
 // is to be busy from the first to the last. So a multiprocessor has one block for the whole of a
 // launch (of narrow weights two), which takes panel after panel; each of its warps has one section
 // of their columns, and brings weights and activations to a ring of its own in shared memory, some
-// groups ahead, across panels, without a barrier but the one behind each panel. Weights are asked
-// for before the kernels before this one have ended; there is no room for two launches' blocks of
-// plain weights on a multiprocessor beyond what those are done with, so that no multiprocessor gets
-// two of a launch while another gets none.
+// groups ahead, across panels, without a barrier but the one behind each panel. A multiprocessor
+// has room for no more, so that none gets two blocks of plain weights while another gets none; the
+// next launch's block comes as soon as there is room again, and asks for its weights before the
+// kernels before it have ended.
 //
 // Seen on an H200 in a step of an 8B model (bench/gpu.py --parts trace): 15.0 GB of bf16 in 3.54
 // ms, 4.24 of 4.53 TB/s; 6.98 GB of e4m3 in 2.05 ms, 3.41 TB/s, where unpacking takes the time.
@@ -23,9 +23,9 @@ constexpr std::uint32_t depth = 3;    ///< groups of a ring; four made an H200 s
 template <class P>
 constexpr std::uint32_t blocks_each = P::element_bytes == 1 ? 2 : 1;  ///< of a multiprocessor
 
-/// A group in a ring: units of weights, then matrices of eight rows and eight columns.
+/// A group in a warp's ring: units of weights, then matrices of eight rows and eight columns.
 template <class P, std::uint32_t tiles>
-struct Slot {
+struct RingSlot {
   static constexpr std::uint32_t units = group / P::columns;
   static constexpr std::uint32_t matrices = group / 8;  ///< of eight rows
   uint4 weights[units][warp_lanes];
@@ -36,9 +36,9 @@ struct Slot {
 template <class P, std::uint32_t tiles, bool with_gate>
 class Streamer {
  public:
-  using Ring = Slot<P, tiles>;
+  using Slot = RingSlot<P, tiles>;
 
-  __device__ Streamer(const LinearArgs& args, Ring* ring)
+  __device__ Streamer(const LinearArgs& args, Slot* ring)
       : args_(args), ring_(ring), columns_(args.product[0].weight.cols) {
     const std::uint32_t width = section_columns(columns_);
     begin_ = least(warp_index() * width, padded(columns_));
@@ -67,10 +67,10 @@ class Streamer {
   __device__ void ask_weights(std::uint32_t slot) {
     if (next_.left == 0) return;
     SLUICE_UNROLL
-    for (std::uint32_t i = 0; i < Ring::units; ++i) {
+    for (std::uint32_t i = 0; i < Slot::units; ++i) {
       copy_async(&ring_[slot].weights[i][lane_index()], next_.from + i * unit_bytes, true);
     }
-    next_.from += Ring::units * unit_bytes;
+    next_.from += Slot::units * unit_bytes;
     if (--next_.left == 0 || ++next_.group != groups_) return;
     next_.group = 0;
     ++next_.panel;
@@ -86,7 +86,7 @@ class Streamer {
     for (std::uint32_t n = 0; n < tiles; ++n) {
       if (n * 8 + r >= rows) continue;  // a column of the sums that nobody reads
       SLUICE_UNROLL
-      for (std::uint32_t i = 0; i < Ring::matrices; i += 4) {
+      for (std::uint32_t i = 0; i < Slot::matrices; i += 4) {
         copy_async(&ring_[slot].inputs[n][i + matrix][r],
                    inputs_ + narrow_row(0, n * 8) + narrow_column(i * 8), true);
       }
@@ -120,15 +120,15 @@ class Streamer {
     for (std::uint32_t q = 0; q < groups_; ++q) {
       wait_copies<depth - 1>();
       __syncwarp();  // what every lane copied is there
-      const Ring& slot = ring_[slot_];
-      uint4 weights[Ring::units];
+      const Slot& slot = ring_[slot_];
+      uint4 weights[Slot::units];
       TileB inputs[tiles][group / 16];
       SLUICE_UNROLL
-      for (std::uint32_t i = 0; i < Ring::units; ++i) weights[i] = slot.weights[i][lane_index()];
+      for (std::uint32_t i = 0; i < Slot::units; ++i) weights[i] = slot.weights[i][lane_index()];
       SLUICE_UNROLL
       for (std::uint32_t n = 0; n < tiles; ++n) {
         SLUICE_UNROLL
-        for (std::uint32_t i = 0; i < Ring::matrices; i += 4) {
+        for (std::uint32_t i = 0; i < Slot::matrices; i += 4) {
           std::uint32_t words[4];
           load_matrices<false>(words, &slot.inputs[n][i + lane_index() / 8][lane_index() % 8]);
           inputs[n][i / 2] = {{words[0], words[1]}};
@@ -141,7 +141,7 @@ class Streamer {
       commit_copies();
       if (++slot_ == depth) slot_ = 0;
       SLUICE_UNROLL
-      for (std::uint32_t i = 0; i < Ring::units; ++i) {
+      for (std::uint32_t i = 0; i < Slot::units; ++i) {
         TileA some[P::tiles];
         P::unpack(weights[i], some);
         SLUICE_UNROLL
@@ -171,7 +171,7 @@ class Streamer {
   }
 
   const LinearArgs& args_;
-  Ring* ring_;
+  Slot* ring_;
   std::uint32_t columns_, begin_, groups_, panels_, mine_;
   Next next_;
   std::uint32_t inputs_left_ = 0;  ///< groups whose activations are not yet asked for
@@ -191,8 +191,8 @@ __global__ void __launch_bounds__(sections* warp_lanes) stream_kernel(GatedArgs 
   static_assert(tokens * panel_rows <= sections * warp_lanes);
   const LinearArgs& args = gated_args.linear;
   SharedPieces shared;
-  using Ring = Slot<P, tiles>;
-  Ring* rings = shared.take<Ring>(sections * depth);
+  using Slot = RingSlot<P, tiles>;
+  Slot* rings = shared.take<Slot>(sections * depth);
   auto* sums_at = shared.take<float>(2 * sum_floats<tiles>);
   Streamer<P, tiles, with_gate> streamer(args, rings + warp_index() * depth);
   streamer.begin();
@@ -242,7 +242,7 @@ __global__ void __launch_bounds__(sections* warp_lanes) stream_kernel(GatedArgs 
 }
 
 template <class P, std::uint32_t tiles>
-constexpr std::size_t shared_bytes = SharedPieces::bytes<Slot<P, tiles>>(sections* depth) +
+constexpr std::size_t shared_bytes = SharedPieces::bytes<RingSlot<P, tiles>>(sections* depth) +
                                      SharedPieces::bytes<float>(2 * sum_floats<tiles>);
 
 template <class P, std::uint32_t tiles, bool with_gate>
