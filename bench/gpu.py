@@ -9,8 +9,8 @@
             GPU, and two that share one, if NCCL lets them
   measure   sluice-bench on random weights of known shapes, each beside its limit and goal, and how
             busy the device was while it generated
-  trace     not by default: those rows that generate, kernel by kernel (gpu_trace.py); needs
-            the library of that name, which the bare build has where CUPTI's header was found
+  trace     not by default: a step of those rows, kernel by kernel (gpu_trace.py); needs the
+            library of that name, which the bare build has where CUPTI's header was found
   peer      PyTorch and transformers on the same shape (gpu_torch.py), after `measure`
   start     16 GB of weights from the page cache to the first token (gpu_checkpoint.py)
   serve     a node of the whole bundle, end to end (with --bundle)
@@ -62,6 +62,8 @@ ROWS = [
      "--prompt 0 --generate 128 --depth 1024", "bandwidth", 0.70),
     ("8B bf16, prompt of 2,048", "llama-3.1-8b:bf16", "--prompt 2048 --generate 0", "cublas", 0.70),
     ("8B bf16, prompt of 8,192", "llama-3.1-8b:bf16", "--prompt 8192 --generate 0", "cublas", 0.70),
+    ("8B bf16, 64 streams at 2,048", "llama-3.1-8b:bf16",
+     "--prompt 0 --generate 32 --streams 64 --depth 2048 --repetitions 1", "bandwidth", None),
     ("8B bf16, 64 streams at 8,192", "llama-3.1-8b:bf16",
      "--prompt 0 --generate 32 --streams 64 --depth 8192 --repetitions 1", "bandwidth", 0.80),
     ("8B Q4_0, 1 stream at 1,024", "llama-3.1-8b:q4_0",
@@ -107,6 +109,10 @@ print(2 * n ** 3 * 20 / min(timed(20) for _ in range(3)))
 """
 
 
+def file_name(name):
+    return name.replace(" ", "-").replace(",", "")
+
+
 class Run:
     def __init__(self, options):
         self.bin = pathlib.Path(options.bin).resolve()
@@ -124,7 +130,7 @@ class Run:
 
         One that does not end in time is killed with all that it has started.
         """
-        log = self.out / (name.replace(" ", "-").replace(",", "") + ".log")
+        log = self.out / f"{file_name(name)}.log"
         began = time.monotonic()
         with open(log, "wb") as output:
             try:
@@ -304,28 +310,26 @@ class Run:
                 finally:
                     node.terminate()
 
-
     def trace(self, rows):
-        """Where a decode step's time went, kernel by kernel."""
+        """Where a step's time went, kernel by kernel: a decode step's, or a prompt's last."""
         library = self.bin.parent / "lib" / "sluice" / "libsluice_gpu_trace.so"
         if not library.exists():
             library = self.bin / "libsluice_gpu_trace.so"  # of a build folder
-        folders = [path.parent for root in ("/usr/local/cuda", *sys.path)
-                   for path in pathlib.Path(root).glob("**/libcupti.so.13")
-                   if root and pathlib.Path(root).is_dir()]
-        if not library.exists() or not folders:
-            print(f"no {library.name if not library.exists() else 'libcupti.so.13'}: no traces")
+        cupti = next((path for root in ("/usr/local/cuda", *sys.path) if os.path.isdir(root)
+                      for path in pathlib.Path(root).glob("**/libcupti.so.13")), None)
+        if cupti is None or not library.exists():
+            print("no libcupti.so.13, or no libsluice_gpu_trace.so: traces are left out")
             return
+        folders = [str(cupti.parent), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
         for name, shape, arguments, against, _ in rows:
-            if against == "cublas":
-                continue
-            file = self.out / ("trace-" + name.replace(" ", "-").replace(",", "") + ".txt")
+            few = ["--repetitions", "4"] if against == "cublas" else [
+                "--repetitions", "1", "--generate", "8"]
+            file = self.out / f"{file_name('trace ' + name)}.txt"
             text = self.step(f"trace, {name}", [
                 self.bin / "sluice-bench", "--shape", shape, "--backend", self.backend,
-                "--repetitions", "1", *arguments.split(), "--generate", "8"], {
+                *arguments.split(), *few], {
                     "CUDA_INJECTION64_PATH": str(library), "SLUICE_TRACE": str(file),
-                    "LD_LIBRARY_PATH": ":".join([str(folders[0]),
-                                                 os.environ.get("LD_LIBRARY_PATH", "")])})
+                    "LD_LIBRARY_PATH": ":".join(folders)})
             lines = gpu_trace.table(gpu_trace.read(file)) if text and file.exists() else None
             if lines:
                 self.found["rows"].append({"name": f"trace, {name}", "result": lines})

@@ -29,13 +29,6 @@ constexpr std::uint32_t slices = tile_tokens / slice_tokens;
 /// which waits for the one before, and four such chains keep a warp's tensor cores busy.
 constexpr std::uint32_t together = 2;
 
-/// Asks the second-level cache for 128 bytes.
-__device__ inline void prefetch_line([[maybe_unused]] const void* at) {
-#ifdef __CUDACC__
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
-#endif
-}
-
 /// A row of float32 results in shared memory: the eight keep rows off each other's banks.
 template <std::uint32_t width>
 constexpr std::uint32_t result_floats = width + 8;

@@ -104,7 +104,7 @@ class CudaBackend final : public Backend {
         uploader_.copy(tensor.data, row, row_stride(tensor), memory->as<std::byte>(), stride));
     DeviceWeight device{memory->as<std::uint8_t>(), stride, tensor.rows, tensor.cols,
                         tensor.format};
-    // What it was made of is freed then.
+    // What it was made of is freed then. A row alone is no product's: a gain, or a bias.
     if (tensor.as_e4m3) {
       SLUICE_TRY(narrow(device));
     } else if (packs_ && tensor.format == Format::bf16 && tensor.rows > 1) {

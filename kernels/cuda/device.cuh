@@ -67,9 +67,9 @@ __device__ inline void await_previous() {
 #endif
 }
 
-/// Asks for the 128 bytes of weights at `at`, for a read that comes after the wait.
-__device__ inline void prefetch_weight([[maybe_unused]] const void* at) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+/// Asks the second-level cache for the 128 bytes at `at`; weights' before the wait, too.
+__device__ inline void prefetch_line([[maybe_unused]] const void* at) {
+#ifdef __CUDACC__
   asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
 #endif
 }
@@ -157,16 +157,6 @@ __device__ float warp_sums(float (&v)[count]) {
     v[0] += __shfl_xor_sync(all_lanes, v[0], static_cast<int>(step));
   }
   return v[0];
-}
-
-/// Sum over the block: warps by their tree, then warp after warp. `scratch` has a float a warp.
-__device__ inline float block_sum(float value, float* scratch) {
-  value = warp_sum(value);
-  if (lane_index() == 0) scratch[warp_index()] = value;
-  __syncthreads();
-  float total = 0.0F;
-  for (std::uint32_t i = 0; i < blockDim.x / warp_lanes; ++i) total += scratch[i];
-  return total;
 }
 
 __device__ inline float warp_max(float value) {

@@ -71,8 +71,8 @@ __device__ inline float scaled(const Product& product, std::uint32_t o, float su
 /// Asks for what scaled() reads of some 16 rows from `row` on, which would be the last thing that a
 /// block waits for.
 __device__ inline void prefetch_scaling(const Product& product, std::uint32_t row) {
-  if (product.weight.scales != nullptr) prefetch_weight(product.weight.scales + row);
-  if (product.bias != nullptr) prefetch_weight(product.bias + row);
+  if (product.weight.scales != nullptr) prefetch_line(product.weight.scales + row);
+  if (product.bias != nullptr) prefetch_line(product.bias + row);
 }
 
 /// Of weight row o and activation row r.

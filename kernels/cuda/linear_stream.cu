@@ -43,11 +43,11 @@ class Streamer {
     const std::uint32_t width = section_columns(columns_);
     begin_ = least(warp_index() * width, padded(columns_));
     groups_ = (least(begin_ + width, padded(columns_)) - begin_) / group;
-    panels_ = 0;
+    std::uint32_t all = 0;
     for (std::uint32_t i = 0; i < (with_gate ? 1 : args.count); ++i) {
-      panels_ += divide_up(args.product[i].weight.rows, panel_rows);
+      all += divide_up(args.product[i].weight.rows, panel_rows);
     }
-    mine_ = divide_up(panels_ - blockIdx.x, gridDim.x) * (with_gate ? 2 : 1);
+    mine_ = divide_up(all - blockIdx.x, gridDim.x) * (with_gate ? 2 : 1);
     next_.left = mine_ * groups_;
     inputs_ = args.in.narrow + narrow_row(args.in.stride, lane_index() % 8) +
               narrow_column(begin_ + lane_index() / 8 * 8);
@@ -172,7 +172,7 @@ class Streamer {
 
   const LinearArgs& args_;
   Slot* ring_;
-  std::uint32_t columns_, begin_, groups_, panels_, mine_;
+  std::uint32_t columns_, begin_, groups_, mine_;
   Next next_;
   std::uint32_t inputs_left_ = 0;  ///< groups whose activations are not yet asked for
   const std::uint16_t* inputs_;    ///< the lane's of the next group

@@ -82,7 +82,7 @@ __device__ inline float add_squares(const Quads& quads, std::uint32_t first, std
 __device__ inline void prefetch_gains(const NormArgs& args) {
   const std::uint32_t line = 32, step = blockDim.x * line;
   for (std::uint32_t i = threadIdx.x * line; i < args.width; i += step) {
-    prefetch_weight(args.gain + i);
+    prefetch_line(args.gain + i);
   }
 }
 

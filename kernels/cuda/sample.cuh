@@ -81,19 +81,19 @@ __device__ inline std::uint64_t block_total(std::uint64_t mine, const Shared& sh
   return total;
 }
 
-/// Logits that a thread has under way together. With one, each of a block's passes over 128,256 of
-/// them would wait 250 times for the second-level cache: some 40 us beside the 3.4 ms that an H200
-/// reads an 8B model's weights in. A greedy row takes 11 us there.
+/// Logits, or fours of them, that a thread has under way together. With one, each of a block's
+/// passes over 128,256 of them would wait 250 times for the second-level cache: some 40 us beside
+/// the 3.4 ms that an H200 reads an 8B model's weights in. A greedy row takes 11 us there.
 inline constexpr std::uint32_t reads = 8;
 
-/// Calls f(index, logit) for each that is the thread's, lowest index first.
-template <class F>
-__device__ void each_logit(const float* logits, std::uint32_t count, F f) {
+/// Calls f(place, value) for each of `count` values that is the thread's, lowest place first.
+template <class T, class F>
+__device__ void each_read(const T* values, std::uint32_t count, F f) {
   for (std::uint32_t first = threadIdx.x; first < count; first += reads * block_threads) {
-    float some[reads];
+    T some[reads];
     SLUICE_UNROLL
     for (std::uint32_t i = 0; i < reads; ++i) {
-      some[i] = logits[least(first + i * block_threads, count - 1)];
+      some[i] = values[least(first + i * block_threads, count - 1)];
     }
     SLUICE_UNROLL
     for (std::uint32_t i = 0; i < reads; ++i) {
@@ -103,30 +103,22 @@ __device__ void each_logit(const float* logits, std::uint32_t count, F f) {
   }
 }
 
-/// Fours of them that a thread has under way together, where they lie so that 16 bytes are a read.
-inline constexpr std::uint32_t fours = 8;
+/// Calls f(index, logit).
+template <class F>
+__device__ void each_logit(const float* logits, std::uint32_t count, F f) {
+  each_read(logits, count, f);
+}
 
+/// Whether logits lie so that four are a read.
 __device__ inline bool reads_fours(const void* at) {
   return reinterpret_cast<std::uintptr_t>(at) % sizeof(float4) == 0;
 }
 
-/// Calls f(index of the first, logits) for each of `count` fours that is the thread's, lowest
-/// first.
+/// Calls f(index of the first, logits) for each of `count` fours.
 template <class F>
 __device__ void each_four(const float* logits, std::uint32_t count, F f) {
-  const auto* all = reinterpret_cast<const float4*>(logits);
-  for (std::uint32_t first = threadIdx.x; first < count; first += fours * block_threads) {
-    float4 some[fours];
-    SLUICE_UNROLL
-    for (std::uint32_t i = 0; i < fours; ++i) {
-      some[i] = all[least(first + i * block_threads, count - 1)];
-    }
-    SLUICE_UNROLL
-    for (std::uint32_t i = 0; i < fours; ++i) {
-      const std::uint32_t at = first + i * block_threads;
-      if (at < count) f(4 * at, some[i]);
-    }
-  }
+  each_read(reinterpret_cast<const float4*>(logits), count,
+            [&](std::uint32_t at, const float4& four) { f(4 * at, four); });
 }
 
 /// The greatest of four; of a number and NaN, the number.
@@ -328,15 +320,15 @@ __device__ inline Best race(const Row& row, const Scale& scale, Token favourite,
     // Most have no chance: those that may are read again, from the first-level cache.
     const auto* all = reinterpret_cast<const float4*>(row.logits);
     const std::uint32_t begin = row.first / 4, whole = row.count / 4;
-    for (std::uint32_t at = threadIdx.x; at < whole; at += fours * block_threads) {
-      float4 some[fours];
+    for (std::uint32_t at = threadIdx.x; at < whole; at += reads * block_threads) {
+      float4 some[reads];
       std::uint32_t able = 0;
       SLUICE_UNROLL
-      for (std::uint32_t i = 0; i < fours; ++i) {
+      for (std::uint32_t i = 0; i < reads; ++i) {
         some[i] = all[least(at + i * block_threads, whole - 1)];
       }
       SLUICE_UNROLL
-      for (std::uint32_t i = 0; i < fours; ++i) {
+      for (std::uint32_t i = 0; i < reads; ++i) {
         const float top = (highest(some[i]) - scale.peak) * scale.inverse;
         const bool may = at + i * block_threads < whole && !(top + gumbel_highest < best.value);
         able |= may ? 1U << i : 0U;
