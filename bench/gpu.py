@@ -66,8 +66,12 @@ ROWS = [
      "--prompt 0 --generate 32 --streams 64 --depth 2048 --repetitions 1", "bandwidth", None),
     ("8B bf16, 64 streams at 8,192", "llama-3.1-8b:bf16",
      "--prompt 0 --generate 32 --streams 64 --depth 8192 --repetitions 1", "bandwidth", 0.80),
-    ("8B Q4_0, 1 stream at 1,024", "llama-3.1-8b:q4_0",
-     "--prompt 0 --generate 128 --depth 1024", "bandwidth", None),
+] + [
+    (f"8B {quantized.upper()}, 1 stream at 1,024", f"llama-3.1-8b:{quantized}",
+     "--prompt 0 --generate 128 --depth 1024", "bandwidth", None)
+    for quantized in ("q4_0", "q4_k", "q8_0")
+] + [
+    ("8B Q4_0, prompt of 2,048", "llama-3.1-8b:q4_0", "--prompt 2048 --generate 0", "cublas", None),
 ] + [
     (f"8B fp8, {streams} streams at 1,500", "llama-3.1-8b:bf16",
      f"--quantization fp8 --prompt 0 --generate 64 --streams {streams} --depth 1500 "

@@ -213,6 +213,9 @@ struct DeviceInfo {
   std::uint32_t int8_block_columns = 0;
   /// Products round their input and weights to bf16, but for float32 weights.
   bool bf16_products = false;
+  /// Weights are kept as bf16 but for float32, tables too; of quantized ones scales, and offsets of
+  /// the middle code, are rounded to it first (kernels/cuda/packed.cuh).
+  bool bf16_weights = false;
   /// Products with bf16 weights round their input to bf16, but for `float_input`, and take
   /// denormals for zeros.
   bool bf16_inputs = false;

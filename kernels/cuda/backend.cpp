@@ -72,10 +72,11 @@ class CudaBackend final : public Backend {
     info_.device = name_of(properties_);
     const auto exact = ignores_zeros();
     if (!exact) return tl::unexpected(exact.error());
-    info_.arithmetic = fmt::format("sm_{}{}-bf16-attention-f16{}-split{}/4", properties_.major,
-                                   properties_.minor, *exact ? "" : "-inexact",
-                                   options_.split_tokens);
+    info_.arithmetic = fmt::format("sm_{}{}{}-bf16-attention-f16{}-split{}/5", properties_.major,
+                                   properties_.minor, packs_ ? "-packed" : "",
+                                   *exact ? "" : "-inexact", options_.split_tokens);
     info_.bf16_products = true;
+    info_.bf16_weights = packs_;
     info_.paths_equal = *exact;
     info_.dedicated_memory = true;
     info_.half_queries = true;
@@ -104,14 +105,10 @@ class CudaBackend final : public Backend {
         uploader_.copy(tensor.data, row, row_stride(tensor), memory->as<std::byte>(), stride));
     DeviceWeight device{memory->as<std::uint8_t>(), stride, tensor.rows, tensor.cols,
                         tensor.format};
-    // What it was made of is freed then. A row alone is no product's: a gain, or a bias.
-    if (tensor.as_e4m3) {
-      SLUICE_TRY(narrow(device));
-    } else if (packs_ && tensor.format == Format::bf16 && tensor.rows > 1) {
-      SLUICE_TRY(pack(device));
-    } else {
-      memory_.push_back(std::move(*memory));
-    }
+    if (tensor.as_e4m3) SLUICE_TRY(narrow(device, *memory));
+    // A row alone is no product's: a gain, or a bias.
+    if (packs_ && takes_narrow(device) && tensor.rows > 1) SLUICE_TRY(pack(device, *memory));
+    memory_.push_back(std::move(*memory));
     weights_.push_back({*shape, device, tensor});
     return Weight{static_cast<std::uint32_t>(weights_.size() - 1)};
   }
@@ -323,44 +320,50 @@ class CudaBackend final : public Backend {
     return DeviceMemory::make(bytes, "a weight");
   }
 
-  /// Replaces a weight by itself in e4m3, scales behind its rows.
-  Result<void> narrow(DeviceWeight& weight) {
-    const std::size_t row = padded(weight.cols);
-    const std::uint32_t panels = (weight.rows + panel_rows - 1) / panel_rows;
-    const std::size_t bytes = row * (packs_ ? panels * panel_rows : weight.rows);
-    auto memory = make_weight(bytes + weight.rows * sizeof(float));
-    if (!memory) return tl::unexpected(memory.error());
+  /// Replaces a weight, and the memory that it lies in, by itself in e4m3, scales behind its rows.
+  Result<void> narrow(DeviceWeight& weight, DeviceMemory& memory) {
     DeviceWeight narrowed = weight;
-    narrowed.data = memory->as<std::uint8_t>();
-    narrowed.stride = packs_ ? row * panel_rows : row;
+    narrowed.stride = padded(weight.cols);
+    const std::size_t bytes = narrowed.stride * weight.rows;
+    auto made = make_weight(bytes + weight.rows * sizeof(float));
+    if (!made) return tl::unexpected(made.error());
+    narrowed.data = made->as<std::uint8_t>();
     narrowed.scales = reinterpret_cast<const float*>(narrowed.data + bytes);
-    narrowed.packed = packs_;
     SLUICE_TRY(uploader_.finish());
-    SLUICE_CUDA(cudaMemsetAsync(memory->as<void>(), 0, bytes, stream_.get()));
+    SLUICE_CUDA(cudaMemsetAsync(made->as<void>(), 0, bytes, stream_.get()));
     LaunchChain chain(stream_.get());
     SLUICE_CUDA(narrow_weight({weight, narrowed}, chain));
-    return replace(weight, narrowed, std::move(*memory));
+    return replace(weight, memory, narrowed, std::move(*made));
   }
 
-  /// Replaces rows of bf16 by panels.
-  Result<void> pack(DeviceWeight& weight) {
-    const std::uint32_t panels = (weight.rows + panel_rows - 1) / panel_rows;
+  /// Replaces a weight, and the memory that it lies in, by its panels, scales behind them.
+  Result<void> pack(DeviceWeight& weight, DeviceMemory& memory) {
     DeviceWeight packed = weight;
-    packed.stride = std::size_t{padded(weight.cols)} * sizeof(std::uint16_t) * panel_rows;
-    auto memory = make_weight(packed.stride * panels);
-    if (!memory) return tl::unexpected(memory.error());
-    packed.data = memory->as<std::uint8_t>();
+    packed.stride = packed_stride(weight);
     packed.packed = true;
+    const std::size_t bytes = packed.stride * ((weight.rows + panel_rows - 1) / panel_rows);
+    const std::size_t scales = weight.scales != nullptr ? weight.rows * sizeof(float) : 0;
+    auto made = make_weight(bytes + scales);
+    if (!made) return tl::unexpected(made.error());
+    packed.data = made->as<std::uint8_t>();
     SLUICE_TRY(uploader_.finish());
+    if (scales > 0) {
+      auto* to = made->as<std::uint8_t>() + bytes;
+      SLUICE_CUDA(cudaMemcpyAsync(to, weight.scales, scales, cudaMemcpyDeviceToDevice,
+                                  stream_.get()));
+      packed.scales = reinterpret_cast<const float*>(to);
+    }
     LaunchChain chain(stream_.get());
     SLUICE_CUDA(pack_weight({weight, packed}, chain));
-    return replace(weight, packed, std::move(*memory));
+    return replace(weight, memory, packed, std::move(*made));
   }
 
-  Result<void> replace(DeviceWeight& weight, const DeviceWeight& by, DeviceMemory memory) {
+  /// Once what made it has been done; what it was made of is freed.
+  Result<void> replace(DeviceWeight& weight, DeviceMemory& memory, const DeviceWeight& by,
+                       DeviceMemory made) {
     SLUICE_CUDA(cudaStreamSynchronize(stream_.get()));
     weight = by;
-    memory_.push_back(std::move(memory));
+    memory = std::move(made);
     return {};
   }
 

@@ -161,7 +161,7 @@ struct DeviceWeight {
   Format format = Format::f32;  ///< the file's
   /// Of rows that were narrowed to e4m3 when they were loaded: [rows].
   const float* scales = nullptr;
-  bool packed = false;  ///< bf16, or narrowed to e4m3
+  bool packed = false;
 };
 
 /// Whether products with it read activations, and it, as bf16.
@@ -204,10 +204,10 @@ __host__ __device__ constexpr std::size_t narrow_at(std::uint32_t stride, std::u
 /// becomes the largest that there is, and rounded; `scales` are what to multiply it with again.
 struct NarrowWeightArgs {
   DeviceWeight in;
-  DeviceWeight out;  ///< with scales, packed or not; `data` is written
+  DeviceWeight out;  ///< with scales; `data` is written
 };
 
-/// Packs rows of bf16.
+/// Packs rows of any format but float32.
 struct PackArgs {
   DeviceWeight in, out;
 };
@@ -430,6 +430,10 @@ cudaError_t linear(const LinearArgs& args, std::uint32_t rows, LaunchChain& chai
 cudaError_t narrow(const NarrowArgs& args, std::uint32_t rows, LaunchChain& chain);
 cudaError_t narrow_weight(const NarrowWeightArgs& args, LaunchChain& chain);
 cudaError_t pack_weight(const PackArgs& args, LaunchChain& chain);
+
+/// Bytes of a panel of such a weight once it is packed.
+std::uint64_t packed_stride(const DeviceWeight& weight);
+
 cudaError_t angles(const AnglesArgs& args, std::uint32_t rows, LaunchChain& chain);
 cudaError_t rope_store(const RopeArgs& args, std::uint32_t rows, LaunchChain& chain);
 cudaError_t gate(const GateArgs& args, std::uint32_t rows, LaunchChain& chain);

@@ -66,24 +66,37 @@ __device__ Token input_token(const SlotArrays& slots, const StepRow& row) {
   return slots.tokens[std::size_t{row.slot} * slots.token_capacity + row.position];
 }
 
-/// Elements column .. column + 7 of a table's row.
+/// A table of rows: elements column .. column + 7 of one.
 template <class U>
-__device__ void read_eight(const DeviceWeight& table, std::uint32_t row, std::uint32_t column,
-                           float w[8]) {
-  if constexpr (std::is_same_v<U, PackedBf16>) {
-    SLUICE_UNROLL
-    for (std::uint32_t i = 0; i < 8; i += 2) {
-      const std::size_t at = packed_at<U>(table.cols, row, column + i);
-      const auto pair = *reinterpret_cast<const std::uint32_t*>(table.data + at);
-      w[i] = widen_bf16(pair & 0xFFFFU);
-      w[i + 1] = widen_bf16(pair >> 16);
-    }
-  } else {
+struct TableRows {
+  static __device__ void read(const DeviceWeight& table, std::uint32_t row, std::uint32_t column,
+                              float w[8]) {
     unpack_eight<U>(table.data + row * table.stride, column, w);
   }
-}
+};
 
-template <class U>
+/// A packed one: they are what products take, and parts of four lanes.
+template <class P>
+struct TablePanels {
+  static __device__ void read(const DeviceWeight& table, std::uint32_t row, std::uint32_t column,
+                              float w[8]) {
+    const LanePlace place{column % unit_columns / 8, row % panel_rows / 8};
+    SLUICE_UNROLL
+    for (std::uint32_t i = 0; i < 4; ++i) {
+      TileA tiles[unit_tiles];
+      P::unpack(P::read(unit_at<P>(table, row, column), row % 8 * 4 + i), tiles);
+      std::uint32_t pair = 0;
+      SLUICE_UNROLL
+      for (std::uint32_t each = 0; each < unit_tiles * 4; ++each) {
+        if (each == place.step() * 4 + place.pair()) pair = tiles[each / 4].pairs[each % 4];
+      }
+      w[2 * i] = widen_bf16(pair & 0xFFFFU);
+      w[2 * i + 1] = widen_bf16(pair >> 16);
+    }
+  }
+};
+
+template <class Table>
 __global__ void embed_kernel(EmbedArgs args) {
   take_turn();
   const std::uint32_t r = blockIdx.x;
@@ -97,7 +110,7 @@ __global__ void embed_kernel(EmbedArgs args) {
   const Token token = least(drawn - args.first, args.table.rows - 1);
   for (std::uint32_t c = threadIdx.x * 8; c < args.table.cols; c += blockDim.x * 8) {
     float w[8];
-    read_eight<U>(args.table, token, c, w);
+    Table::read(args.table, token, c, w);
     SLUICE_UNROLL
     for (std::uint32_t i = 0; i < 8; ++i) {
       if (c + i < args.table.cols) out[c + i] = w[i] * args.scale;
@@ -346,14 +359,16 @@ cudaError_t open_slots(const std::byte* step, const SlotArrays& slots, std::uint
 }
 
 cudaError_t embed(const EmbedArgs& args, std::uint32_t rows, LaunchChain& chain) {
+  const auto start = [&](auto kernel) { return launch(kernel, rows, row_threads, 0, chain, args); };
+  if (args.table.scales != nullptr) return cudaErrorInvalidValue;
   if (args.table.packed) {
-    return launch(embed_kernel<PackedBf16>, rows, row_threads, 0, chain, args);
+    return with_packed(args.table, [&]<class P>(P) { return start(embed_kernel<TablePanels<P>>); });
   }
   return with_unpack(args.table, [&]<class U>(U) {
     if constexpr (std::is_same_v<U, UnpackE4m3>) {
       return cudaErrorInvalidValue;
     } else {
-      return launch(embed_kernel<U>, rows, row_threads, 0, chain, args);
+      return start(embed_kernel<TableRows<U>>);
     }
   });
 }

@@ -1,14 +1,16 @@
 // Products of packed weights with at most 16 activation rows: every weight is read once, and memory
 // is to be busy from the first to the last. So a multiprocessor has one block for the whole of a
-// launch (of narrow weights two), which takes panel after panel; each of its warps has one section
-// of their columns, and brings weights and activations to a ring of its own in shared memory, some
-// groups ahead, across panels, without a barrier but the one behind each panel. A multiprocessor
-// has room for no more, so that none gets two blocks of plain weights while another gets none; the
-// next launch's block comes as soon as there is room again, and asks for its weights before the
-// kernels before it have ended.
+// launch (of narrower weights two), which takes panel after panel; each of its warps has one
+// section of their columns, and brings weights and activations to a ring of its own in shared
+// memory, some groups ahead, across panels, without a barrier but the one behind each panel. A
+// multiprocessor has room for no more, so that none gets two blocks of plain weights while another
+// gets none; the next launch's block comes as soon as there is room again, and asks for its weights
+// before the kernels before it have ended.
 //
 // Seen on an H200 in a step of an 8B model (bench/gpu.py --parts trace): 15.0 GB of bf16 in 3.54
-// ms, 4.24 of 4.53 TB/s; 6.98 GB of e4m3 in 2.05 ms, 3.41 TB/s, where unpacking takes the time.
+// ms, 4.24 of 4.53 TB/s; 6.98 GB of e4m3 in 2.05 ms, 3.41 TB/s, with a quarter more instructions to
+// unpack it than now. Unpacking 4-bit codes at the speed of memory takes half of a multiprocessor's
+// instructions.
 
 #include "kernels/cuda/gate.cuh"
 #include "kernels/cuda/linear.cuh"
@@ -20,16 +22,21 @@ namespace {
 constexpr std::uint32_t group = 128;  ///< columns that come together; sections are whole groups
 constexpr std::uint32_t depth = 3;    ///< groups of a ring; four made an H200 slower by 1.5%
 
-template <class P>
-constexpr std::uint32_t blocks_each = P::element_bytes == 1 ? 2 : 1;  ///< of a multiprocessor
+/// Shared memory of a multiprocessor, of which a block takes some more than it asks for.
+constexpr std::size_t processor_bytes = 233'472, block_extra_bytes = 1024;
 
 /// A group in a warp's ring: units of weights, then matrices of eight rows and eight columns.
 template <class P, std::uint32_t tiles>
 struct RingSlot {
-  static constexpr std::uint32_t units = group / P::columns;
+  static constexpr std::uint32_t units = group / unit_columns;
+  static constexpr std::uint32_t pieces = units * P::unit_bytes / sizeof(uint4);
   static constexpr std::uint32_t matrices = group / 8;  ///< of eight rows
-  uint4 weights[units][warp_lanes];
+  uint4 weights[pieces];
   uint4 inputs[tiles][matrices][8];
+
+  __device__ const void* unit(std::uint32_t i) const {
+    return weights + i * (P::unit_bytes / sizeof(uint4));
+  }
 };
 
 /// What a warp does, from panel to panel: its section's columns [begin, begin + groups x group).
@@ -67,10 +74,11 @@ class Streamer {
   __device__ void ask_weights(std::uint32_t slot) {
     if (next_.left == 0) return;
     SLUICE_UNROLL
-    for (std::uint32_t i = 0; i < Slot::units; ++i) {
-      copy_async(&ring_[slot].weights[i][lane_index()], next_.from + i * unit_bytes, true);
+    for (std::uint32_t i = 0; i < Slot::pieces; i += warp_lanes) {
+      if (i + lane_index() >= Slot::pieces) continue;
+      copy_async(&ring_[slot].weights[i + lane_index()], next_.from + i * sizeof(uint4), true);
     }
-    next_.from += Slot::units * unit_bytes;
+    next_.from += Slot::units * P::unit_bytes;
     if (--next_.left == 0 || ++next_.group != groups_) return;
     next_.group = 0;
     ++next_.panel;
@@ -121,10 +129,12 @@ class Streamer {
       wait_copies<depth - 1>();
       __syncwarp();  // what every lane copied is there
       const Slot& slot = ring_[slot_];
-      uint4 weights[Slot::units];
+      typename P::Lane weights[Slot::units];
       TileB inputs[tiles][group / 16];
       SLUICE_UNROLL
-      for (std::uint32_t i = 0; i < Slot::units; ++i) weights[i] = slot.weights[i][lane_index()];
+      for (std::uint32_t i = 0; i < Slot::units; ++i) {
+        weights[i] = P::read(slot.unit(i), lane_index());
+      }
       SLUICE_UNROLL
       for (std::uint32_t n = 0; n < tiles; ++n) {
         SLUICE_UNROLL
@@ -142,13 +152,13 @@ class Streamer {
       if (++slot_ == depth) slot_ = 0;
       SLUICE_UNROLL
       for (std::uint32_t i = 0; i < Slot::units; ++i) {
-        TileA some[P::tiles];
+        TileA some[unit_tiles];
         P::unpack(weights[i], some);
         SLUICE_UNROLL
-        for (std::uint32_t s = 0; s < P::tiles; ++s) {
+        for (std::uint32_t s = 0; s < unit_tiles; ++s) {
           SLUICE_UNROLL
           for (std::uint32_t n = 0; n < tiles; ++n) {
-            multiply_bf16(sums[n], some[s], inputs[n][i * P::tiles + s]);
+            multiply_bf16(sums[n], some[s], inputs[n][i * unit_tiles + s]);
           }
         }
       }
@@ -165,9 +175,8 @@ class Streamer {
 
   __device__ void find_panel() {
     const Place at = place(next_.panel);
-    next_.from = args_.product[at.product].weight.data +
-                 at.row / panel_rows * panel_bytes<P>(columns_) +
-                 std::size_t{begin_ / P::columns} * unit_bytes + lane_index() * 16;
+    next_.from = unit_at<P>(args_.product[at.product].weight, at.row, begin_) +
+                 lane_index() * sizeof(uint4);
   }
 
   const LinearArgs& args_;
@@ -245,11 +254,16 @@ template <class P, std::uint32_t tiles>
 constexpr std::size_t shared_bytes = SharedPieces::bytes<RingSlot<P, tiles>>(sections* depth) +
                                      SharedPieces::bytes<float>(2 * sum_floats<tiles>);
 
+/// Blocks that a multiprocessor has room for.
+template <class P, std::uint32_t tiles>
+constexpr std::uint32_t blocks_each = processor_bytes / (shared_bytes<P, tiles> +
+                                                         block_extra_bytes);
+
 template <class P, std::uint32_t tiles, bool with_gate>
 cudaError_t launch_stream(const GatedArgs& args, LaunchChain& chain) {
   const std::uint32_t panels =
       with_gate ? divide_up(args.gate.width, panel_rows) : count_blocks(args.linear, panel_rows);
-  const std::uint32_t blocks = least(panels, args.linear.processors * blocks_each<P>);
+  const std::uint32_t blocks = least(panels, args.linear.processors * blocks_each<P, tiles>);
   return launch(stream_kernel<P, tiles, with_gate>, blocks, sections * warp_lanes,
                 shared_bytes<P, tiles>, chain, args);
 }

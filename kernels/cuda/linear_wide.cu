@@ -19,6 +19,7 @@ namespace sluice::kernels::cuda {
 namespace {
 
 constexpr std::uint32_t stage_columns = 64;
+constexpr std::uint32_t units = stage_columns / unit_columns;
 constexpr std::uint32_t group_panels = 4;  ///< of four warps
 
 // Of a thread: what 65,536 give all, which the copying warps leave to the others.
@@ -42,8 +43,8 @@ struct Shape {
   static constexpr std::uint32_t panels = groups * group_panels;
   static constexpr std::uint32_t rows = panels * panel_rows / (gate ? 2 : 1);  ///< of a product
 
-  static constexpr std::uint32_t units = stage_columns / P::columns;  ///< of a panel, of a stage
-  static constexpr std::uint32_t weight_bytes = panels * units * unit_bytes;
+  static constexpr std::uint32_t part_bytes = units * P::unit_bytes;  ///< of a panel, of a stage
+  static constexpr std::uint32_t weight_bytes = panels * part_bytes;
   static constexpr std::uint32_t input_bytes = tokens * stage_columns * 2;
   static constexpr std::uint32_t stage_bytes = weight_bytes + input_bytes;
   static constexpr std::uint32_t stages = 204'800 / stage_bytes;
@@ -115,9 +116,8 @@ __device__ void bring(const Share<S>& share, std::uint32_t token, const Stages<S
   const DeviceWeight& weight = share.product(panel).weight;
   const std::uint32_t steps = padded(weight.cols) / stage_columns;
   const std::uint32_t last = divide_up(weight.rows, panel_rows) - 1;
-  constexpr std::uint32_t part = S::units * unit_bytes;
-  const Bytes from =
-      weight.data + least(share.row(panel) / panel_rows, last) * panel_bytes<P>(weight.cols);
+  constexpr std::uint32_t part = S::part_bytes;
+  const Bytes from = unit_at<P>(weight, least(share.row(panel) / panel_rows, last) * panel_rows, 0);
   const Rows& in = share.args.in;
   const std::uint16_t* inputs = in.narrow + narrow_row(in.stride, token);
   for (std::uint32_t step = 0; step < steps; ++step) {
@@ -222,7 +222,7 @@ class Multiplier {
   }
 
  private:
-  static constexpr std::uint32_t tiles = stage_columns / 16 / 2;  ///< of half a stage
+  static constexpr std::uint32_t tiles = unit_tiles;  ///< of half a stage
   static constexpr std::uint32_t count = S::tokens / 2;
 
   /// All multiplying warps of the block.
@@ -275,17 +275,9 @@ class Multiplier {
   __device__ void take(std::uint32_t step, std::uint32_t half, TileA (&weights)[tiles],
                        std::uint32_t add) {
     using P = typename S::P;
-    constexpr std::uint32_t units = S::units / 2;
     const unsigned char* stage = stages_.at(step);
-    const auto* from = reinterpret_cast<const uint4*>(
-        stage + (warp_index() * S::units + half * units) * unit_bytes);
-    SLUICE_UNROLL
-    for (std::uint32_t u = 0; u < units; ++u) {
-      TileA some[P::tiles];
-      P::unpack(from[u * warp_lanes + lane_index()], some);
-      SLUICE_UNROLL
-      for (std::uint32_t i = 0; i < P::tiles; ++i) weights[u * P::tiles + i] = some[i];
-    }
+    const unsigned char* unit = stage + (warp_index() * units + half) * P::unit_bytes;
+    P::unpack(P::read(unit, lane_index()), weights);
     const auto* inputs = reinterpret_cast<const std::uint16_t*>(stage + S::weight_bytes);
     begin_products();
     SLUICE_UNROLL

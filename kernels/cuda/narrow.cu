@@ -1,7 +1,6 @@
 // Rounding to narrower floats: activations to bf16, where no kernel before does it on its way, and
-// weights to e4m3 when they are loaded, which are packed then too.
+// weights to e4m3 when they are loaded.
 
-#include "kernels/cuda/packed.cuh"
 #include "kernels/cuda/step.cuh"
 #include "kernels/cuda/unpack.cuh"
 
@@ -18,14 +17,6 @@ __global__ void narrow_kernel(NarrowArgs args) {
 
 constexpr float e4m3_largest = 448.0F;
 
-/// Where an element of a weight in e4m3 goes.
-__device__ std::uint8_t* place_of(const DeviceWeight& out, std::uint32_t row,
-                                  std::uint32_t column) {
-  const std::size_t at =
-      out.packed ? packed_at<PackedE4m3>(out.cols, row, column) : row * out.stride + column;
-  return const_cast<std::uint8_t*>(out.data) + at;
-}
-
 /// A block a row. What of the weight is no element of it is zero already.
 template <class U>
 __global__ void narrow_weight_kernel(NarrowWeightArgs args) {
@@ -33,6 +24,7 @@ __global__ void narrow_weight_kernel(NarrowWeightArgs args) {
   SharedPieces shared;
   auto* largest = shared.take<float>(row_threads / warp_lanes);
   Bytes row = args.in.data + blockIdx.x * args.in.stride;
+  auto* out = const_cast<std::uint8_t*>(args.out.data) + blockIdx.x * args.out.stride;
   const std::uint32_t columns = args.in.cols;
   float most_of_mine = 0.0F;
   for (std::uint32_t k = threadIdx.x * 8; k < columns; k += row_threads * 8) {
@@ -60,29 +52,9 @@ __global__ void narrow_weight_kernel(NarrowWeightArgs args) {
       if (k + i >= columns) break;
       // A scale that was rounded up to a subnormal must not take a value past the largest.
       const float value = most(-e4m3_largest, least(w[i] / scale, e4m3_largest));
-      *place_of(args.out, blockIdx.x, k + i) = narrow_e4m3(value);
+      out[k + i] = narrow_e4m3(value);
     }
   }
-}
-
-/// A warp a unit: each lane gathers its own sixteen bytes.
-__global__ void pack_kernel(PackArgs args) {
-  take_turn();
-  const std::uint32_t units = padded(args.in.cols) / PackedBf16::columns;
-  const std::uint32_t unit = blockIdx.y * (blockDim.x / warp_lanes) + warp_index();
-  if (unit >= units) return;
-  const std::uint32_t row = blockIdx.x * panel_rows + lane_index() / 4;
-  const std::uint32_t column = unit * PackedBf16::columns + lane_index() % 4 * 2;
-  const auto pair = [&](std::uint32_t r, std::uint32_t k) {  // rows hold padded() columns
-    if (r >= args.in.rows) return std::uint32_t{0};
-    return *reinterpret_cast<const std::uint32_t*>(args.in.data + r * args.in.stride +
-                                                   k * PackedBf16::element_bytes);
-  };
-  auto* out =
-      reinterpret_cast<uint4*>(const_cast<std::uint8_t*>(args.out.data) +
-                               blockIdx.x * args.out.stride + std::size_t{unit} * unit_bytes);
-  out[lane_index()] = {pair(row, column), pair(row + 8, column), pair(row, column + 8),
-                       pair(row + 8, column + 8)};
 }
 
 }  // namespace
@@ -101,12 +73,6 @@ cudaError_t narrow_weight(const NarrowWeightArgs& args, LaunchChain& chain) {
                     SharedPieces::bytes<float>(row_threads / warp_lanes), chain, args);
     }
   });
-}
-
-cudaError_t pack_weight(const PackArgs& args, LaunchChain& chain) {
-  const std::uint32_t units = padded(args.in.cols) / PackedBf16::columns;
-  const dim3 grid(divide_up(args.in.rows, panel_rows), divide_up(units, row_threads / warp_lanes));
-  return launch(pack_kernel, grid, row_threads, 0, chain, args);
 }
 
 }  // namespace sluice::kernels::cuda

@@ -1,6 +1,8 @@
 #pragma once
 // Half-precision numbers as their bits: the device's conversions, and the host's for the tests.
 
+#include <cmath>
+
 #include "kernels/cuda/device.cuh"
 #include "kernels/elementary.hpp"
 #include "kernels/quant.hpp"
@@ -50,6 +52,17 @@ __device__ inline std::uint16_t narrow_bf16(float value) {
 #endif
 }
 
+#ifndef __CUDACC__
+/// Rounded once: what float32 cuts off shows as its last bit, below bf16's.
+inline std::uint16_t f64_to_bf16(double value) {
+  const auto near = static_cast<float>(value);
+  if (static_cast<double>(near) == value || !std::isfinite(value)) return f32_to_bf16(near);
+  const bool beyond = std::abs(static_cast<double>(near)) > std::abs(value);
+  const float cut = beyond ? std::nextafter(near, 0.0F) : near;
+  return f32_to_bf16(float_from_bits(bits_of(cut) | 1U));
+}
+#endif
+
 /// Two bf16 in a word, the first in its low half.
 __device__ inline std::uint32_t pack_bf16(float low, float high) {
 #ifdef __CUDACC__
@@ -60,17 +73,65 @@ __device__ inline std::uint32_t pack_bf16(float low, float high) {
 #endif
 }
 
-/// Both halves of a word times a bf16, whose product must be exact.
-__device__ inline std::uint32_t scale_bf16(std::uint32_t both, std::uint16_t factor) {
+/// a * b + c of both halves of words, each rounded once, to nearest, ties to even.
+__device__ inline std::uint32_t fma_bf16(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
 #ifdef __CUDACC__
-  const std::uint32_t factors = factor | std::uint32_t{factor} << 16;
   std::uint32_t result;
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(both), "r"(factors), "r"(0x80008000U));
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
   return result;
 #else
-  const float scale = widen_bf16(factor);
-  return pack_bf16(widen_bf16(both & 0xFFFFU) * scale, widen_bf16(both >> 16) * scale);
+  const auto half = [&](std::uint32_t shift) -> std::uint32_t {
+    const auto of = [shift](std::uint32_t word) {
+      return static_cast<double>(widen_bf16(word >> shift & 0xFFFFU));
+    };
+    return f64_to_bf16(of(a) * of(b) + of(c));
+  };
+  return half(0) | half(16) << 16;
 #endif
+}
+
+inline constexpr std::uint32_t negative_zeros_bf16 = 0x80008000U;
+
+/// The low half of a word twice, or the high one: how the device's products take a half, so that it
+/// needs no instruction.
+__device__ inline std::uint32_t twice_low(std::uint32_t word) {
+#ifdef __CUDACC__
+  std::uint32_t result;
+  asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; mov.b32 %0, {low, low}; }"
+      : "=r"(result)
+      : "r"(word));
+  return result;
+#else
+  return (word & 0xFFFFU) | word << 16;
+#endif
+}
+__device__ inline std::uint32_t twice_high(std::uint32_t word) {
+#ifdef __CUDACC__
+  std::uint32_t result;
+  asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; mov.b32 %0, {high, high}; }"
+      : "=r"(result)
+      : "r"(word));
+  return result;
+#else
+  return word >> 16 | (word & 0xFFFF0000U);
+#endif
+}
+
+/// word & mask | bits, which the compiler makes two instructions of where both are constants.
+__device__ inline std::uint32_t mask_and_set(std::uint32_t word, std::uint32_t mask,
+                                             std::uint32_t bits) {
+#ifdef __CUDACC__
+  std::uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(result) : "r"(word), "r"(mask), "r"(bits));
+  return result;
+#else
+  return (word & mask) | bits;
+#endif
+}
+
+/// Both halves of a word times a bf16.
+__device__ inline std::uint32_t scale_bf16(std::uint32_t both, std::uint16_t factor) {
+  return fma_bf16(both, factor | std::uint32_t{factor} << 16, negative_zeros_bf16);
 }
 
 /// The nearest of 8-bit floats with 4 bits of exponent and 3 of fraction, ties to even: of a value

@@ -234,13 +234,18 @@ class Compiler {
     return {};
   }
 
+  /// Whether one kernel takes both.
+  static bool lies_alike(const DeviceWeight& a, const DeviceWeight& b) {
+    return a.format == b.format && a.packed == b.packed &&
+           (a.scales == nullptr) == (b.scales == nullptr);
+  }
+
   /// The launch before, if the product can run in it: same input, and results that do not meet.
   LinearArgs* beside_last(const Linear& op, const Product& product) {
     if (index_ == 0 || !std::holds_alternative<Linear>(steps_.ops[index_ - 1])) return nullptr;
     auto* last = std::get_if<LinearArgs>(&program_.launches_.back());
     if (last == nullptr || last->count == products_max || last->in.data != rows(op.in).data ||
-        last->product[0].weight.format != product.weight.format ||
-        (last->product[0].weight.scales == nullptr) != (product.weight.scales == nullptr)) {
+        !lies_alike(last->product[0].weight, product.weight)) {
       return nullptr;
     }
     for (std::uint32_t i = 0; i < last->count; ++i) {

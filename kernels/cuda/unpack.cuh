@@ -44,8 +44,27 @@ __device__ Eight load_eight(Bytes at) {
 
 __device__ inline float scale_at(Bytes at) { return widen_f16(load16(at)); }
 
-// Each format: `elements` and `bytes` of a block, and eight(block, e, w): elements e .. e + 7 of
-// the block, e a multiple of 8. Plain floats count eight elements as a block.
+// Each format: `elements` and `bytes` of a block. Of plain floats, eight of which count as a block,
+// eight(block, w) are its elements. Of quantized ones codes(block, e) are elements e .. e + 7 of
+// the block, e a multiple of 8.
+
+/// Eight elements in `bits` bits each: scale * (code - zero), + offset where there is one.
+struct Codes {
+  Eight at;
+  float scale;
+  float offset = 0.0F;
+};
+
+/// What a quantized format is beside its layout: `scaled` elements have a scale together.
+template <std::uint32_t bits_, int zero_, bool has_offset_, std::uint32_t scaled_ = 32>
+struct Quantized {
+  static constexpr std::uint32_t bits = bits_, scaled = scaled_;
+  static constexpr int zero = zero_;
+  static constexpr bool has_offset = has_offset_;
+};
+
+template <class U>
+concept HasCodes = requires { U::bits; };
 
 template <Format format>
 struct Unpack;
@@ -53,7 +72,7 @@ struct Unpack;
 template <>
 struct Unpack<Format::f32> {
   static constexpr int elements = 8, bytes = 32;
-  static __device__ void eight(Bytes block, int, float w[8]) {
+  static __device__ void eight(Bytes block, float w[8]) {
     const float4 a = *reinterpret_cast<const float4*>(block);
     const float4 b = *reinterpret_cast<const float4*>(block + 16);
     w[0] = a.x, w[1] = a.y, w[2] = a.z, w[3] = a.w;
@@ -64,7 +83,7 @@ struct Unpack<Format::f32> {
 template <>
 struct Unpack<Format::f16> {
   static constexpr int elements = 8, bytes = 16;
-  static __device__ void eight(Bytes block, int, float w[8]) {
+  static __device__ void eight(Bytes block, float w[8]) {
     widen_eight_f16(*reinterpret_cast<const uint4*>(block), w);
   }
 };
@@ -72,7 +91,7 @@ struct Unpack<Format::f16> {
 template <>
 struct Unpack<Format::bf16> {
   static constexpr int elements = 8, bytes = 16;
-  static __device__ void eight(Bytes block, int, float w[8]) {
+  static __device__ void eight(Bytes block, float w[8]) {
     const uint4 all = *reinterpret_cast<const uint4*>(block);
     const std::uint32_t words[4] = {all.x, all.y, all.z, all.w};
     for (int i = 0; i < 4; ++i) {
@@ -83,14 +102,11 @@ struct Unpack<Format::bf16> {
 };
 
 template <>
-struct Unpack<Format::q8_0> {
+struct Unpack<Format::q8_0> : Quantized<8, 128, false> {
   static constexpr int elements = 32, bytes = 34;
-  static __device__ void eight(Bytes block, int e, float w[8]) {
-    const float d = scale_at(block);
+  static __device__ Codes codes(Bytes block, int e) {
     const Eight q = load_eight<2>(block + 2 + e);
-    for (int i = 0; i < 8; ++i) {
-      w[i] = static_cast<float>(static_cast<std::int8_t>(q.byte(i))) * d;
-    }
+    return {{q.low ^ 0x80808080U, q.high ^ 0x80808080U}, scale_at(block)};
   }
 };
 
@@ -103,65 +119,56 @@ __device__ Eight split_nibbles(Bytes q, int e) {
 }
 
 template <>
-struct Unpack<Format::q4_0> {
+struct Unpack<Format::q4_0> : Quantized<4, 8, false> {
   static constexpr int elements = 32, bytes = 18;
-  static __device__ void eight(Bytes block, int e, float w[8]) {
-    const float d = scale_at(block);
-    const Eight q = split_nibbles<2>(block + 2, e);
-    for (int i = 0; i < 8; ++i) w[i] = d * static_cast<float>(static_cast<int>(q.byte(i)) - 8);
+  static __device__ Codes codes(Bytes block, int e) {
+    return {split_nibbles<2>(block + 2, e), scale_at(block)};
   }
 };
 
 template <>
-struct Unpack<Format::q4_1> {
+struct Unpack<Format::q4_1> : Quantized<4, 0, true> {
   static constexpr int elements = 32, bytes = 20;
-  static __device__ void eight(Bytes block, int e, float w[8]) {
-    const float d = scale_at(block);
-    const float m = scale_at(block + 2);
-    const Eight q = split_nibbles<4>(block + 4, e);
-    for (int i = 0; i < 8; ++i) w[i] = d * static_cast<float>(q.byte(i)) + m;
+  static __device__ Codes codes(Bytes block, int e) {
+    return {split_nibbles<4>(block + 4, e), scale_at(block), scale_at(block + 2)};
   }
 };
 
+/// Four nibbles and their fifth bits, the lowest four of `fifth`.
+__device__ inline std::uint32_t with_fifth(std::uint32_t nibbles, std::uint32_t fifth) {
+  for (std::uint32_t i = 0; i < 4; ++i) nibbles |= (fifth >> i & 1U) << (8 * i + 4);
+  return nibbles;
+}
+
+__device__ inline Eight with_fifths(const Eight& nibbles, std::uint32_t fifths) {
+  return {with_fifth(nibbles.low, fifths), with_fifth(nibbles.high, fifths >> 4)};
+}
+
 template <>
-struct Unpack<Format::q5_0> {
+struct Unpack<Format::q5_0> : Quantized<5, 16, false> {
   static constexpr int elements = 32, bytes = 22;
-  static __device__ void eight(Bytes block, int e, float w[8]) {
-    const float d = scale_at(block);
-    const std::uint32_t fifth = load32<2>(block + 2) >> e;
-    const Eight q = split_nibbles<2>(block + 6, e);
-    for (int i = 0; i < 8; ++i) {
-      const std::uint32_t value = q.byte(i) | (fifth >> i & 1U) << 4;
-      w[i] = d * static_cast<float>(static_cast<int>(value) - 16);
-    }
+  static __device__ Codes codes(Bytes block, int e) {
+    return {with_fifths(split_nibbles<2>(block + 6, e), load32<2>(block + 2) >> e),
+            scale_at(block)};
   }
 };
 
 template <>
-struct Unpack<Format::q5_1> {
+struct Unpack<Format::q5_1> : Quantized<5, 0, true> {
   static constexpr int elements = 32, bytes = 24;
-  static __device__ void eight(Bytes block, int e, float w[8]) {
-    const float d = scale_at(block);
-    const float m = scale_at(block + 2);
-    const std::uint32_t fifth = load32<4>(block + 4) >> e;
-    const Eight q = split_nibbles<8>(block + 8, e);
-    for (int i = 0; i < 8; ++i) {
-      w[i] = d * static_cast<float>(q.byte(i) | (fifth >> i & 1U) << 4) + m;
-    }
+  static __device__ Codes codes(Bytes block, int e) {
+    return {with_fifths(split_nibbles<8>(block + 8, e), load32<4>(block + 4) >> e),
+            scale_at(block), scale_at(block + 2)};
   }
-};
-
-struct ScaleMin {
-  float scale, min;
 };
 
 /// Of group g of a Q4_K or Q5_K block.
-__device__ inline ScaleMin group_scale(Bytes block, int g) {
+__device__ inline Codes group_codes(Bytes block, int g, const Eight& q) {
   Bytes packed = block + 4;
   const int scale = g < 4 ? packed[g] & 63 : (packed[g + 4] & 15) | ((packed[g - 4] >> 2) & 48);
   const int min = g < 4 ? packed[g + 4] & 63 : (packed[g + 4] >> 4) | ((packed[g] >> 2) & 48);
-  return {scale_at(block) * static_cast<float>(scale),
-          scale_at(block + 2) * static_cast<float>(min)};
+  return {q, scale_at(block) * static_cast<float>(scale),
+          -(scale_at(block + 2) * static_cast<float>(min))};
 }
 
 /// Of a group of 32: low nibbles for even groups, high ones for odd; 32 bytes serve two.
@@ -170,46 +177,44 @@ __device__ inline Eight group_nibbles(Eight both, int g) {
   return {both.low >> shift & 0x0F0F0F0FU, both.high >> shift & 0x0F0F0F0FU};
 }
 
+/// Nibbles and what lies above them: of each byte of `high` the bits of `mask`, `shift` up.
+__device__ inline Eight with_high(const Eight& nibbles, const Eight& high, int shift,
+                                  std::uint32_t mask) {
+  return {nibbles.low | (high.low >> shift & mask) << 4,
+          nibbles.high | (high.high >> shift & mask) << 4};
+}
+
 template <>
-struct Unpack<Format::q4_k> {
+struct Unpack<Format::q4_k> : Quantized<4, 0, true> {
   static constexpr int elements = 256, bytes = 144;
-  static __device__ void eight(Bytes block, int e, float w[8]) {
+  static __device__ Codes codes(Bytes block, int e) {
     const int g = e / 32;
-    const ScaleMin s = group_scale(block, g);
-    const Eight q = group_nibbles(load_eight<8>(block + 16 + 32 * (g / 2) + e % 32), g);
-    for (int i = 0; i < 8; ++i) w[i] = s.scale * static_cast<float>(q.byte(i)) - s.min;
+    return group_codes(block, g,
+                       group_nibbles(load_eight<8>(block + 16 + 32 * (g / 2) + e % 32), g));
   }
 };
 
 template <>
-struct Unpack<Format::q5_k> {
+struct Unpack<Format::q5_k> : Quantized<5, 0, true> {
   static constexpr int elements = 256, bytes = 176;
-  static __device__ void eight(Bytes block, int e, float w[8]) {
+  static __device__ Codes codes(Bytes block, int e) {
     const int g = e / 32;
-    const ScaleMin s = group_scale(block, g);
     const Eight q = group_nibbles(load_eight<8>(block + 48 + 32 * (g / 2) + e % 32), g);
-    const Eight fifth = load_eight<8>(block + 16 + e % 32);
-    for (int i = 0; i < 8; ++i) {
-      const std::uint32_t value = q.byte(i) | (fifth.byte(i) >> g & 1U) << 4;
-      w[i] = s.scale * static_cast<float>(value) - s.min;
-    }
+    return group_codes(block, g,
+                       with_high(q, load_eight<8>(block + 16 + e % 32), g, 0x01010101U));
   }
 };
 
 template <>
-struct Unpack<Format::q6_k> {
+struct Unpack<Format::q6_k> : Quantized<6, 32, false, 16> {
   static constexpr int elements = 256, bytes = 210;
-  static __device__ void eight(Bytes block, int e, float w[8]) {
+  static __device__ Codes codes(Bytes block, int e) {
     const int g = e / 32;
     const auto raw = static_cast<std::int8_t>(block[192 + e / 16]);
-    const float scale = scale_at(block + 208) * static_cast<float>(raw);
     const Eight low = load_eight<2>(block + 64 * (g / 4) + 32 * (g % 2) + e % 32);
     const Eight high = load_eight<2>(block + 128 + 32 * (g / 4) + e % 32);
-    const Eight q = group_nibbles(low, g % 4 / 2);
-    for (int i = 0; i < 8; ++i) {
-      const std::uint32_t value = q.byte(i) | (high.byte(i) >> (2 * (g % 4)) & 3U) << 4;
-      w[i] = scale * static_cast<float>(static_cast<int>(value) - 32);
-    }
+    return {with_high(group_nibbles(low, g % 4 / 2), high, 2 * (g % 4), 0x03030303U),
+            scale_at(block + 208) * static_cast<float>(raw)};
   }
 };
 
@@ -229,12 +234,31 @@ struct UnpackE4m3 {
   }
 };
 
-/// Elements column .. column + 7 of a row, column a multiple of 8.
+/// The block of a row that has a column's element.
+template <class U>
+__device__ Bytes block_at(Bytes row, std::uint32_t column) {
+  return row + std::size_t{column / static_cast<std::uint32_t>(U::elements)} * U::bytes;
+}
+
+/// Elements column .. column + 7 of a row, column a multiple of 8, as codes.
+template <HasCodes U>
+__device__ Codes codes_at(Bytes row, std::uint32_t column) {
+  return U::codes(block_at<U>(row, column),
+                  static_cast<int>(column % static_cast<std::uint32_t>(U::elements)));
+}
+
+/// And widened.
 template <class U>
 __device__ void unpack_eight(Bytes row, std::uint32_t column, float w[8]) {
-  constexpr auto elements = static_cast<std::uint32_t>(U::elements);
-  const std::uint32_t block = column / elements;
-  U::eight(row + std::size_t{block} * U::bytes, static_cast<int>(column % elements), w);
+  if constexpr (HasCodes<U>) {
+    const Codes codes = codes_at<U>(row, column);
+    for (int i = 0; i < 8; ++i) {
+      const float centred = static_cast<float>(static_cast<int>(codes.at.byte(i)) - U::zero);
+      w[i] = U::has_offset ? codes.scale * centred + codes.offset : codes.scale * centred;
+    }
+  } else {
+    U::eight(block_at<U>(row, column), w);
+  }
 }
 
 /// Eight elements as `load_packed` leaves them on their way to bf16: so that many can be under way

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "tests/kernels/harness.hpp"
+#include "tests/kernels/kept_weights.hpp"
 #include "tests/kernels/reference.hpp"
 #include "tests/kernels/tested.hpp"
 
@@ -28,7 +29,7 @@ class Conformance {
       : random_(seed),
         model_(tiny_model(traits, seed)),
         device_(factory, model_),
-        reference_(model_, device_.backend->device()),
+        reference_(model_, device_.backend->device(), kept_weights),
         blocks_(model_, random_) {}
 
   void run(int steps) {

@@ -10,6 +10,7 @@
 #include "kernels/cuda/backend.hpp"
 #include "kernels/cuda/unpack.cuh"
 #include "tests/kernels/harness.hpp"
+#include "tests/kernels/kept_weights.hpp"
 #include "tests/kernels/reference.hpp"
 #include "tests/kernels/tested.hpp"
 
@@ -126,10 +127,10 @@ class Runner {
     const Tensor& bias = products_.model.tensors[2 + 2 * product];
     const Tensor& table = products_.model.tensors[0];
     const bool full = w.host.format == Format::f32 && !w.host.as_e4m3;
-    const std::vector<double> weights = w.host.as_e4m3 ? narrowed(w) : w.values;
-    const auto round = [full](double x) {
-      return full ? x : static_cast<double>(bf16_to_f32(f32_to_bf16(static_cast<float>(x))));
-    };
+    const bool kept = device_.backend->device().bf16_weights;
+    const std::vector<double> weights =
+        w.host.as_e4m3 ? narrowed(w) : kept ? kept_weights(w) : w.values;
+    const auto round = [full](double x) { return full ? x : rounded_bf16(x); };
     std::vector<double> out(bias.values);
     for (std::size_t o = 0; o < w.host.rows; ++o) {
       for (std::size_t k = 0; k < w.host.cols; ++k) {
@@ -188,6 +189,11 @@ BOOST_AUTO_TEST_CASE(any_number_of_rows) {
   check(Products(Format::bf16, 192, {40, 130, 7}), {1, 7, 9, 16, 17, 70, 513, 600});
 }
 
+// A row alone is not packed, so it does not go with those beside it.
+BOOST_AUTO_TEST_CASE(one_row_beside_others) {
+  check(Products(Format::bf16, 64, {20, 1, 20}), {2, 20});
+}
+
 BOOST_AUTO_TEST_CASE(every_format_in_every_kernel) {
   for (std::size_t f = 0; f < format_count; ++f) {
     const auto format = static_cast<Format>(f);
@@ -216,11 +222,9 @@ BOOST_AUTO_TEST_CASE(columns_beyond_what_is_asked_for_at_once) {
 
 // Rows of weights as they come, where a device has no products of wide.cuh.
 BOOST_AUTO_TEST_CASE(weights_that_are_not_packed) {
-  struct Older {
-    Older() { cuda_host::set_versions(8, 13000); }
-    ~Older() { cuda_host::set_versions(9, 13000); }
-  } const older;
+  const cuda_host::OlderDevice older;
   check(Products(Format::bf16, 192, {40, 130, 7}), {1, 7, 9, 16, 17, 70, 600}, on_cuda_host());
+  check(Products(Format::q4_k, 256, {20}), {3, 12, 18, 520}, on_cuda_host());
   check(Products(Format::bf16, 2304, {20}, true), {3, 12, 18, 520}, on_cuda_host());
 }
 

@@ -130,7 +130,7 @@ BOOST_AUTO_TEST_CASE(every_format_gives_the_same_bits) {
     const auto format = static_cast<Format>(f);
     if (format == Format::f32) continue;
     BOOST_TEST_CONTEXT(info(format).name) {
-      check(Gated(format, 256, 40, Activation::silu, false), format == Format::bf16);
+      check(Gated(format, 256, 40, Activation::silu, false), true);
     }
   }
   check(Gated(Format::bf16, 200, 40, Activation::silu, false, true), true);
@@ -143,7 +143,14 @@ BOOST_AUTO_TEST_CASE(widths_that_fill_no_block) {
       check(Gated(Format::bf16, 72, width, Activation::gelu_tanh, true), width > 1);
     }
   }
-  check(Gated(Format::f16, 1200, 20, Activation::gelu_tanh, false), false);
+  check(Gated(Format::f16, 1200, 20, Activation::gelu_tanh, false), true);
+}
+
+BOOST_AUTO_TEST_CASE(weights_that_are_not_packed) {
+  const cuda_host::OlderDevice older;
+  for (const Format format : {Format::f16, Format::bf16, Format::q6_k}) {
+    check(Gated(format, 256, 40, Activation::silu, false), false);
+  }
 }
 
 BOOST_AUTO_TEST_CASE(float32_weights_are_not_fused) {

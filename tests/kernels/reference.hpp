@@ -231,13 +231,17 @@ inline TinyModel tiny_model(const Traits& traits, std::uint32_t seed = 1) {
 
 class Reference {
  public:
-  /// Rounds as `device` says that it does.
-  Reference(const TinyModel& model, const DeviceInfo& device)
+  /// Rounds as `device` says that it does; of weights that it changes, `keep` is what it keeps.
+  Reference(const TinyModel& model, const DeviceInfo& device,
+            std::vector<double> (*keep)(const Tensor&))
       : model_(model),
         int8_block_columns_(device.int8_block_columns),
         bf16_products_(device.bf16_products),
         bf16_inputs_(device.bf16_inputs),
-        half_queries_(device.half_queries) {}
+        half_queries_(device.half_queries) {
+    if (!device.bf16_weights) return;
+    for (Tensor& tensor : model_.tensors) tensor.values = keep(tensor);
+  }
 
   /// Buffers after the batch ran: [rows][width]
   std::vector<std::vector<std::vector<double>>> buffers;
@@ -485,7 +489,7 @@ class Reference {
 
   void apply(const Sample&) {}
 
-  const TinyModel& model_;
+  TinyModel model_;
   std::function<std::vector<float>(Buffer, std::size_t)> read_;
   std::uint32_t int8_block_columns_;
   bool bf16_products_;

@@ -151,6 +151,13 @@ void close_memory(bool closed);
 /// What the device and its driver can; for tests of older ones.
 void set_versions(int major, int driver);
 
+/// For its life, a device without Hopper's products, whose weights are not packed.
+struct OlderDevice {
+  OlderDevice() { set_versions(8, 13000); }
+  ~OlderDevice() { set_versions(9, 13000); }
+  OlderDevice(const OlderDevice&) = delete;
+};
+
 /// Memory the device has; for tests of running out.
 void set_memory_bytes(std::size_t bytes);
 
