@@ -422,6 +422,7 @@ class CudaBackend final : public Backend {
     state_.splits_max = split_room(shape, options_.split_tokens);
     state_.processors = static_cast<std::uint32_t>(properties_.multiProcessorCount);
     state_.fuse_gates = options_.fuse_gates;
+    state_.fuse_norms = options_.fuse_norms;
     return {};
   }
 

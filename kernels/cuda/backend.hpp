@@ -25,8 +25,10 @@ struct CudaOptions {
   /// Kernels start while those before them end, where device and driver can (chain.hpp); without,
   /// each starts when the one before has ended.
   bool early_launches = true;
-  /// For few rows a gate is part of the products before it, and what lies between is not kept.
+  /// A gate is part of the products before it, and what lies between is not kept.
   bool fuse_gates = true;
+  /// A single row's norm is part of the products behind it.
+  bool fuse_norms = true;
   /// Longest that a group's first graph may take (cuda/group.hpp).
   std::uint32_t first_graph_ms = 5'000;
   /// NCCL's library, for ranks of a group; where a rank has none, or shares its device, their

@@ -47,6 +47,11 @@ struct Enqueue {
     const std::uint32_t count = rows(a.linear.space);
     return count == 0 ? Result<void>{} : launched(linear_gated(a, count, chain));
   }
+  Result<void> operator()(const NormedArgs& a) const {
+    if (rows(a.norm.space) == 1) return launched(linear_normed(a, chain));
+    SLUICE_TRY((*this)(a.norm));
+    return a.gated ? (*this)(a.products) : (*this)(a.products.linear);
+  }
   Result<void> operator()(const SoftCapArgs& a) const {
     return rows(a.space) == 0 ? Result<void>{} : launched(soft_cap(a, rows(a.space), chain));
   }

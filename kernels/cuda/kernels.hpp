@@ -338,6 +338,16 @@ struct GatedArgs {
   GateArgs gate;
 };
 
+/// Widest row whose norm a block keeps.
+inline constexpr std::uint32_t norm_kept_max = 8192;
+
+/// A norm, and packed products that take what it gives, whose results lie elsewhere than its input.
+struct NormedArgs {
+  NormArgs norm;  ///< of norm_kept_max columns at most, and adding to nothing
+  GatedArgs products;
+  bool gated = false;  ///< whether a Gate follows them
+};
+
 struct SoftCapArgs {
   const std::byte* step = nullptr;
   Space space = Space::batch;
@@ -437,6 +447,9 @@ std::uint64_t packed_stride(const DeviceWeight& weight);
 cudaError_t angles(const AnglesArgs& args, std::uint32_t rows, LaunchChain& chain);
 cudaError_t rope_store(const RopeArgs& args, std::uint32_t rows, LaunchChain& chain);
 cudaError_t gate(const GateArgs& args, std::uint32_t rows, LaunchChain& chain);
+
+/// The bits of norm() and linear(), or linear_gated(), of one row; norm.out is written, too.
+cudaError_t linear_normed(const NormedArgs& args, LaunchChain& chain);
 
 /// The bits of linear() and gate(). Not of float32 weights.
 cudaError_t linear_gated(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain);

@@ -7,6 +7,9 @@
 // gets none; the next launch's block comes as soon as there is room again, and asks for its weights
 // before the kernels before it have ended.
 //
+// Of one row that a norm gives, every block norms the row for itself, which waits for less than a
+// kernel before it would: what is asked for of the weights comes meanwhile.
+//
 // Seen on an H200 in a step of an 8B model (bench/gpu.py --parts trace): 15.0 GB of bf16 in 3.54
 // ms, 4.24 of 4.53 TB/s; 6.98 GB of e4m3 in 2.05 ms, 3.41 TB/s, with a quarter more instructions to
 // unpack it than now. Unpacking 4-bit codes at the speed of memory takes half of a multiprocessor's
@@ -14,6 +17,7 @@
 
 #include "kernels/cuda/gate.cuh"
 #include "kernels/cuda/linear.cuh"
+#include "kernels/cuda/norm.cuh"
 #include "kernels/cuda/packed.cuh"
 
 namespace sluice::kernels::cuda {
@@ -25,28 +29,35 @@ constexpr std::uint32_t depth = 3;    ///< groups of a ring; four made an H200 s
 /// Shared memory of a multiprocessor, of which a block takes some more than it asks for.
 constexpr std::size_t processor_bytes = 233'472, block_extra_bytes = 1024;
 
-/// A group in a warp's ring: units of weights, then matrices of eight rows and eight columns.
-template <class P, std::uint32_t tiles>
-struct RingSlot {
+/// A group in a warp's ring: units of weights.
+template <class P>
+struct RingWeights {
   static constexpr std::uint32_t units = group / unit_columns;
   static constexpr std::uint32_t pieces = units * P::unit_bytes / sizeof(uint4);
-  static constexpr std::uint32_t matrices = group / 8;  ///< of eight rows
   uint4 weights[pieces];
-  uint4 inputs[tiles][matrices][8];
 
   __device__ const void* unit(std::uint32_t i) const {
     return weights + i * (P::unit_bytes / sizeof(uint4));
   }
 };
 
+constexpr std::uint32_t group_matrices = group / 8;  ///< of eight rows and eight columns
+
+/// And matrices of activations, but where they are a row that the block has normed.
+template <class P, std::uint32_t tiles>
+struct RingSlot : RingWeights<P> {
+  uint4 inputs[tiles][group_matrices][8];
+};
+
 /// What a warp does, from panel to panel: its section's columns [begin, begin + groups x group).
-template <class P, std::uint32_t tiles, bool with_gate>
+template <class P, std::uint32_t tiles, bool with_gate, bool normed>
 class Streamer {
  public:
-  using Slot = RingSlot<P, tiles>;
+  using Slot = std::conditional_t<normed, RingWeights<P>, RingSlot<P, tiles>>;
 
-  __device__ Streamer(const LinearArgs& args, Slot* ring)
-      : args_(args), ring_(ring), columns_(args.product[0].weight.cols) {
+  /// `row`: the normed one, eight columns an element.
+  __device__ Streamer(const LinearArgs& args, Slot* ring, const uint4* row)
+      : args_(args), ring_(ring), row_(row), columns_(args.product[0].weight.cols) {
     const std::uint32_t width = section_columns(columns_);
     begin_ = least(warp_index() * width, padded(columns_));
     groups_ = (least(begin_ + width, padded(columns_)) - begin_) / group;
@@ -86,7 +97,9 @@ class Streamer {
   }
 
   /// And for its activations, after await_previous().
-  __device__ void ask_inputs(std::uint32_t slot, std::uint32_t rows) {
+  __device__ void ask_inputs(std::uint32_t slot, std::uint32_t rows)
+    requires(!normed)
+  {
     if (inputs_left_ == 0) return;
     --inputs_left_;
     const std::uint32_t matrix = lane_index() / 8, r = lane_index() % 8;
@@ -94,7 +107,7 @@ class Streamer {
     for (std::uint32_t n = 0; n < tiles; ++n) {
       if (n * 8 + r >= rows) continue;  // a column of the sums that nobody reads
       SLUICE_UNROLL
-      for (std::uint32_t i = 0; i < Slot::matrices; i += 4) {
+      for (std::uint32_t i = 0; i < group_matrices; i += 4) {
         copy_async(&ring_[slot].inputs[n][i + matrix][r],
                    inputs_ + narrow_row(0, n * 8) + narrow_column(i * 8), true);
       }
@@ -115,7 +128,9 @@ class Streamer {
       commit_copies();
     }
   }
-  __device__ void begin_inputs(std::uint32_t rows) {
+  __device__ void begin_inputs(std::uint32_t rows)
+    requires(!normed)
+  {
     SLUICE_UNROLL
     for (std::uint32_t i = 0; i < depth; ++i) {
       ask_inputs(i, rows);
@@ -138,16 +153,16 @@ class Streamer {
       SLUICE_UNROLL
       for (std::uint32_t n = 0; n < tiles; ++n) {
         SLUICE_UNROLL
-        for (std::uint32_t i = 0; i < Slot::matrices; i += 4) {
+        for (std::uint32_t i = 0; i < group_matrices; i += 4) {
           std::uint32_t words[4];
-          load_matrices<false>(words, &slot.inputs[n][i + lane_index() / 8][lane_index() % 8]);
+          load_matrices<false>(words, input_row(slot, q, n, i + lane_index() / 8));
           inputs[n][i / 2] = {{words[0], words[1]}};
           inputs[n][i / 2 + 1] = {{words[2], words[3]}};
         }
       }
       __syncwarp();  // and is done with
       ask_weights(slot_);
-      ask_inputs(slot_, rows);
+      if constexpr (!normed) ask_inputs(slot_, rows);
       commit_copies();
       if (++slot_ == depth) slot_ = 0;
       SLUICE_UNROLL
@@ -173,6 +188,16 @@ class Streamer {
     Bytes from = nullptr;  ///< the lane's part
   };
 
+  /// The lane's row of a matrix of the section's q-th group; of a row that is normed, every lane's.
+  __device__ const uint4* input_row(const Slot& slot, std::uint32_t q, std::uint32_t n,
+                                    std::uint32_t matrix) const {
+    if constexpr (normed) {
+      return row_ + begin_ / 8 + q * group_matrices + matrix;
+    } else {
+      return &slot.inputs[n][matrix][lane_index() % 8];
+    }
+  }
+
   __device__ void find_panel() {
     const Place at = place(next_.panel);
     next_.from = unit_at<P>(args_.product[at.product].weight, at.row, begin_) +
@@ -181,6 +206,7 @@ class Streamer {
 
   const LinearArgs& args_;
   Slot* ring_;
+  const uint4* row_;
   std::uint32_t columns_, begin_, groups_, mine_;
   Next next_;
   std::uint32_t inputs_left_ = 0;  ///< groups whose activations are not yet asked for
@@ -193,21 +219,35 @@ constexpr std::uint32_t sum_stride = panel_rows + 1;
 template <std::uint32_t tiles>
 constexpr std::uint32_t sum_floats = sections* tiles* tile_inputs* sum_stride;
 
-template <class P, std::uint32_t tiles, bool with_gate>
-__global__ void __launch_bounds__(sections* warp_lanes) stream_kernel(GatedArgs gated_args) {
+template <class P, std::uint32_t tiles, bool with_gate, bool normed>
+__global__ void __launch_bounds__(sections* warp_lanes) stream_kernel(NormedArgs normed_args) {
   start_next();
   constexpr std::uint32_t tokens = tiles * tile_inputs;
   static_assert(tokens * panel_rows <= sections * warp_lanes);
+  const GatedArgs& gated_args = normed_args.products;
   const LinearArgs& args = gated_args.linear;
   SharedPieces shared;
-  using Slot = RingSlot<P, tiles>;
-  Slot* rings = shared.take<Slot>(sections * depth);
+  using Work = Streamer<P, tiles, with_gate, normed>;
+  auto* rings = shared.take<typename Work::Slot>(sections * depth);
   auto* sums_at = shared.take<float>(2 * sum_floats<tiles>);
-  Streamer<P, tiles, with_gate> streamer(args, rings + warp_index() * depth);
+  uint4* row_at = nullptr;
+  if constexpr (normed) row_at = shared.take<uint4>(norm_kept_max / 8);
+  Work streamer(args, rings + warp_index() * depth, row_at);
   streamer.begin();
+  if constexpr (normed) prefetch_gains(normed_args.norm);
   await_previous();
   const std::uint32_t rows = least(row_count(args.step, args.space), tokens);
-  streamer.begin_inputs(rows);
+  if constexpr (normed) {
+    auto* scratch = shared.take<float>(norm_scratch_floats);
+    norm_row<sections * warp_lanes>(
+        normed_args.norm, scratch, blockIdx.x == 0 && rows > 0,
+        [row_at](std::uint32_t i, const uint2& four) {
+          reinterpret_cast<uint2*>(row_at)[i / 4] = four;
+        });
+    __syncthreads();
+  } else {
+    streamer.begin_inputs(rows);
+  }
   const std::uint32_t width = section_columns(args.product[0].weight.cols);
   const std::uint32_t g = lane_index() / 4, t = lane_index() % 4;
   const std::uint32_t token = threadIdx.x / panel_rows, row = threadIdx.x % panel_rows;
@@ -250,45 +290,53 @@ __global__ void __launch_bounds__(sections* warp_lanes) stream_kernel(GatedArgs 
   wait_copies<0>();
 }
 
-template <class P, std::uint32_t tiles>
-constexpr std::size_t shared_bytes = SharedPieces::bytes<RingSlot<P, tiles>>(sections* depth) +
-                                     SharedPieces::bytes<float>(2 * sum_floats<tiles>);
+template <class P, std::uint32_t tiles, bool normed>
+constexpr std::size_t shared_bytes =
+    SharedPieces::bytes<typename Streamer<P, tiles, false, normed>::Slot>(sections* depth) +
+    SharedPieces::bytes<float>(2 * sum_floats<tiles>) +
+    (normed ? SharedPieces::bytes<uint4>(norm_kept_max / 8) + norm_shared_bytes : 0);
 
-/// Blocks that a multiprocessor has room for.
-template <class P, std::uint32_t tiles>
-constexpr std::uint32_t blocks_each = processor_bytes / (shared_bytes<P, tiles> +
-                                                         block_extra_bytes);
+/// Blocks that a multiprocessor has room for, two at most: of more, some would have work left when
+/// others have none.
+template <class P, std::uint32_t tiles, bool normed>
+constexpr std::uint32_t blocks_each =
+    least<std::size_t>(processor_bytes / (shared_bytes<P, tiles, normed> + block_extra_bytes), 2);
 
-template <class P, std::uint32_t tiles, bool with_gate>
-cudaError_t launch_stream(const GatedArgs& args, LaunchChain& chain) {
-  const std::uint32_t panels =
-      with_gate ? divide_up(args.gate.width, panel_rows) : count_blocks(args.linear, panel_rows);
-  const std::uint32_t blocks = least(panels, args.linear.processors * blocks_each<P, tiles>);
-  return launch(stream_kernel<P, tiles, with_gate>, blocks, sections * warp_lanes,
-                shared_bytes<P, tiles>, chain, args);
+template <class P, std::uint32_t tiles, bool with_gate, bool normed>
+cudaError_t launch_stream(const NormedArgs& args, LaunchChain& chain) {
+  const GatedArgs& products = args.products;
+  const std::uint32_t panels = with_gate ? divide_up(products.gate.width, panel_rows)
+                                         : count_blocks(products.linear, panel_rows);
+  const std::uint32_t blocks =
+      least(panels, products.linear.processors * blocks_each<P, tiles, normed>);
+  return launch(stream_kernel<P, tiles, with_gate, normed>, blocks, sections * warp_lanes,
+                shared_bytes<P, tiles, normed>, chain, args);
 }
 
 template <bool with_gate>
 cudaError_t launch_any(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain) {
   return with_packed(args.linear.product[0].weight, [&]<class P>(P) {
-    return rows <= tile_inputs ? launch_stream<P, 1, with_gate>(args, chain)
-                               : launch_stream<P, 2, with_gate>(args, chain);
+    const NormedArgs all{{}, args, with_gate};
+    return rows <= tile_inputs ? launch_stream<P, 1, with_gate, false>(all, chain)
+                               : launch_stream<P, 2, with_gate, false>(all, chain);
   });
 }
 
-template <class P, std::uint32_t tiles>
+template <class P, std::uint32_t tiles, bool normed>
 cudaError_t prepare() {
-  const cudaError_t status = allow_shared(stream_kernel<P, tiles, false>, shared_bytes<P, tiles>);
+  constexpr std::size_t bytes = shared_bytes<P, tiles, normed>;
+  const cudaError_t status = allow_shared(stream_kernel<P, tiles, false, normed>, bytes);
   if (status != cudaSuccess) return status;
-  return allow_shared(stream_kernel<P, tiles, true>, shared_bytes<P, tiles>);
+  return allow_shared(stream_kernel<P, tiles, true, normed>, bytes);
 }
 
 }  // namespace
 
 cudaError_t prepare_stream(const DeviceWeight& weight) {
   return with_packed(weight, []<class P>(P) {
-    const cudaError_t status = prepare<P, 1>();
-    return status != cudaSuccess ? status : prepare<P, 2>();
+    cudaError_t status = prepare<P, 1, false>();
+    if (status == cudaSuccess) status = prepare<P, 2, false>();
+    return status != cudaSuccess ? status : prepare<P, 1, true>();
   });
 }
 
@@ -298,6 +346,13 @@ cudaError_t linear_stream(const LinearArgs& args, std::uint32_t rows, LaunchChai
 
 cudaError_t linear_stream_gated(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain) {
   return launch_any<true>(args, rows, chain);
+}
+
+cudaError_t linear_normed(const NormedArgs& args, LaunchChain& chain) {
+  return with_packed(args.products.linear.product[0].weight, [&]<class P>(P) {
+    return args.gated ? launch_stream<P, 1, true, true>(args, chain)
+                      : launch_stream<P, 1, false, true>(args, chain);
+  });
 }
 
 }  // namespace sluice::kernels::cuda

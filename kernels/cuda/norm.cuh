@@ -18,7 +18,7 @@ inline constexpr std::uint32_t norm_threads_max = 1024;
 inline constexpr std::uint32_t norm_quads = 2;
 
 /// Threads of a block, in whole warps.
-constexpr std::uint32_t norm_threads(std::uint32_t width) {
+__host__ __device__ constexpr std::uint32_t norm_threads(std::uint32_t width) {
   const std::uint32_t warp_elements = 4 * norm_quads * warp_lanes;
   return least(divide_up(width, warp_elements) * warp_lanes, norm_threads_max);
 }
@@ -29,16 +29,23 @@ struct Quads {
   float4 at[norm_quads];
 };
 
-__device__ inline std::uint32_t quad_column(std::uint32_t first, std::uint32_t turn) {
-  return first + (turn * blockDim.x + threadIdx.x) * 4;
+/// One of norm_threads(): the one that asks, or one whose part another block's thread does.
+struct NormThread {
+  std::uint32_t index = threadIdx.x, count = blockDim.x;
+};
+
+__device__ inline std::uint32_t quad_column(std::uint32_t first, std::uint32_t turn,
+                                            const NormThread& thread = {}) {
+  return first + (turn * thread.count + thread.index) * 4;
 }
 
 /// Of activations, whose rows can be read to their stride; what it gives of those is not masked.
-__device__ inline Quads read_quads(const float* row, std::uint32_t first, std::uint32_t width) {
+__device__ inline Quads read_quads(const float* row, std::uint32_t first, std::uint32_t width,
+                                   const NormThread& thread = {}) {
   Quads quads;
   SLUICE_UNROLL
   for (std::uint32_t k = 0; k < norm_quads; ++k) {
-    const std::uint32_t i = quad_column(first, k);
+    const std::uint32_t i = quad_column(first, k, thread);
     quads.at[k] = i < width ? *reinterpret_cast<const float4*>(row + i) : float4{0, 0, 0, 0};
   }
   return quads;
@@ -46,11 +53,11 @@ __device__ inline Quads read_quads(const float* row, std::uint32_t first, std::u
 
 /// Of a vector that ends with its width.
 __device__ inline Quads read_ending_quads(const float* vector, std::uint32_t first,
-                                          std::uint32_t width) {
+                                          std::uint32_t width, const NormThread& thread = {}) {
   Quads quads;
   SLUICE_UNROLL
   for (std::uint32_t k = 0; k < norm_quads; ++k) {
-    const std::uint32_t i = quad_column(first, k);
+    const std::uint32_t i = quad_column(first, k, thread);
     quads.at[k] = {0, 0, 0, 0};
     if (i + 4 <= width) {
       quads.at[k] = *reinterpret_cast<const float4*>(vector + i);
@@ -65,10 +72,10 @@ __device__ inline Quads read_ending_quads(const float* vector, std::uint32_t fir
 
 /// squares + the squares of what lies in the row, one after the other.
 __device__ inline float add_squares(const Quads& quads, std::uint32_t first, std::uint32_t width,
-                                    float squares) {
+                                    float squares, const NormThread& thread = {}) {
   SLUICE_UNROLL
   for (std::uint32_t k = 0; k < norm_quads; ++k) {
-    const std::uint32_t i = quad_column(first, k);
+    const std::uint32_t i = quad_column(first, k, thread);
     const float4& v = quads.at[k];
     if (i < width) squares = fma_f32(v.x, v.x, squares);
     if (i + 1 < width) squares = fma_f32(v.y, v.y, squares);
@@ -86,18 +93,24 @@ __device__ inline void prefetch_gains(const NormArgs& args) {
   }
 }
 
-inline constexpr std::size_t norm_shared_bytes = SharedPieces::bytes<float>(warp_lanes);
+inline constexpr std::uint32_t norm_scratch_floats = warp_lanes;
+inline constexpr std::size_t norm_shared_bytes = SharedPieces::bytes<float>(norm_scratch_floats);
 
-/// What a row is multiplied with, of the sum of a warp's squares: warps by a warp's tree. The block
-/// meets once.
+/// What a row is multiplied with, of what `warps` warps added up of squares: by a warp's tree. The
+/// block meets once.
+__device__ inline float norm_scale(const NormArgs& args, const float* warp_squares,
+                                   std::uint32_t warps) {
+  __syncthreads();
+  const float total = warp_sum(lane_index() < warps ? warp_squares[lane_index()] : 0.0F);
+  return 1.0F / sqrtf(total / static_cast<float>(args.width) + args.epsilon);
+}
+
+/// The same, of the sum of a warp's squares.
 __device__ inline float norm_scale(const NormArgs& args, float warp_squares) {
   SharedPieces shared;
-  auto* scratch = shared.take<float>(warp_lanes);
+  auto* scratch = shared.take<float>(norm_scratch_floats);
   if (lane_index() == 0) scratch[warp_index()] = warp_squares;
-  __syncthreads();
-  const bool mine = lane_index() < blockDim.x / warp_lanes;
-  const float total = warp_sum(mine ? scratch[lane_index()] : 0.0F);
-  return 1.0F / sqrtf(total / static_cast<float>(args.width) + args.epsilon);
+  return norm_scale(args, scratch, blockDim.x / warp_lanes);
 }
 
 /// What a norm takes beside its row.
@@ -110,33 +123,82 @@ struct NormOperands {
   }
 };
 
+__device__ inline float4 normed(const float4& v, const float4& gain, float scale) {
+  return {v.x * scale * gain.x, v.y * scale * gain.y, v.z * scale * gain.z, v.w * scale * gain.w};
+}
+
+/// Elements i .. i + 3 of row r, which ends with its width: what is behind it stays zero.
+__device__ inline void put_quad(const NormArgs& args, std::uint32_t r, std::uint32_t i,
+                                const float4& to) {
+  if (i + 4 <= args.width) {
+    put_pair(args.out, r, i, {to.x, to.y});
+    put_pair(args.out, r, i + 2, {to.z, to.w});
+    return;
+  }
+  if (i < args.width) put(args.out, r, i, to.x);
+  if (i + 1 < args.width) put(args.out, r, i + 1, to.y);
+  if (i + 2 < args.width) put(args.out, r, i + 2, to.z);
+}
+
 __device__ inline void put_normed(const NormArgs& args, std::uint32_t r, std::uint32_t first,
                                   const Quads& row, const NormOperands& operands, float scale) {
   SLUICE_UNROLL
   for (std::uint32_t k = 0; k < norm_quads; ++k) {
-    const std::uint32_t i = quad_column(first, k);
-    const float4 &v = row.at[k], &gain = operands.gains.at[k], &before = operands.before.at[k];
-    float4 to{v.x * scale * gain.x, v.y * scale * gain.y, v.z * scale * gain.z,
-              v.w * scale * gain.w};
+    float4 to = normed(row.at[k], operands.gains.at[k], scale);
     if (args.accumulate) {
+      const float4& before = operands.before.at[k];
       to = {before.x + to.x, before.y + to.y, before.z + to.z, before.w + to.w};
     }
-    if (i + 4 <= args.width) {
-      put_pair(args.out, r, i, {to.x, to.y});
-      put_pair(args.out, r, i + 2, {to.z, to.w});
-      continue;
+    put_quad(args, r, quad_column(first, k), to);
+  }
+}
+
+/// The first row's norm, by a block of `threads`, where the row is one that norm_threads() keep:
+/// each thread does what several of those do, so that the bits are the same. `scratch` has room for
+/// norm_scratch_floats. put(i, elements i .. i + 3, in bf16) of all that is read of a row, zeros
+/// behind its width; and the row itself is written if `writes`.
+template <std::uint32_t threads, class Put>
+__device__ void norm_row(const NormArgs& args, float* scratch, bool writes, Put put) {
+  constexpr std::uint32_t parts = divide_up(norm_threads_max, threads);
+  const std::uint32_t count = norm_threads(args.width);
+  Quads row[parts], gains[parts];
+  SLUICE_UNROLL
+  for (std::uint32_t i = 0; i < parts; ++i) {
+    const NormThread thread{i * threads + threadIdx.x, count};
+    if (thread.index >= count) continue;
+    row[i] = read_quads(args.in.data, 0, args.width, thread);
+    gains[i] = read_ending_quads(args.gain, 0, args.width, thread);
+  }
+  SLUICE_UNROLL
+  for (std::uint32_t i = 0; i < parts; ++i) {
+    const NormThread thread{i * threads + threadIdx.x, count};
+    if (thread.index >= count) continue;  // as a whole warp
+    const float squares = warp_sum(add_squares(row[i], 0, args.width, 0.0F, thread));
+    if (lane_index() == 0) scratch[thread.index / warp_lanes] = squares;
+  }
+  const float scale = norm_scale(args, scratch, count / warp_lanes);
+  SLUICE_UNROLL
+  for (std::uint32_t i = 0; i < parts; ++i) {
+    const NormThread thread{i * threads + threadIdx.x, count};
+    if (thread.index >= count) continue;
+    SLUICE_UNROLL
+    for (std::uint32_t k = 0; k < norm_quads; ++k) {
+      const std::uint32_t column = quad_column(0, k, thread);
+      const float4 to = normed(row[i].at[k], gains[i].at[k], scale);
+      if (column < padded(args.width)) {
+        put(column, uint2{pack_bf16(to.x, to.y), pack_bf16(to.z, to.w)});
+      }
+      if (writes) put_quad(args, 0, column, to);
     }
-    if (i < args.width) put(args.out, r, i, to.x);  // what is behind the width stays zero
-    if (i + 1 < args.width) put(args.out, r, i + 1, to.y);
-    if (i + 2 < args.width) put(args.out, r, i + 2, to.z);
   }
 }
 
 /// Calls kernels.template operator()<whole>() with whether a block's threads can keep such a row.
 template <class Kernels>
 auto with_norm_kernel(std::uint32_t width, Kernels kernels) {
-  return width <= 4 * norm_quads * norm_threads_max ? kernels.template operator()<true>()
-                                                    : kernels.template operator()<false>();
+  static_assert(norm_kept_max == 4 * norm_quads * norm_threads_max);
+  return width <= norm_kept_max ? kernels.template operator()<true>()
+                                : kernels.template operator()<false>();
 }
 
 }  // namespace sluice::kernels::cuda

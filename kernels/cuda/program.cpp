@@ -61,6 +61,7 @@ class Compiler {
     for (index_ = 0; index_ < steps_.ops.size(); ++index_) {
       SLUICE_TRY(std::visit([this](const auto& op) { return add(op); }, steps_.ops[index_]));
     }
+    if (state_.fuse_norms) fuse_norms();
     SLUICE_CUDA(cudaStreamSynchronize(stream_));  // vectors are copied from this thread's memory
     return std::move(program_);
   }
@@ -340,7 +341,7 @@ class Compiler {
 
   Result<void> add(const Gate& op) {
     keep_narrow(op.out);
-    const GateArgs args{state_.step,  space(op.in),           rows(op.in),
+    const GateArgs args{state_.step,  space(op.in),        rows(op.in),
                         rows(op.out), shape(op.out).width, op.activation == Activation::gelu_tanh};
     if (state_.fuse_gates && follows_its_products(args) && is_gates_own(op.in)) {
       program_.kept_[op.in.index] = false;
@@ -392,6 +393,42 @@ class Compiler {
       i += 2;
     }
     return true;
+  }
+
+  /// Makes one launch of each norm and the products behind it, where a kernel does both.
+  void fuse_norms() {
+    std::vector<Program::Launch> fused;
+    for (const Program::Launch& launch : program_.launches_) {
+      const auto both = fused.empty() ? std::nullopt : with_norm(fused.back(), launch);
+      if (both) {
+        fused.back() = *both;
+      } else {
+        fused.push_back(launch);
+      }
+    }
+    program_.launches_ = std::move(fused);
+  }
+
+  static std::optional<NormedArgs> with_norm(const Program::Launch& before,
+                                             const Program::Launch& launch) {
+    const auto* norm = std::get_if<NormArgs>(&before);
+    const auto* gated = std::get_if<GatedArgs>(&launch);
+    const auto* linear = gated != nullptr ? &gated->linear : std::get_if<LinearArgs>(&launch);
+    if (norm == nullptr || linear == nullptr || norm->accumulate || norm->width > norm_kept_max ||
+        norm->out.data != linear->in.data || norm->in.data == norm->out.data ||
+        !linear->product[0].weight.packed) {
+      return std::nullopt;
+    }
+    // A block may have written results while another reads the norm's input.
+    const auto reads = [norm](const Rows& out) {
+      return out.data >= norm->in.data && out.data < norm->in.data + norm->in.stride;
+    };
+    for (std::uint32_t i = 0; i < linear->count; ++i) {
+      if (reads(linear->product[i].out)) return std::nullopt;
+    }
+    if (gated == nullptr) return NormedArgs{*norm, {*linear, {}}, false};
+    if (reads(gated->gate.out)) return std::nullopt;
+    return NormedArgs{*norm, *gated, true};
   }
 
   Result<void> add(const SoftCap& op) {

@@ -33,7 +33,8 @@ struct DeviceState {
   std::uint32_t split_tokens = 0;
   std::uint32_t splits_max = 0;  ///< of a step's single rows, that there is room for
   std::uint32_t processors = 1;  ///< multiprocessors of the device
-  bool fuse_gates = true;        ///< with the products before them, where few rows come
+  bool fuse_gates = true;        ///< with the products before them
+  bool fuse_norms = true;        ///< with the products behind them, of a single row
 };
 
 /// How a step draws: the first of these that any of its rows needs.
@@ -112,9 +113,10 @@ class Program {
  private:
   friend class Compiler;
 
-  using Launch = std::variant<EmbedArgs, NormArgs, NarrowArgs, LinearArgs, AnglesArgs, RopeArgs,
-                              AttentionArgs, GateArgs, GatedArgs, SoftCapArgs, SelectArgs,
-                              SampleArgs, ReduceRows, ReduceNorm, GatherRows, DrawApart>;
+  using Launch =
+      std::variant<EmbedArgs, NormArgs, NarrowArgs, LinearArgs, AnglesArgs, RopeArgs, AttentionArgs,
+                   GateArgs, GatedArgs, NormedArgs, SoftCapArgs, SelectArgs, SampleArgs, ReduceRows,
+                   ReduceNorm, GatherRows, DrawApart>;
 
   std::vector<Launch> launches_;
   std::vector<BufferShape> shapes_;
