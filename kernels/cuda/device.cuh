@@ -19,24 +19,41 @@
 
 namespace sluice::kernels::cuda {
 
-/// Runs a kernel, which keeps chain.hpp's rule: the one place that launches. Errors of the kernel
-/// itself come with a later call.
+/// Runs a kernel, which keeps chain.hpp's rule: the one place that launches. `cluster` blocks along
+/// x, whose number is a multiple of it, run together. Errors of the kernel itself come with a later
+/// call.
 template <class... Parameters, class... Args>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block,
-                   std::size_t dynamic_shared_bytes, LaunchChain& chain, Args&&... args) {
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+cudaError_t launch_clusters(void (*kernel)(Parameters...), std::uint32_t cluster, dim3 grid,
+                            dim3 block, std::size_t dynamic_shared_bytes, LaunchChain& chain,
+                            Args&&... args) {
+  cudaLaunchAttribute attributes[2]{};
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = dynamic_shared_bytes;
   config.stream = chain.stream();
-  config.attrs = &early;
-  config.numAttrs = chain.next_starts_early() ? 1 : 0;
+  config.attrs = attributes;
+  if (chain.next_starts_early()) {
+    cudaLaunchAttribute& early = attributes[config.numAttrs++];
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    cudaLaunchAttribute& together = attributes[config.numAttrs++];
+    together.id = cudaLaunchAttributeClusterDimension;
+    together.val.clusterDim = {cluster, 1, 1};
+  }
   const cudaError_t status = cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...);
   chain.launched();
   return status;
+}
+
+/// The same, each block by itself.
+template <class... Parameters, class... Args>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                   std::size_t dynamic_shared_bytes, LaunchChain& chain, Args&&... args) {
+  return launch_clusters(kernel, 1, grid, block, dynamic_shared_bytes, chain,
+                         std::forward<Args>(args)...);
 }
 
 /// Whether this code waits: only then may its kernels start early.

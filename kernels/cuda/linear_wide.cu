@@ -1,14 +1,16 @@
 // Products of packed weights with many activation rows, by Hopper's own products. A block has 192,
 // 128 or 64 weight rows times 128 or 64 activation rows. One warp of it brings 64 columns of both
 // to shared memory a stage, by bulk copies, as far ahead as there is room; up to three groups of
-// four warps multiply 64 weight rows each, which they unpack from there to registers on the way. A
-// block's activations serve 192 weights: 77 operations a byte that comes from the second-level
-// cache. Where a Gate follows, a block has as many rows of both products, and its warps trade.
+// four warps multiply 64 weight rows each, which they unpack from there to registers on the way.
+// Two blocks with the same weight rows and neighbouring activation rows run together, as a cluster:
+// each brings half of the weights, to both. Where a Gate follows, a block has as many rows of both
+// products, and its warps trade.
 //
-// Seen on an H200: an 8B model's prompt of 2,048 tokens at 361 TFLOP/s, attention and norms
-// included, where cuBLAS multiplies at 796. The expected limit is the second-level cache: a stage
-// of 192 x 128 brings 40 KiB to a multiprocessor for what its tensor cores do in 0.44 us, 12 TB/s
-// of all 132. Blocks that share what they read, as a cluster, would need less.
+// The limit is the second-level cache. Blocks by themselves bring 40 KiB a stage of 192 x 128 to a
+// multiprocessor for what its tensor cores do in 0.44 us: 12 TB/s of all 132. So an 8B model's
+// prompt of 2,048 tokens was seen on an H200 at 361 TFLOP/s, attention and norms included, where
+// cuBLAS multiplies at 796, and its products at 440, 33 bytes a clock and multiprocessor. Two
+// blocks together bring 28 KiB each.
 
 #include "kernels/cuda/gate.cuh"
 #include "kernels/cuda/linear.cuh"
@@ -29,15 +31,16 @@ constexpr std::uint32_t multiplier_registers = S::groups == 3 ? 152 : 232;
 
 /// Blocks side by side that share activation rows in the second-level cache, before the next ones
 /// of the same weight rows: 16 of 128 rows of 4,096 columns are 16 MiB.
-[[maybe_unused]] constexpr std::uint32_t neighbours = 16;
+constexpr std::uint32_t neighbours = 16;
 
 /// Activation rows up to which a block has 64 of them.
 constexpr std::uint32_t small_rows = 64;
 
-template <class Packed, std::uint32_t groups_, std::uint32_t tokens_, bool gate>
+template <class Packed, std::uint32_t groups_, std::uint32_t tokens_, std::uint32_t cluster_,
+          bool gate>
 struct Shape {
   using P = Packed;
-  static constexpr std::uint32_t groups = groups_, tokens = tokens_;
+  static constexpr std::uint32_t groups = groups_, tokens = tokens_, cluster = cluster_;
   static constexpr bool with_gate = gate;
   static constexpr std::uint32_t threads = (groups + 1) * wide_threads;
   static constexpr std::uint32_t panels = groups * group_panels;
@@ -52,18 +55,25 @@ struct Shape {
   static constexpr std::size_t bytes = SharedPieces::bytes<unsigned char>(stages * stage_bytes) +
                                        SharedPieces::bytes<std::uint64_t>(barriers);
   static_assert(!gate || panels / 2 * panel_rows * tokens * sizeof(float) <= stages * stage_bytes);
+  static_assert(neighbours % cluster == 0);
+
+  /// Blocks side by side, whole clusters of them.
+  static std::uint32_t count_blocks(std::uint32_t activation_rows) {
+    return divide_up(activation_rows, tokens * cluster) * cluster;
+  }
 
   /// How long a launch takes, about: its blocks one after the other on a multiprocessor, each as
   /// long as what it multiplies takes to come from the second-level cache.
   static std::uint64_t cost(std::uint32_t blocks, std::uint32_t processors) {
-    return std::uint64_t{divide_up(blocks, processors)} * (panels * panel_rows + tokens);
+    return std::uint64_t{divide_up(blocks, processors)} *
+           (panels * panel_rows / cluster + tokens);
   }
 };
 
 #ifndef SLUICE_NO_WIDE
 /// Stages in shared memory and who may use them: `full` when all has come, `empty` when all
-/// multiplying warps are done. At the end `done` tells that no warp multiplies any more, and
-/// `traded` that every one has given what another needs.
+/// multiplying warps of the cluster are done. At the end `done` tells that no warp of the block
+/// multiplies any more, and `traded` that every one has given what another needs.
 template <class S>
 struct Stages {
   unsigned char* data;
@@ -78,13 +88,17 @@ struct Stages {
     if (threadIdx.x == 0) {
       for (std::uint32_t i = 0; i < S::stages; ++i) {
         init_barrier(full + i, 1);
-        init_barrier(empty + i, S::panels);
+        init_barrier(empty + i, S::panels * S::cluster);
       }
       init_barrier(done, S::panels);
       init_barrier(traded, S::panels);
       show_barriers();
     }
-    __syncthreads();
+    if constexpr (S::cluster > 1) {
+      meet_cluster();
+    } else {
+      __syncthreads();
+    }
   }
   __device__ unsigned char* at(std::uint32_t stage) const {
     return data + stage % S::stages * S::stage_bytes;
@@ -108,7 +122,8 @@ struct Share {
   }
 };
 
-/// One warp's: a lane a panel, and one the activations.
+/// One warp's: a lane a panel, and one the activations, rows from `token` on. Of a cluster's panels
+/// each block brings every so many-th, to all.
 template <class S>
 __device__ void bring(const Share<S>& share, std::uint32_t token, const Stages<S>& stages) {
   using P = typename S::P;
@@ -127,7 +142,12 @@ __device__ void bring(const Share<S>& share, std::uint32_t token, const Stages<S
     if (lane == 0) arrive_for(stages.full + slot, S::stage_bytes);
     __syncwarp();
     if (lane < S::panels) {
-      copy_bulk(to + lane * part, from + std::size_t{step} * part, part, stages.full + slot);
+      const Bytes weights = from + std::size_t{step} * part;
+      if constexpr (S::cluster == 1) {
+        copy_bulk(to + lane * part, weights, part, stages.full + slot);
+      } else if (lane % S::cluster == cluster_rank()) {
+        copy_bulk_to_cluster(to + lane * part, weights, part, stages.full + slot, S::cluster);
+      }
     } else if (lane == S::panels) {
       copy_bulk(to + S::weight_bytes, inputs + narrow_column(step * stage_columns), S::input_bytes,
                 stages.full + slot);
@@ -268,7 +288,12 @@ class Multiplier {
   /// The warp has read its part of the stage, and its products are done with the rest.
   __device__ void release(std::uint32_t step) const {
     __syncwarp();
-    if (lane_index() == 0) arrive(stages_.empty + step % S::stages);
+    std::uint64_t* const empty = stages_.empty + step % S::stages;
+    if constexpr (S::cluster == 1) {
+      if (lane_index() == 0) arrive(empty);
+    } else if (lane_index() < S::cluster) {
+      arrive_at(empty, lane_index());
+    }
   }
 
   /// Starts half a stage's products, on top of the section's sums if `add`.
@@ -307,7 +332,7 @@ __global__ void __launch_bounds__(S::threads, 1)
   const std::uint32_t in_band = blockIdx.x - band * neighbours * blocks_m;
   const std::uint32_t token = (band * neighbours + in_band % width) * S::tokens;
   const std::uint32_t rows = row_count(args.step, args.space);
-  if (token >= rows) return;
+  if (token / (S::tokens * S::cluster) * (S::tokens * S::cluster) >= rows) return;
   Place place{0, in_band / width * S::rows};
   if constexpr (!S::with_gate) place = find_place(args, in_band / width, S::rows);
   const Share<S> share{args, place};
@@ -315,7 +340,9 @@ __global__ void __launch_bounds__(S::threads, 1)
   const Stages<S> stages(shared);
   if (warp_index() >= S::panels) {
     leave_registers<copier_registers>();
-    if (warp_index() == S::panels) bring(share, token, stages);
+    // A block without rows brings weights for its neighbour, and multiplies the last rows again.
+    const std::uint32_t last = (rows - 1) / S::tokens * S::tokens;
+    if (warp_index() == S::panels) bring(share, least(token, last), stages);
   } else {
     take_registers<multiplier_registers<S>>();
     Multiplier<S> multiplier(share, stages);
@@ -326,6 +353,7 @@ __global__ void __launch_bounds__(S::threads, 1)
       multiplier.write(token, rows);
     }
   }
+  if constexpr (S::cluster > 1) meet_cluster();  // none ends while another reaches for its memory
 #endif
 }
 
@@ -337,46 +365,56 @@ std::uint32_t count_rows(const GatedArgs& args) {
 template <class S>
 cudaError_t launch_wide(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain) {
   const std::uint32_t blocks_m = count_rows<S>(args);
-  return launch(wide_kernel<S>, blocks_m * divide_up(rows, S::tokens), S::threads, S::bytes, chain,
-                args, blocks_m);
+  return launch_clusters(wide_kernel<S>, S::cluster, blocks_m * S::count_blocks(rows), S::threads,
+                         S::bytes, chain, args, blocks_m);
 }
 
 template <class S>
 std::uint64_t cost(const GatedArgs& args, std::uint32_t rows) {
-  return S::cost(count_rows<S>(args) * divide_up(rows, S::tokens), args.linear.processors);
+  return S::cost(count_rows<S>(args) * S::count_blocks(rows), args.linear.processors);
 }
 
-template <class P, std::uint32_t tokens, bool gate>
-cudaError_t launch_cheapest(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain) {
-  using One = Shape<P, 1, tokens, gate>;
-  using Two = Shape<P, 2, tokens, gate>;
-  using Three = Shape<P, 3, tokens, gate>;
-  const std::uint64_t one = cost<One>(args, rows), two = cost<Two>(args, rows),
-                      three = cost<Three>(args, rows);
-  if (one < two && one < three) return launch_wide<One>(args, rows, chain);
-  return two < three ? launch_wide<Two>(args, rows, chain) : launch_wide<Three>(args, rows, chain);
-}
+template <class... Shapes>
+struct Choice {
+  /// The cheapest; of such the first.
+  static cudaError_t launch(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain) {
+    using Launch = cudaError_t (*)(const GatedArgs&, std::uint32_t, LaunchChain&);
+    const Launch launches[] = {launch_wide<Shapes>...};
+    const std::uint64_t costs[] = {cost<Shapes>(args, rows)...};
+    std::size_t best = 0;
+    for (std::size_t i = 1; i < sizeof...(Shapes); ++i) {
+      if (costs[i] < costs[best]) best = i;
+    }
+    return launches[best](args, rows, chain);
+  }
+  static cudaError_t prepare() {
+    cudaError_t status = cudaSuccess;
+    ((status = status != cudaSuccess ? status : allow_shared(wide_kernel<Shapes>, Shapes::bytes)),
+     ...);
+    return status;
+  }
+};
+
+/// For at most small_rows activation rows, and for more.
+template <class P, bool gate>
+using Small = Choice<Shape<P, 3, 64, 1, gate>, Shape<P, 2, 64, 1, gate>, Shape<P, 1, 64, 1, gate>>;
+template <class P, bool gate>
+using Large = Choice<Shape<P, 3, 128, 2, gate>, Shape<P, 2, 128, 2, gate>,
+                     Shape<P, 1, 128, 2, gate>, Shape<P, 3, 128, 1, gate>,
+                     Shape<P, 2, 128, 1, gate>, Shape<P, 1, 128, 1, gate>>;
 
 template <bool gate>
 cudaError_t launch_any(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain) {
   return with_packed(args.linear.product[0].weight, [&]<class P>(P) {
-    return rows <= small_rows ? launch_cheapest<P, 64, gate>(args, rows, chain)
-                              : launch_cheapest<P, 128, gate>(args, rows, chain);
+    return rows <= small_rows ? Small<P, gate>::launch(args, rows, chain)
+                              : Large<P, gate>::launch(args, rows, chain);
   });
-}
-
-template <class... Shapes>
-cudaError_t prepare_all() {
-  cudaError_t status = cudaSuccess;
-  ((status = status != cudaSuccess ? status : allow_shared(wide_kernel<Shapes>, Shapes::bytes)),
-   ...);
-  return status;
 }
 
 template <class P, bool gate>
 cudaError_t prepare() {
-  return prepare_all<Shape<P, 1, 64, gate>, Shape<P, 2, 64, gate>, Shape<P, 3, 64, gate>,
-                     Shape<P, 1, 128, gate>, Shape<P, 2, 128, gate>, Shape<P, 3, 128, gate>>();
+  const cudaError_t status = Small<P, gate>::prepare();
+  return status != cudaSuccess ? status : Large<P, gate>::prepare();
 }
 
 }  // namespace

@@ -83,6 +83,45 @@ __device__ inline void copy_bulk(void* shared, const void* from, std::uint32_t b
       : "memory");
 }
 
+// Blocks of a cluster can reach each other's shared memory, while both run.
+
+__device__ inline std::uint32_t cluster_rank() {
+  std::uint32_t rank;
+  asm volatile("mov.u32 %0, %cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+/// Waits for every thread of the cluster, which then sees what all of them wrote.
+__device__ inline void meet_cluster() {
+  asm volatile(
+      "barrier.cluster.arrive.release;\n"
+      "barrier.cluster.wait.acquire;" ::
+          : "memory");
+}
+
+/// Arrives at what is this barrier in another block, or in this one.
+__device__ inline void arrive_at(std::uint64_t* barrier, std::uint32_t rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+      "}" ::"r"(shared_address(barrier)),
+      "r"(rank)
+      : "memory");
+}
+
+/// copy_bulk() to the same place of each of `blocks` blocks, where it counts for the same barrier.
+__device__ inline void copy_bulk_to_cluster(void* shared, const void* from, std::uint32_t bytes,
+                                            std::uint64_t* barrier, std::uint32_t blocks) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1], %2, [%3], %4;" ::"r"(shared_address(shared)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier)),
+      "h"(static_cast<std::uint16_t>((1U << blocks) - 1))
+      : "memory");
+}
+
 /// A thread's registers from here on, of all of its four warps.
 template <std::uint32_t count>
 __device__ inline void take_registers() {
@@ -174,6 +213,17 @@ inline void await_phase(std::uint64_t* barrier, std::uint32_t parity,
 }
 inline void copy_bulk(void* shared, const void* from, std::uint32_t bytes, std::uint64_t* barrier) {
   cuda_host::copy_bulk(shared, from, bytes, barrier);
+}
+inline std::uint32_t cluster_rank() { return cuda_host::cluster_rank(); }
+inline void meet_cluster(const cuda_host::Where& where = cuda_host::Where::current()) {
+  cuda_host::meet_cluster(where);
+}
+inline void arrive_at(std::uint64_t* barrier, std::uint32_t rank) {
+  cuda_host::arrive_at(barrier, rank);
+}
+inline void copy_bulk_to_cluster(void* shared, const void* from, std::uint32_t bytes,
+                                 std::uint64_t* barrier, std::uint32_t) {
+  cuda_host::copy_bulk_to_cluster(shared, from, bytes, barrier);
 }
 template <std::uint32_t count>
 void take_registers() {}

@@ -98,6 +98,43 @@ BOOST_AUTO_TEST_CASE(shared_memory_that_was_not_asked_for) {
 #endif
 }
 
+BOOST_AUTO_TEST_CASE(clusters) {
+  const auto complaint_of = [](const std::function<void()>& kernel) {
+    return cuda_host::run_grid(4, 32, 64, kernel, {}, 2);
+  };
+  const auto barrier = [] { return SharedPieces().take<std::uint64_t>(1); };
+  // Each block waits for the other's threads, and for its own.
+  BOOST_TEST(complaint_of([&] {
+               if (threadIdx.x == 0) cuda_host::init_barrier(barrier(), 64);
+               cuda_host::meet_cluster(cuda_host::Where::current());
+               for (const unsigned rank : {0U, 1U}) cuda_host::arrive_at(barrier(), rank);
+               cuda_host::await_phase(barrier(), 0);
+               cuda_host::meet_cluster(cuda_host::Where::current());
+             }) == "");
+  const std::string ended = complaint_of([&] {
+    if (threadIdx.x == 0) cuda_host::init_barrier(barrier(), 1);
+    cuda_host::meet_cluster(cuda_host::Where::current());
+    if (cuda_host::cluster_rank() == 1) return;
+    cuda_host::await_phase(barrier(), 0);  // the other has nothing to wait for
+  });
+  BOOST_TEST(says(ended, "no thread can go on"), ended);
+  const std::string reached = complaint_of([&] {
+    if (threadIdx.x == 0) cuda_host::init_barrier(barrier(), 32);
+    cuda_host::meet_cluster(cuda_host::Where::current());
+    cuda_host::arrive_at(barrier(), 0);
+    if (cuda_host::cluster_rank() == 1) return;
+    cuda_host::await_phase(barrier(), 1);
+    __syncthreads();
+    cuda_host::arrive_at(barrier(), 1);
+  });
+  BOOST_TEST(says(reached, "that has ended"), reached);
+  const std::string missing = complaint_of([&] {
+    if (blockIdx.x == 1) return;
+    cuda_host::meet_cluster(cuda_host::Where::current());
+  });
+  BOOST_TEST(says(missing, "its cluster"), missing);
+}
+
 /// Threads that read a neighbour's value without a barrier see it or not by the order they run in,
 /// which odd blocks turn round.
 BOOST_AUTO_TEST_CASE(a_missing_barrier_shows_in_the_result) {

@@ -189,6 +189,13 @@ BOOST_AUTO_TEST_CASE(any_number_of_rows) {
   check(Products(Format::bf16, 192, {40, 130, 7}), {1, 7, 9, 16, 17, 70, 513, 600});
 }
 
+// Of three blocks of activation rows the last has a neighbour that has none; of five, a row.
+BOOST_AUTO_TEST_CASE(blocks_that_share_weights) {
+  const std::uint64_t before = cuda_host::calls("cluster launch");
+  check(Products(Format::bf16, 2304, {400, 7}), {257, 300, 513}, on_cuda_host());
+  BOOST_TEST(cuda_host::calls("cluster launch") - before == 4U);  // one with all rows comes first
+}
+
 // A row alone is not packed, so it does not go with those beside it.
 BOOST_AUTO_TEST_CASE(one_row_beside_others) {
   check(Products(Format::bf16, 64, {20, 1, 20}), {2, 20});

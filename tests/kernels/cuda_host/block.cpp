@@ -9,19 +9,8 @@
 #include <vector>
 
 #include "tests/kernels/cuda_host/closed_pages.hpp"
-#include "tests/kernels/cuda_host/stack.hpp"
-
-#if !defined(__x86_64__)
-#include <ucontext.h>
-#endif
-
-#if defined(__SANITIZE_ADDRESS__)
-extern "C" {
-void __sanitizer_start_switch_fiber(void** fake_stack_save, const void* bottom, std::size_t size);
-void __sanitizer_finish_switch_fiber(void* fake_stack, const void** bottom, std::size_t* size);
-void __asan_poison_memory_region(const volatile void* at, std::size_t bytes);
-}
-#endif
+#include "tests/kernels/cuda_host/context.hpp"
+#include "tests/kernels/cuda_host/shared_memory.hpp"
 
 thread_local constinit uint3 threadIdx, blockIdx;
 thread_local constinit dim3 blockDim, gridDim;
@@ -29,91 +18,30 @@ thread_local constinit dim3 blockDim, gridDim;
 namespace cuda_host {
 namespace {
 
-void thread_entry();
-
-/// The frames of a fiber that has ended never returned: the sanitizer still guards their edges.
-void clean_end_of([[maybe_unused]] std::byte* stack) {
-#if defined(__SANITIZE_ADDRESS__)
-  __asan_unpoison_memory_region(stack + stack_bytes - 8192, 8192);
-#endif
-}
-
-#if defined(__x86_64__)
-// Saves what the calling convention asks for, and nothing else: a switch is some 5 ns, where
-// swapcontext's system call takes 300.
-extern "C" void sluice_switch_stack(void** from, void* to);
-asm(R"(
-.text
-.type sluice_switch_stack,@function
-sluice_switch_stack:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-)");
-
-struct Context {
-  void* pointer = nullptr;
-
-  void start(std::byte* stack) {
-    clean_end_of(stack);
-    auto** top = reinterpret_cast<void**>(stack + stack_bytes);
-    *--top = nullptr;  // where the entry would return to
-    *--top = reinterpret_cast<void*>(&thread_entry);
-    for (int i = 0; i < 6; ++i) *--top = nullptr;
-    pointer = top;
-  }
-  static void change(Context& from, Context& to) { sluice_switch_stack(&from.pointer, to.pointer); }
-};
-#else
-struct Context {
-  ucontext_t state;
-
-  void start(std::byte* stack) {
-    clean_end_of(stack);
-    getcontext(&state);
-    state.uc_stack.ss_sp = stack;
-    state.uc_stack.ss_size = stack_bytes;
-    state.uc_link = nullptr;
-    makecontext(&state, &thread_entry, 0);
-  }
-  static void change(Context& from, Context& to) { swapcontext(&from.state, &to.state); }
-};
-#endif
-
 struct Stopped {};  ///< unwinds a fiber of a kernel that has failed
 
 class BlockRunner {
  public:
-  std::string run(dim3 grid, dim3 block, std::size_t shared_bytes,
+  std::string run(dim3 grid, dim3 block, unsigned cluster, std::size_t shared_bytes,
                   const std::function<void()>& thread, const Turn& turn) {
     body_ = &thread;
     in_turn_ = turn.owed;
     closed_.watch(turn.closed);
     threads_ = block.x * block.y * block.z;
-    while (stacks_.size() < threads_) stacks_.emplace_back();
-    fibers_.resize(threads_);
-    warps_.resize((threads_ + 31) / 32);
+    blocks_.resize(cluster);
+    fibers_.resize(std::size_t{threads_} * cluster);
+    while (stacks_.size() < fibers_.size()) stacks_.emplace_back();
+    warps_each_ = (threads_ + 31) / 32;
+    warps_.resize(std::size_t{warps_each_} * cluster);
     failure_.clear();
     blockDim = block;
     gridDim = grid;
-    prepare_shared(shared_bytes);
+    for (Block& each : blocks_) each.shared.prepare(shared_bytes);
     for (unsigned z = 0; z < grid.z; ++z) {
       for (unsigned y = 0; y < grid.y; ++y) {
-        for (unsigned x = 0; x < grid.x && failure_.empty(); ++x) {
-          blockIdx = {x, y, z};
-          run_block();
+        for (unsigned x = 0; x < grid.x && failure_.empty(); x += cluster) {
+          first_ = {x, y, z};
+          run_cluster();
         }
       }
     }
@@ -121,35 +49,53 @@ class BlockRunner {
     return failure_;
   }
 
-  unsigned char* shared() { return shared_begin_; }
+  unsigned char* shared() { return mine().shared.begin(); }
+  unsigned rank() const { return current_ / threads_; }
+  unsigned ranks() const { return static_cast<unsigned>(blocks_.size()); }
 
   void check_shared_end(const unsigned char* end) {
-    if (end > shared_begin_ + shared_bytes_) {
-      complain("takes " + std::to_string(end - shared_begin_) + " bytes of shared memory of " +
-               std::to_string(shared_bytes_));
+    const SharedMemory& shared = mine().shared;
+    if (end > shared.begin() + shared.bytes()) {
+      complain("takes " + std::to_string(end - shared.begin()) + " bytes of shared memory of " +
+               std::to_string(shared.bytes()));
     }
   }
 
   void meet_block(const Where& where) {
+    Block& block = mine();
     Fiber& me = fibers_[current_];
-    if (waiting_ == 0) barrier_ = where;
-    if (!same(barrier_, where)) {
-      complain("threads wait at different barriers, " + text(barrier_) + " and " + text(where));
+    if (block.waiting == 0) block.barrier = where;
+    if (!same(block.barrier, where)) {
+      complain("threads wait at different barriers, " + text(block.barrier) + " and " +
+               text(where));
     }
     me.where = where;
-    if (++waiting_ == threads_) {
-      waiting_ = 0;
-      for (Fiber& fiber : fibers_) fiber.state = State::ready;
+    if (++block.waiting == threads_) {
+      block.waiting = 0;
+      const std::uint32_t first = rank() * threads_;
+      for (std::uint32_t i = first; i < first + threads_; ++i) fibers_[i].state = State::ready;
       return;
     }
     me.state = State::at_barrier;
     wait();
   }
 
+  void meet_cluster(const Where& where) {
+    Fiber& me = fibers_[current_];
+    me.where = where;
+    if (++in_cluster_ == fibers_.size()) {
+      in_cluster_ = 0;
+      for (Fiber& fiber : fibers_) fiber.state = State::ready;
+      return;
+    }
+    me.state = State::at_cluster;
+    wait();
+  }
+
   Payloads meet_warp(unsigned mask, const void* payload, std::size_t bytes, const Where& where,
                      void (*last)(std::byte*)) {
-    const std::uint32_t lane = current_ % 32;
-    Warp& warp = warps_[current_ / 32];
+    const std::uint32_t thread = current_ % threads_, lane = thread % 32;
+    Warp& warp = warps_[rank() * warps_each_ + thread / 32];
     if ((mask >> lane & 1U) == 0) complain("a lane is not in its own mask at " + text(where));
     if (warp.arrived == 0) {
       warp.mask = mask;
@@ -168,8 +114,9 @@ class BlockRunner {
       warp.arrived = 0;
       ++warp.round;
       if (last != nullptr) last(payloads);
-      const std::uint32_t first = current_ / 32 * 32;
-      for (std::uint32_t i = first; i < std::min(first + 32, threads_); ++i) {
+      const std::uint32_t first = current_ - lane;
+      const std::uint32_t end = std::min(first + 32, (rank() + 1) * threads_);
+      for (std::uint32_t i = first; i < end; ++i) {
         if (fibers_[i].state == State::in_exchange) fibers_[i].state = State::ready;
       }
       return payloads;
@@ -183,11 +130,8 @@ class BlockRunner {
     const auto misaligned = [](const void* at) {
       return reinterpret_cast<std::uintptr_t>(at) % copy_bytes != 0;
     };
-    const auto* to = static_cast<unsigned char*>(shared);
     if (misaligned(shared) || (valid && misaligned(from))) complain("a misaligned copy");
-    if (to < shared_begin_ || to + copy_bytes > shared_begin_ + shared_bytes_) {
-      complain("a copy to outside of shared memory");
-    }
+    check_shared(shared, copy_bytes);
     fibers_[current_].copies.push_back({shared, valid ? from : nullptr, fibers_[current_].commits});
   }
 
@@ -216,6 +160,16 @@ class BlockRunner {
   }
 
   void arrive(std::uint64_t* barrier, std::uint32_t announced_bytes) {
+    check_shared(barrier, sizeof *barrier);
+    arrive_there(barrier, announced_bytes);
+  }
+
+  void arrive_at(std::uint64_t* barrier, unsigned rank) {
+    check_shared(barrier, sizeof *barrier);
+    arrive_there(at(barrier, rank), 0);
+  }
+
+  void arrive_there(std::uint64_t* barrier, std::uint32_t announced_bytes) {
     Phases phases = phases_of(barrier);
     phases.bytes_and_parity += 2 * static_cast<std::int32_t>(announced_bytes);
     if (phases.missing-- == 0) complain("more threads arrive than a barrier was made for");
@@ -223,6 +177,7 @@ class BlockRunner {
   }
 
   void await_phase(std::uint64_t* barrier, std::uint32_t parity, const Where& where) {
+    check_shared(barrier, sizeof *barrier);
     make_copies(barrier);
     Fiber& me = fibers_[current_];
     me.where = where;
@@ -233,25 +188,31 @@ class BlockRunner {
     }
   }
 
-  void copy_bulk(void* shared, const void* from, std::uint32_t bytes, std::uint64_t* barrier) {
+  void copy_bulk(void* shared, const void* from, std::uint32_t bytes, std::uint64_t* barrier,
+                 unsigned ranks) {
     const auto odd = [](std::uintptr_t value) { return value % copy_bytes != 0; };
     if (odd(reinterpret_cast<std::uintptr_t>(shared)) || odd(bytes) ||
         odd(reinterpret_cast<std::uintptr_t>(from))) {
       complain("a misaligned copy");
     }
     check_shared(shared, bytes);
-    bulk_copies_.push_back({shared, from, bytes, barrier});
-    const bool awaited = std::any_of(fibers_.begin(), fibers_.end(), [&](const Fiber& fiber) {
-      return fiber.state == State::at_phase && fiber.phase_of == barrier;
-    });
-    if (awaited) make_copies(barrier);
+    check_shared(barrier, sizeof *barrier);
+    for (unsigned rank = 0; rank < blocks_.size(); ++rank) {
+      if ((ranks >> rank & 1U) == 0) continue;
+      std::uint64_t* const of_rank = at(barrier, rank);
+      bulk_copies_.push_back({at(shared, rank), from, bytes, of_rank});
+      const bool awaited = std::any_of(fibers_.begin(), fibers_.end(), [&](const Fiber& fiber) {
+        return fiber.state == State::at_phase && fiber.phase_of == of_rank;
+      });
+      if (awaited) make_copies(of_rank);
+    }
   }
 
   void start_next() { fibers_[current_].let_next_start = true; }
   void await_previous(const Where& where) {
     Fiber& me = fibers_[current_];
     if (closed_.any() && !me.waited) {
-      meet_block(where);
+      meet_cluster(where);
       closed_.open();
       if (closed_.take_touched()) complain("touched, before its wait, what is no weight");
     }
@@ -282,15 +243,26 @@ class BlockRunner {
     } catch (const Stopped&) {
     }
     fibers_[current_].state = State::ended;
-    if (waiting_ != 0 && failure_.empty()) {
-      fail("a thread ended while others wait at the barrier " + text(barrier_));
+    if (mine().waiting != 0 && failure_.empty()) {
+      fail("a thread ended while others wait at the barrier " + text(mine().barrier));
     }
+    if (in_cluster_ != 0 && failure_.empty()) {
+      fail("a thread ended while others of its cluster wait for all");
+    }
+    --mine().alive;
     --alive_;
     leave();
   }
 
  private:
-  enum class State : std::uint8_t { ready, at_barrier, in_exchange, at_phase, ended };
+  enum class State : std::uint8_t { ready, at_barrier, at_cluster, in_exchange, at_phase, ended };
+
+  /// Of a cluster.
+  struct Block {
+    SharedMemory shared;
+    std::uint32_t waiting = 0, alive = 0;
+    Where barrier;  ///< where they wait
+  };
 
   /// A barrier of eight bytes in shared memory.
   struct Phases {
@@ -327,15 +299,23 @@ class BlockRunner {
     alignas(16) std::byte payloads[2][32 * payload_bytes];
   };
 
+  Block& mine() { return blocks_[rank()]; }
+
   void check_shared(const void* at, std::size_t bytes) {
-    const auto* begin = static_cast<const unsigned char*>(at);
-    if (begin < shared_begin_ || begin + bytes > shared_begin_ + shared_bytes_) {
-      complain("a barrier or a copy outside of shared memory");
-    }
+    if (!mine().shared.has(at, bytes)) complain("a barrier or a copy outside of shared memory");
   }
 
-  Phases phases_of(std::uint64_t* barrier) {
-    check_shared(barrier, sizeof *barrier);
+  /// What lies in another block's shared memory where this does in the running one's.
+  template <class T>
+  T* at(T* own, unsigned rank) {
+    const Block& block = blocks_.at(rank);
+    if (block.alive == 0) complain("reaches for a block of its cluster that has ended");
+    const auto offset = static_cast<std::size_t>(reinterpret_cast<unsigned char*>(own) -
+                                                 mine().shared.begin());
+    return reinterpret_cast<T*>(block.shared.begin() + offset);
+  }
+
+  static Phases phases_of(const std::uint64_t* barrier) {
     Phases phases;
     std::memcpy(&phases, barrier, sizeof phases);
     return phases;
@@ -382,41 +362,17 @@ class BlockRunner {
     return std::string(where.file_name()) + ":" + std::to_string(where.line());
   }
 
-  void prepare_shared(std::size_t bytes) {
-    constexpr std::size_t guard = 256;
-#if defined(__SANITIZE_ADDRESS__)
-    __asan_unpoison_memory_region(shared_.data(), shared_.size());
-#endif
-    shared_.resize(bytes + 2 * guard);
-    auto* begin = shared_.data() + guard;
-    shared_begin_ = begin + (16 - reinterpret_cast<std::uintptr_t>(begin) % 16) % 16;
-    shared_bytes_ = bytes;
-    std::fill(shared_.begin(), shared_.end(), guard_byte);
-#if defined(__SANITIZE_ADDRESS__)
-    __asan_poison_memory_region(shared_begin_ + bytes, 128);
-#endif
-  }
-
-  void check_guards() {
-#if !defined(__SANITIZE_ADDRESS__)  // which sees the access itself
-    const auto* end = shared_.data() + shared_.size();
-    const auto whole = [](const unsigned char* from, const unsigned char* to) {
-      return std::all_of(from, to, [](unsigned char b) { return b == guard_byte; });
-    };
-    if (!whole(shared_.data(), shared_begin_) || !whole(shared_begin_ + shared_bytes_, end)) {
-      fail("wrote beside its " + std::to_string(shared_bytes_) + " bytes of shared memory");
+  void run_cluster() {
+    backwards_ = (first_.x / ranks() + first_.y + first_.z) % 2 != 0;
+    alive_ = static_cast<std::uint32_t>(fibers_.size());
+    in_cluster_ = 0;
+    for (Block& block : blocks_) {
+      block.shared.forget();
+      block.waiting = 0;
+      block.alive = threads_;
     }
-#endif
-  }
-
-  void run_block() {
-    backwards_ = (blockIdx.x + blockIdx.y + blockIdx.z) % 2 != 0;
-    // All ones: not-a-number for whoever reads what nobody wrote.
-    std::memset(shared_begin_, 0xFF, shared_bytes_);
-    waiting_ = 0;
-    alive_ = threads_;
     for (Warp& warp : warps_) warp.arrived = 0;
-    for (std::uint32_t i = 0; i < threads_; ++i) {
+    for (std::size_t i = 0; i < fibers_.size(); ++i) {
       fibers_[i].state = State::ready;
       fibers_[i].copies.clear();
       fibers_[i].commits = 0;
@@ -424,7 +380,7 @@ class BlockRunner {
       fibers_[i].context.start(stacks_[i].data());
     }
     closed_.close();
-    select(backwards_ ? threads_ - 1 : 0);
+    select(backwards_ ? alive_ - 1 : 0);
     from_main_ = true;
     switch_to(main_, fibers_[current_].context, stacks_[current_].data());
     closed_.open();
@@ -432,24 +388,30 @@ class BlockRunner {
       fail("a block ended with copies that nobody waited for");
     }
     bulk_copies_.clear();
-    check_guards();
+    for (const Block& block : blocks_) {
+      if (block.shared.is_sound()) continue;
+      fail("wrote beside its " + std::to_string(block.shared.bytes()) + " bytes of shared memory");
+    }
   }
 
   void select(std::uint32_t index) {
     current_ = index;
-    threadIdx = {index % blockDim.x, index / blockDim.x % blockDim.y,
-                 index / blockDim.x / blockDim.y};
+    const std::uint32_t thread = index % threads_;
+    blockIdx = {first_.x + index / threads_, first_.y, first_.z};
+    threadIdx = {thread % blockDim.x, thread / blockDim.x % blockDim.y,
+                 thread / blockDim.x / blockDim.y};
   }
 
   std::uint32_t after(std::uint32_t index) const {
-    if (backwards_) return index == 0 ? threads_ - 1 : index - 1;
-    return index + 1 == threads_ ? 0 : index + 1;
+    const auto all = static_cast<std::uint32_t>(fibers_.size());
+    if (backwards_) return index == 0 ? all - 1 : index - 1;
+    return index + 1 == all ? 0 : index + 1;
   }
 
   /// The next fiber that can run, in ring order; the current one if it is the only one.
   bool find_ready() {
     std::uint32_t index = current_;
-    for (std::uint32_t i = 0; i < threads_; ++i) {
+    for (std::size_t i = 0; i < fibers_.size(); ++i) {
       index = after(index);
       if (fibers_[index].state != State::ready) continue;
       select(index);
@@ -493,10 +455,10 @@ class BlockRunner {
   /// No fiber can run: says who waits where, and lets them all unwind.
   void stuck() {
     std::string who;
-    for (std::uint32_t i = 0; i < threads_ && who.size() < 400; ++i) {
+    for (std::size_t i = 0; i < fibers_.size() && who.size() < 400; ++i) {
       const Fiber& fiber = fibers_[i];
       if (fiber.state != State::ended && fiber.state != State::ready) {
-        who += "; thread " + std::to_string(i) + " waits at " + text(fiber.where);
+        who += "; thread " + std::to_string(i % threads_) + " waits at " + text(fiber.where);
       }
     }
     fail("no thread can go on" + who);
@@ -507,21 +469,24 @@ class BlockRunner {
     if (failure_.empty()) {
       const uint3& b = blockIdx;
       failure_ = "block (" + std::to_string(b.x) + ", " + std::to_string(b.y) + ", " +
-                 std::to_string(b.z) + ") thread " + std::to_string(current_) + ": " + what;
+                 std::to_string(b.z) + ") thread " + std::to_string(current_ % threads_) + ": " +
+                 what;
     }
     for (Fiber& fiber : fibers_) {
       if (fiber.state != State::ended) fiber.state = State::ready;
     }
   }
 
-  static constexpr unsigned char guard_byte = 0xA5;
   static constexpr std::size_t copy_bytes = 16;
 
   const std::function<void()>* body_ = nullptr;
-  std::uint32_t threads_ = 0, current_ = 0, waiting_ = 0, alive_ = 0;
+  std::uint32_t threads_ = 0, warps_each_ = 0;  ///< of a block
+  std::uint32_t current_ = 0;                   ///< of all fibers, block by block
+  std::uint32_t in_cluster_ = 0, alive_ = 0;    ///< of them: waiting for all, not yet ended
+  uint3 first_;                                 ///< block of the cluster
   bool backwards_ = false, in_turn_ = false;
   ClosedPages closed_;
-  Where barrier_;
+  std::vector<Block> blocks_;  ///< of a cluster, which run together
   std::vector<Stack> stacks_;
   std::vector<Fiber> fibers_;
   std::vector<Warp> warps_;
@@ -531,9 +496,6 @@ class BlockRunner {
   bool from_main_ = false;
   const void* main_stack_ = nullptr;
   std::size_t main_stack_bytes_ = 0;
-  std::vector<unsigned char> shared_;
-  unsigned char* shared_begin_ = nullptr;
-  std::size_t shared_bytes_ = 0;
 };
 
 thread_local BlockRunner runner;
@@ -564,14 +526,21 @@ void await_phase(std::uint64_t* barrier, std::uint32_t parity, const Where& wher
   runner.await_phase(barrier, parity, where);
 }
 void copy_bulk(void* shared, const void* from, std::uint32_t bytes, std::uint64_t* barrier) {
-  runner.copy_bulk(shared, from, bytes, barrier);
+  runner.copy_bulk(shared, from, bytes, barrier, 1U << runner.rank());
 }
+void copy_bulk_to_cluster(void* shared, const void* from, std::uint32_t bytes,
+                          std::uint64_t* barrier) {
+  runner.copy_bulk(shared, from, bytes, barrier, (1U << runner.ranks()) - 1);
+}
+void arrive_at(std::uint64_t* barrier, unsigned rank) { runner.arrive_at(barrier, rank); }
+void meet_cluster(const Where& where) { runner.meet_cluster(where); }
+unsigned cluster_rank() { return runner.rank(); }
 void start_next() { runner.start_next(); }
 void await_previous(const Where& where) { runner.await_previous(where); }
 void complain(const std::string& what) { runner.complain(what); }
 std::string run_grid(dim3 grid, dim3 block, std::size_t shared_bytes,
-                     const std::function<void()>& thread, const Turn& turn) {
-  return runner.run(grid, block, shared_bytes, thread, turn);
+                     const std::function<void()>& thread, const Turn& turn, unsigned cluster) {
+  return runner.run(grid, block, cluster, shared_bytes, thread, turn);
 }
 
 }  // namespace cuda_host

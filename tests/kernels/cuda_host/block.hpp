@@ -41,9 +41,11 @@ struct Turn {
   Pages closed = {};  ///< and before it has, none may touch these; a block's wait together
 };
 
-/// Runs every block of a grid, one after the other; returns what went wrong, or "".
+/// Runs every block of a grid, one after the other, but for those of a cluster, so many along x,
+/// which run together; returns what went wrong, or "".
 std::string run_grid(dim3 grid, dim3 block, std::size_t shared_bytes,
-                     const std::function<void()>& thread, const Turn& turn = {});
+                     const std::function<void()>& thread, const Turn& turn = {},
+                     unsigned cluster = 1);
 
 /// The device's griddepcontrol.launch_dependents and .wait. Kernels run one after the other here.
 void start_next();
@@ -82,6 +84,13 @@ void await_phase(std::uint64_t* barrier, std::uint32_t parity,
 /// A copy to shared memory, in sixteens of bytes, that is made when a thread waits for the barrier
 /// and not before. A block that ends with copies that nobody waited for is reported.
 void copy_bulk(void* shared, const void* from, std::uint32_t bytes, std::uint64_t* barrier);
+
+/// Of the running block's cluster. What reaches for a block that has ended is reported.
+unsigned cluster_rank();
+void meet_cluster(const Where& where);
+void arrive_at(std::uint64_t* barrier, unsigned rank);  ///< where that block has such a one
+void copy_bulk_to_cluster(void* shared, const void* from, std::uint32_t bytes,
+                          std::uint64_t* barrier);  ///< to each block, for its own barrier
 
 /// Ends the running kernel with this complaint.
 [[noreturn]] void complain(const std::string& what);

@@ -62,9 +62,15 @@ struct cudaDeviceProp {
   std::size_t sharedMemPerBlockOptin;
 };
 
-enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
+enum cudaLaunchAttributeID {
+  cudaLaunchAttributeClusterDimension = 4,
+  cudaLaunchAttributeProgrammaticStreamSerialization = 6,
+};
 
 union cudaLaunchAttributeValue {
+  struct {
+    unsigned x, y, z;
+  } clusterDim;
   int programmaticStreamSerializationAllowed;
 };
 
@@ -123,7 +129,8 @@ namespace cuda_host {
 
 /// Refuses one that may start early where a device would ignore that, or the project's rule
 /// (kernels/cuda/chain.hpp) forbids it: behind what is no kernel. `calls` counts them as "early
-/// launch". Every kernel's threads must let the next one start and wait for those before.
+/// launch", and those of clusters as "cluster launch". Every kernel's threads must let the next one
+/// start and wait for those before.
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
                    std::function<void()> thread);
 

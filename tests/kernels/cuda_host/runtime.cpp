@@ -168,7 +168,19 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
         known == device().shared_limits.end() ? shared_bytes_default : known->second;
     if (config.dynamicSmemBytes > limit) return device().last = cudaErrorInvalidValue;
   }
+  unsigned cluster = 1;
   for (unsigned i = 0; i < config.numAttrs; ++i) {
+    if (config.attrs[i].id == cudaLaunchAttributeClusterDimension) {
+      const auto& dims = config.attrs[i].val.clusterDim;
+      cluster = dims.x;
+      if (dims.x == 0 || dims.x > 8 || grid.x % dims.x != 0 || dims.y != 1 || dims.z != 1 ||
+          device().major < 9) {
+        return refuse(cudaErrorInvalidConfiguration);
+      }
+      const std::lock_guard lock(device().mutex);
+      ++device().calls["cluster launch"];
+      continue;
+    }
     if (config.attrs[i].id != cudaLaunchAttributeProgrammaticStreamSerialization ||
         config.attrs[i].val.programmaticStreamSerializationAllowed == 0) {
       continue;
@@ -179,7 +191,8 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
     }
     ++device().calls["early launch"];
   }
-  const auto run = [grid, block, bytes = config.dynamicSmemBytes, body = std::move(thread)] {
+  const auto run = [grid, block, cluster, bytes = config.dynamicSmemBytes,
+                    body = std::move(thread)] {
     if (device().lost != cudaSuccess) return;
     Turn turn{.owed = true};
     {
@@ -188,7 +201,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
         turn.closed = {device().closing.begin, (device().closed_bytes + 4095) / 4096 * 4096};
       }
     }
-    const std::string complaint = run_grid(grid, block, bytes, body, turn);
+    const std::string complaint = run_grid(grid, block, bytes, body, turn, cluster);
     if (complaint.empty()) return;
     std::fprintf(stderr, "cuda_host: %s\n", complaint.c_str());
     const std::lock_guard lock(device().mutex);
