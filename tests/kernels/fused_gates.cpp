@@ -6,23 +6,12 @@
 #include <random>
 #include <vector>
 
-#include "kernels/cuda/backend.hpp"
-#include "tests/kernels/cuda_host/cuda_runtime.h"
-#include "tests/kernels/harness.hpp"
-#include "tests/kernels/reference.hpp"
+#include "tests/kernels/step_runner.hpp"
 
 namespace sluice::kernels::test {
 namespace {
 
-Factory on_host(bool fuse_gates) {
-  return [fuse_gates](Completion done) {
-    return require(make_cuda_backend(
-        {.reserve_bytes = 0, .graphs = false, .fuse_gates = fuse_gates, .nccl = ""},
-        std::move(done)));
-  };
-}
-
-constexpr std::uint32_t rows_most = 40;
+constexpr std::uint32_t rows_most = 64;
 
 /// Embed, two products, their gate, and a product of it; for each of `layers`, in the same buffers.
 struct Gated {
@@ -59,58 +48,14 @@ struct Gated {
     model.program.ops.push_back(Linear{out, tensor(Format::f16, cols, width), {}, last});
   }
 
-  PoolShape pool() const {
-    PoolShape shape = model.pool();
-    shape.context_tokens = rows_most;
-    shape.block_tokens = 64;
-    shape.blocks = 1;
-    shape.rows_max = rows_most;
-    return shape;
+  StepRunner runner(bool fuse_gates) const {
+    return {model, {.fuse_gates = fuse_gates}, rows_most, {out, hidden, last}};
   }
-};
-
-/// What a step of the first `rows` tokens leaves in the buffers, and its launches.
-class Runner {
- public:
-  Runner(const Gated& gated, bool fuse_gates)
-      : gated_(gated), device_(on_host(fuse_gates), gated.model, gated.pool()) {
-    device_.record();
-    std::mt19937 random(5);
-    tokens_ = random_tokens(random, gated.model, rows_most);
-  }
-
-  std::vector<float> run(std::uint32_t rows) {
-    const std::uint64_t before = cuda_host::calls("cudaLaunchKernel");
-    const StepResult result = device_.run(whole_sequence(tokens_, rows, ++generation_));
-    launches = cuda_host::calls("cudaLaunchKernel") - before;
-    BOOST_REQUIRE_MESSAGE(!result.failed, result.error.message);
-    std::vector<float> all;
-    for (const Buffer buffer : {gated_.out, gated_.hidden, gated_.last}) {
-      const std::vector<float> values = device_.read(buffer, rows);
-      all.insert(all.end(), values.begin(), values.end());
-    }
-    return all;
-  }
-
-  bool keeps(Buffer buffer) {
-    float value = 0;
-    const auto done = device_.backend->read(device_.program, buffer, {&value, 1});
-    if (!done) BOOST_CHECK(done.error().code == ErrorCode::unsupported);
-    return done.has_value();
-  }
-
-  std::uint64_t launches = 0;  ///< of the last step
-
- private:
-  const Gated& gated_;
-  LoadedDevice device_;
-  std::vector<Token> tokens_;
-  std::uint32_t generation_ = 0;
 };
 
 /// Of packed weights (kernels/cuda/packed.cuh) at any number of rows, of others at a few.
 void check(const Gated& gated, bool packed) {
-  Runner fused(gated, true), apart(gated, false);
+  StepRunner fused = gated.runner(true), apart = gated.runner(false);
   BOOST_TEST(!fused.keeps(gated.pair));
   BOOST_TEST(apart.keeps(gated.pair));
   for (const std::uint32_t rows : {1U, 5U, 8U, 9U, 16U, 17U, 40U}) {
@@ -155,7 +100,7 @@ BOOST_AUTO_TEST_CASE(weights_that_are_not_packed) {
 
 BOOST_AUTO_TEST_CASE(float32_weights_are_not_fused) {
   const Gated gated(Format::f32, 64, 24, Activation::silu, true);
-  BOOST_TEST(Runner(gated, true).keeps(gated.pair));
+  BOOST_TEST(gated.runner(true).keeps(gated.pair));
 }
 
 // Each would give another result, or read what was never written.
@@ -164,7 +109,7 @@ BOOST_AUTO_TEST_CASE(only_where_nobody_else_sees_it) {
   const auto kept_with = [&](auto&& change) {
     Gated other = gated;
     change(other.model.program.ops);
-    Runner fused(other, true), apart(other, false);
+    StepRunner fused = other.runner(true), apart = other.runner(false);
     for (const std::uint32_t rows : {3U, 20U}) BOOST_CHECK(fused.run(rows) == apart.run(rows));
     return fused.keeps(other.pair);
   };

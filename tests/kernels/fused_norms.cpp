@@ -7,24 +7,13 @@
 #include <random>
 #include <vector>
 
-#include "kernels/cuda/backend.hpp"
-#include "tests/kernels/cuda_host/cuda_runtime.h"
-#include "tests/kernels/harness.hpp"
-#include "tests/kernels/reference.hpp"
+#include "tests/kernels/step_runner.hpp"
 
 namespace sluice::kernels::test {
 namespace {
 
 constexpr std::uint32_t rows_most = 4;
 constexpr std::uint32_t norms = 3;
-
-Factory on_host(bool fuse_norms) {
-  return [fuse_norms](Completion done) {
-    return require(make_cuda_backend(
-        {.reserve_bytes = 0, .graphs = false, .fuse_norms = fuse_norms, .nccl = ""},
-        std::move(done)));
-  };
-}
 
 /// Products side by side, a gate's two, whose result is added to the row, and one alone; each
 /// behind a norm of the row.
@@ -69,48 +58,14 @@ struct Normed {
     op(Linear{normed(), tensor(format, 33, cols), {}, buffer(33)});
   }
 
-  PoolShape pool() const {
-    PoolShape shape = model.pool();
-    shape.context_tokens = shape.block_tokens = shape.rows_max = rows_most;
-    shape.blocks = 1;
-    return shape;
+  StepRunner runner(bool fuse_norms) const {
+    return {model, {.fuse_norms = fuse_norms}, rows_most, left};
   }
-};
-
-class Runner {
- public:
-  Runner(const Normed& normed, bool fuse_norms)
-      : normed_(normed), device_(on_host(fuse_norms), normed.model, normed.pool()) {
-    device_.record();
-    std::mt19937 random(5);
-    tokens_ = random_tokens(random, normed.model, rows_most);
-  }
-
-  std::vector<float> run(std::uint32_t rows) {
-    const std::uint64_t before = cuda_host::calls("cudaLaunchKernel");
-    const StepResult result = device_.run(whole_sequence(tokens_, rows, ++generation_));
-    launches = cuda_host::calls("cudaLaunchKernel") - before;
-    BOOST_REQUIRE_MESSAGE(!result.failed, result.error.message);
-    std::vector<float> all;
-    for (const Buffer buffer : normed_.left) {
-      const std::vector<float> values = device_.read(buffer, rows);
-      all.insert(all.end(), values.begin(), values.end());
-    }
-    return all;
-  }
-
-  std::uint64_t launches = 0;  ///< of the last step
-
- private:
-  const Normed& normed_;
-  LoadedDevice device_;
-  std::vector<Token> tokens_;
-  std::uint32_t generation_ = 0;
 };
 
 /// How many norms of one row are part of products, the bits being the same.
 std::uint64_t count_fused(const Normed& normed) {
-  Runner fused(normed, true), apart(normed, false);
+  StepRunner fused = normed.runner(true), apart = normed.runner(false);
   BOOST_CHECK(fused.run(3) == apart.run(3));
   BOOST_TEST(fused.launches == apart.launches);
   BOOST_CHECK(fused.run(1) == apart.run(1));
