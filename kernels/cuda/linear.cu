@@ -72,13 +72,15 @@ cudaError_t launch_full(const LinearArgs& args, std::uint32_t rows, LaunchChain&
 
 cudaError_t prepare_linear(const DeviceWeight& weight) {
   if (!weight.packed) return prepare_many(weight);
-  const cudaError_t status = prepare_stream(weight);
+  cudaError_t status = prepare_stream(weight);
+  if (status == cudaSuccess) status = prepare_split(weight);
   return status != cudaSuccess ? status : prepare_wide(weight);
 }
 
 cudaError_t linear(const LinearArgs& args, std::uint32_t rows, LaunchChain& chain) {
   if (args.product[0].weight.packed) {
-    return rows <= few_rows ? linear_stream(args, rows, chain) : linear_wide(args, rows, chain);
+    if (rows <= few_rows) return linear_stream(args, rows, chain);
+    return rows <= split_rows ? linear_split(args, rows, chain) : linear_wide(args, rows, chain);
   }
   if (takes_narrow(args.product[0].weight)) {
     return rows <= few_rows ? linear_few(args, rows, chain) : linear_many(args, rows, chain);
@@ -89,8 +91,9 @@ cudaError_t linear(const LinearArgs& args, std::uint32_t rows, LaunchChain& chai
 
 cudaError_t linear_gated(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain) {
   if (args.linear.product[0].weight.packed) {
-    return rows <= few_rows ? linear_stream_gated(args, rows, chain)
-                            : linear_wide_gated(args, rows, chain);
+    if (rows <= few_rows) return linear_stream_gated(args, rows, chain);
+    return rows <= split_rows ? linear_split_gated(args, rows, chain)
+                              : linear_wide_gated(args, rows, chain);
   }
   if (rows <= few_rows) return linear_few_gated(args, rows, chain);
   const cudaError_t status = linear(args.linear, rows, chain);

@@ -92,13 +92,19 @@ cudaError_t prepare_many(const DeviceWeight& weight);
 
 // The same for packed weights.
 cudaError_t prepare_stream(const DeviceWeight& weight);
+cudaError_t prepare_split(const DeviceWeight& weight);
 cudaError_t prepare_wide(const DeviceWeight& weight);
 cudaError_t linear_stream(const LinearArgs& args, std::uint32_t rows, LaunchChain& chain);
 cudaError_t linear_stream_gated(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain);
+cudaError_t linear_split(const LinearArgs& args, std::uint32_t rows, LaunchChain& chain);
+cudaError_t linear_split_gated(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain);
 cudaError_t linear_wide(const LinearArgs& args, std::uint32_t rows, LaunchChain& chain);
 cudaError_t linear_wide_gated(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain);
 
 /// Activation rows up to which linear_few and linear_stream are the faster.
 inline constexpr std::uint32_t few_rows = 16;
+
+/// And those that linear_split takes.
+inline constexpr std::uint32_t split_rows = 64;
 
 }  // namespace sluice::kernels::cuda

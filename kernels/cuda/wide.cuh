@@ -111,6 +111,21 @@ __device__ inline void arrive_at(std::uint64_t* barrier, std::uint32_t rank) {
       : "memory");
 }
 
+/// What lies there in another block's shared memory, or in this one's.
+__device__ inline float load_from(const float* shared, std::uint32_t rank) {
+  float value;
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %1, %2;\n"
+      "ld.shared::cluster.f32 %0, [there];\n"
+      "}"
+      : "=f"(value)
+      : "r"(shared_address(shared)), "r"(rank)
+      : "memory");
+  return value;
+}
+
 /// copy_bulk() to the same place of each of `blocks` blocks, where it counts for the same barrier.
 __device__ inline void copy_bulk_to_cluster(void* shared, const void* from, std::uint32_t bytes,
                                             std::uint64_t* barrier, std::uint32_t blocks) {
@@ -220,6 +235,9 @@ inline void meet_cluster(const cuda_host::Where& where = cuda_host::Where::curre
 }
 inline void arrive_at(std::uint64_t* barrier, std::uint32_t rank) {
   cuda_host::arrive_at(barrier, rank);
+}
+inline float load_from(const float* shared, std::uint32_t rank) {
+  return *cuda_host::at_rank(shared, rank);
 }
 inline void copy_bulk_to_cluster(void* shared, const void* from, std::uint32_t bytes,
                                  std::uint64_t* barrier, std::uint32_t) {

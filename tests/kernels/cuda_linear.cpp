@@ -186,7 +186,7 @@ BOOST_AUTO_TEST_SUITE(cuda_linear)
 
 BOOST_AUTO_TEST_CASE(any_number_of_rows) {
   // Three products side by side, whose rows end within a block of every kernel.
-  check(Products(Format::bf16, 192, {40, 130, 7}), {1, 7, 9, 16, 17, 70, 513, 600});
+  check(Products(Format::bf16, 192, {40, 130, 7}), {1, 7, 9, 16, 17, 64, 65, 70, 513, 600});
 }
 
 // Of three blocks of activation rows the last has a neighbour that has none; of five, a row.
@@ -283,7 +283,8 @@ BOOST_AUTO_TEST_CASE(only_products_take_8_bits) {
 }
 
 BOOST_AUTO_TEST_CASE(columns_that_end_anywhere) {
-  for (const std::uint32_t cols : {8U, 40U, 64U, 96U, 200U, 264U, 576U}) {
+  // Of eight sections one, two, three and five, and all.
+  for (const std::uint32_t cols : {8U, 40U, 64U, 96U, 200U, 264U, 576U, 1032U}) {
     BOOST_TEST_CONTEXT(cols << " columns") {
       check(Products(Format::bf16, cols, {20}), {2, 13, 35});
     }

@@ -169,6 +169,11 @@ class BlockRunner {
     arrive_there(at(barrier, rank), 0);
   }
 
+  const float* at_rank(const float* shared, unsigned rank) {
+    check_shared(shared, sizeof *shared);
+    return at(shared, rank);
+  }
+
   void arrive_there(std::uint64_t* barrier, std::uint32_t announced_bytes) {
     Phases phases = phases_of(barrier);
     phases.bytes_and_parity += 2 * static_cast<std::int32_t>(announced_bytes);
@@ -310,7 +315,7 @@ class BlockRunner {
   T* at(T* own, unsigned rank) {
     const Block& block = blocks_.at(rank);
     if (block.alive == 0) complain("reaches for a block of its cluster that has ended");
-    const auto offset = static_cast<std::size_t>(reinterpret_cast<unsigned char*>(own) -
+    const auto offset = static_cast<std::size_t>(reinterpret_cast<const unsigned char*>(own) -
                                                  mine().shared.begin());
     return reinterpret_cast<T*>(block.shared.begin() + offset);
   }
@@ -533,6 +538,7 @@ void copy_bulk_to_cluster(void* shared, const void* from, std::uint32_t bytes,
   runner.copy_bulk(shared, from, bytes, barrier, (1U << runner.ranks()) - 1);
 }
 void arrive_at(std::uint64_t* barrier, unsigned rank) { runner.arrive_at(barrier, rank); }
+const float* at_rank(const float* shared, unsigned rank) { return runner.at_rank(shared, rank); }
 void meet_cluster(const Where& where) { runner.meet_cluster(where); }
 unsigned cluster_rank() { return runner.rank(); }
 void start_next() { runner.start_next(); }

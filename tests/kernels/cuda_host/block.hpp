@@ -89,6 +89,7 @@ void copy_bulk(void* shared, const void* from, std::uint32_t bytes, std::uint64_
 unsigned cluster_rank();
 void meet_cluster(const Where& where);
 void arrive_at(std::uint64_t* barrier, unsigned rank);  ///< where that block has such a one
+const float* at_rank(const float* shared, unsigned rank);  ///< likewise
 void copy_bulk_to_cluster(void* shared, const void* from, std::uint32_t bytes,
                           std::uint64_t* barrier);  ///< to each block, for its own barrier
 
