@@ -2,8 +2,8 @@
 // has 192, 128 or 64 weight rows times up to 64 activation rows (wide_block.cuh), of two of their
 // columns' eight sections; four blocks with the same rows run together, as a cluster, and then add
 // up a quarter of the results each, section after section, out of each other's shared memory. So
-// matrices of few rows keep all multiprocessors busy, and what has to come to one for a weight is
-// one and a third of it. Bound by memory: 128 operations a weight.
+// matrices of few rows keep all multiprocessors busy, and of bf16 what has to come to one for a
+// weight is one and a third of it. Bound by memory: 128 operations a weight.
 //
 // Not yet seen on a GPU. In 64 x 64 blocks, which brought as much of activations as of weights, and
 // of 4,096 rows kept 64 of 132 multiprocessors busy, the products of a step of 64 rows of an 8B
@@ -17,37 +17,51 @@ namespace {
 
 constexpr std::uint32_t parts = 4;  ///< blocks of a cluster
 constexpr std::uint32_t sections_each = sections / parts;
+static_assert(sections % parts == 0);
 
 #ifndef SLUICE_NO_WIDE
+constexpr std::uint32_t fours = 4;  ///< sums of a lane that lie together
+
 /// Sums of a block's sections in its shared memory, where the cluster finds them.
 template <class S>
 struct Parts {
   float* sums;
 
+  /// Of a lane's sums from the i-th on.
   __device__ static std::uint32_t place(std::uint32_t section, std::uint32_t i,
                                         std::uint32_t warp) {
-    return ((section * S::sums + i) * S::panels + warp) * warp_lanes + lane_index();
+    constexpr std::uint32_t rows = S::sums / fours;
+    return (((section * rows + i / fours) * S::panels + warp) * warp_lanes + lane_index()) * fours;
   }
-  __device__ void put(std::uint32_t section, std::uint32_t i, float sum) const {
-    sums[place(section, i, warp_index())] = sum;
+  __device__ void put(std::uint32_t section, const float (&kept)[S::sums]) const {
+    SLUICE_UNROLL
+    for (std::uint32_t i = 0; i < S::sums; i += fours) {
+      *reinterpret_cast<float4*>(sums + place(section, i, warp_index())) = {kept[i], kept[i + 1],
+                                                                            kept[i + 2],
+                                                                            kept[i + 3]};
+    }
   }
 
-  /// The i-th of a warp's, of all `count` sections in their order.
-  __device__ float total(std::uint32_t i, std::uint32_t warp, std::uint32_t count) const {
-    float each[sections];
+  /// A warp's four from the i-th on, of all `count` sections in their order: asked for together.
+  __device__ void total(std::uint32_t i, std::uint32_t warp, std::uint32_t count,
+                        float (&out)[fours]) const {
+    float4 each[sections];
     SLUICE_UNROLL
-    for (std::uint32_t s = 0; s < sections; ++s) {
-      each[s] = 0.0F;
-      if (s < count) {
-        each[s] = load_from(sums + place(s % sections_each, i, warp), s / sections_each);
+    for (std::uint32_t rank = 0; rank < parts; ++rank) {
+      const ThereFloats there(sums, rank);
+      SLUICE_UNROLL
+      for (std::uint32_t s = rank * sections_each; s < (rank + 1) * sections_each; ++s) {
+        each[s] = {0, 0, 0, 0};
+        if (s < count) each[s] = there.four(place(s % sections_each, i, warp));
       }
     }
-    float sum = 0.0F;
+    SLUICE_UNROLL
+    for (float& sum : out) sum = 0.0F;
     SLUICE_UNROLL
     for (std::uint32_t s = 0; s < sections; ++s) {
-      if (s < count) sum += each[s];
+      if (s >= count) continue;
+      out[0] += each[s].x, out[1] += each[s].y, out[2] += each[s].z, out[3] += each[s].w;
     }
-    return sum;
   }
 };
 
@@ -55,31 +69,44 @@ struct Parts {
 template <class S>
 __device__ void write_quarter(const Share<S>& share, const GatedArgs& args, const Parts<S>& all,
                               std::uint32_t rows) {
-  constexpr std::uint32_t quarter = S::sums / parts;
+  constexpr std::uint32_t quarter = S::sums / S::cluster;
+  static_assert(quarter == 2 * fours);
   const LinearArgs& linear = args.linear;
-  const std::uint32_t count = divide_up(linear.product[0].weight.cols,
-                                        section_columns(linear.product[0].weight.cols));
+  const std::uint32_t columns = linear.product[0].weight.cols;
+  const std::uint32_t count = divide_up(columns, section_columns(columns));
   const std::uint32_t warp = warp_index(), upper = share.row(warp) + lane_index() / 4;
   const std::uint32_t begin = cluster_rank() * quarter;
-  const auto token_of = [&](std::uint32_t i) { return i / 4 * 8 + lane_index() % 4 * 2 + i % 2; };
+  // f(of four, weight row, activation row) of those that there are.
+  const auto each = [&](std::uint32_t from, std::uint32_t weight_rows, auto f) {
+    SLUICE_UNROLL
+    for (std::uint32_t k = 0; k < fours; ++k) {
+      const std::uint32_t o = upper + k / 2 * 8;
+      const std::uint32_t token = from / 4 * 8 + lane_index() % 4 * 2 + k % 2;
+      if (o < weight_rows && token < rows) f(k, o, token);
+    }
+  };
   if constexpr (S::with_gate) {
     // Of two warps with the same rows of the two products each takes half.
-    const std::uint32_t first_warp = warp & ~2U, from = begin + (warp & 2U) / 2 * (quarter / 2);
-    SLUICE_UNROLL
-    for (std::uint32_t k = 0; k < quarter / 2; ++k) {
-      const std::uint32_t i = from + k, o = upper + i % 4 / 2 * 8, token = token_of(i);
-      if (o >= args.gate.width || token >= rows) continue;
-      const float gate = scaled(linear.product[0], o, all.total(i, first_warp, count));
-      const float value = scaled(linear.product[1], o, all.total(i, first_warp + 2, count));
-      put(args.gate.out, token, o, gated(args.gate, gate, value));
-    }
+    const std::uint32_t first_warp = warp & ~2U, from = begin + (warp & 2U) / 2 * fours;
+    float first[fours], second[fours];
+    all.total(from, first_warp, count, first);
+    all.total(from, first_warp + 2, count, second);
+    each(from, args.gate.width, [&](std::uint32_t k, std::uint32_t o, std::uint32_t token) {
+      put(args.gate.out, token, o,
+          gated(args.gate, scaled(linear.product[0], o, first[k]),
+                scaled(linear.product[1], o, second[k])));
+    });
   } else {
     const Product& product = share.product(warp);
-    SLUICE_UNROLL
-    for (std::uint32_t k = 0; k < quarter; ++k) {
-      const std::uint32_t i = begin + k, o = upper + i % 4 / 2 * 8, token = token_of(i);
-      if (o >= product.weight.rows || token >= rows) continue;
-      write_result(product, o, token, all.total(i, warp, count));
+    float totals[2][fours];
+    for (std::uint32_t half = 0; half < 2; ++half) {
+      all.total(begin + half * fours, warp, count, totals[half]);
+    }
+    for (std::uint32_t half = 0; half < 2; ++half) {
+      each(begin + half * fours, product.weight.rows,
+           [&](std::uint32_t k, std::uint32_t o, std::uint32_t token) {
+             write_result(product, o, token, totals[half][k]);
+           });
     }
   }
 }
@@ -90,7 +117,7 @@ __global__ void __launch_bounds__(S::threads, 1) split_columns_kernel(GatedArgs 
   start_next();
 #ifndef SLUICE_NO_WIDE
   const LinearArgs& args = gated_args.linear;
-  const std::uint32_t block = blockIdx.x / parts;
+  const std::uint32_t block = blockIdx.x / S::cluster;
   Place place{0, block * S::rows};
   if constexpr (!S::with_gate) place = find_place(args, block, S::rows);
   const Share<S> share{args, place};
@@ -121,14 +148,11 @@ __global__ void __launch_bounds__(S::threads, 1) split_columns_kernel(GatedArgs 
     });
     multiplier.meet(stages.done);  // the sums take the place of what all have multiplied
     SLUICE_UNROLL
-    for (std::uint32_t s = 0; s < sections_each; ++s) {
-      SLUICE_UNROLL
-      for (std::uint32_t k = 0; k < S::sums; ++k) all.put(s, k, kept[s][k]);
-    }
+    for (std::uint32_t s = 0; s < sections_each; ++s) all.put(s, kept[s]);
   }
   meet_cluster();
   if (multiplies) write_quarter(share, gated_args, all, row_count(args.step, args.space));
-  meet_cluster();  // none ends while another reads its memory
+  await_cluster();  // none ends while another reads its memory
 #else
   await_previous();
 #endif

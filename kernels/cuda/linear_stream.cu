@@ -219,8 +219,27 @@ constexpr std::uint32_t sum_stride = panel_rows + 1;
 template <std::uint32_t tiles>
 constexpr std::uint32_t sum_floats = sections* tiles* tile_inputs* sum_stride;
 
+template <class P, std::uint32_t tiles, bool normed>
+constexpr std::size_t shared_bytes =
+    SharedPieces::bytes<typename Streamer<P, tiles, false, normed>::Slot>(sections* depth) +
+    SharedPieces::bytes<float>(2 * sum_floats<tiles>) +
+    (normed ? SharedPieces::bytes<uint4>(norm_kept_max / 8) + norm_shared_bytes : 0);
+
+/// Blocks that a multiprocessor has room for, two at most: of more, some would have work left when
+/// others have none.
+template <class P, std::uint32_t tiles, bool normed>
+constexpr std::uint32_t blocks_each =
+    least<std::size_t>(processor_bytes / (shared_bytes<P, tiles, normed> + block_extra_bytes), 2);
+
+/// What a block asks for, so that there is no room for more of them.
+template <class P, std::uint32_t tiles, bool normed>
+constexpr std::size_t asked_bytes =
+    most(shared_bytes<P, tiles, normed>,
+         processor_bytes / (blocks_each<P, tiles, normed> + 1) - block_extra_bytes + 16);
+
 template <class P, std::uint32_t tiles, bool with_gate, bool normed>
-__global__ void __launch_bounds__(sections* warp_lanes) stream_kernel(NormedArgs normed_args) {
+__global__ void __launch_bounds__(sections* warp_lanes, blocks_each<P, tiles, normed>)
+    stream_kernel(NormedArgs normed_args) {
   start_next();
   constexpr std::uint32_t tokens = tiles * tile_inputs;
   static_assert(tokens * panel_rows <= sections * warp_lanes);
@@ -290,18 +309,6 @@ __global__ void __launch_bounds__(sections* warp_lanes) stream_kernel(NormedArgs
   wait_copies<0>();
 }
 
-template <class P, std::uint32_t tiles, bool normed>
-constexpr std::size_t shared_bytes =
-    SharedPieces::bytes<typename Streamer<P, tiles, false, normed>::Slot>(sections* depth) +
-    SharedPieces::bytes<float>(2 * sum_floats<tiles>) +
-    (normed ? SharedPieces::bytes<uint4>(norm_kept_max / 8) + norm_shared_bytes : 0);
-
-/// Blocks that a multiprocessor has room for, two at most: of more, some would have work left when
-/// others have none.
-template <class P, std::uint32_t tiles, bool normed>
-constexpr std::uint32_t blocks_each =
-    least<std::size_t>(processor_bytes / (shared_bytes<P, tiles, normed> + block_extra_bytes), 2);
-
 template <class P, std::uint32_t tiles, bool with_gate, bool normed>
 cudaError_t launch_stream(const NormedArgs& args, LaunchChain& chain) {
   const GatedArgs& products = args.products;
@@ -310,7 +317,7 @@ cudaError_t launch_stream(const NormedArgs& args, LaunchChain& chain) {
   const std::uint32_t blocks =
       least(panels, products.linear.processors * blocks_each<P, tiles, normed>);
   return launch(stream_kernel<P, tiles, with_gate, normed>, blocks, sections * warp_lanes,
-                shared_bytes<P, tiles, normed>, chain, args);
+                asked_bytes<P, tiles, normed>, chain, args);
 }
 
 template <bool with_gate>
@@ -324,7 +331,7 @@ cudaError_t launch_any(const GatedArgs& args, std::uint32_t rows, LaunchChain& c
 
 template <class P, std::uint32_t tiles, bool normed>
 cudaError_t prepare() {
-  constexpr std::size_t bytes = shared_bytes<P, tiles, normed>;
+  constexpr std::size_t bytes = asked_bytes<P, tiles, normed>;
   const cudaError_t status = allow_shared(stream_kernel<P, tiles, false, normed>, bytes);
   if (status != cudaSuccess) return status;
   return allow_shared(stream_kernel<P, tiles, true, normed>, bytes);

@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(S::threads, 1)
       results.write(token, rows);
     }
   }
-  if constexpr (S::cluster > 1) meet_cluster();  // none ends while another reaches for its memory
+  if constexpr (S::cluster > 1) await_cluster();  // none ends while another reaches for its memory
 #endif
 }
 

@@ -184,7 +184,11 @@ __device__ void norm_row(const NormArgs& args, float* scratch, bool writes, Put 
     SLUICE_UNROLL
     for (std::uint32_t k = 0; k < norm_quads; ++k) {
       const std::uint32_t column = quad_column(0, k, thread);
-      const float4 to = normed(row[i].at[k], gains[i].at[k], scale);
+      float4 to = normed(row[i].at[k], gains[i].at[k], scale);
+      if (column >= args.width) to = {0, 0, 0, 0};  // whatever the scale
+      if (column + 1 >= args.width) to.y = 0;
+      if (column + 2 >= args.width) to.z = 0;
+      if (column + 3 >= args.width) to.w = 0;
       if (column < padded(args.width)) {
         put(column, uint2{pack_bf16(to.x, to.y), pack_bf16(to.z, to.w)});
       }

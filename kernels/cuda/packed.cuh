@@ -14,6 +14,8 @@
 // middle of their own have none. A unit takes the bytes of the file's blocks but for K formats,
 // whose scales take 6 bits there (Q4_K 5 bits a weight for 4.5, Q5_K 6 for 5.5, Q6_K 7 for 6.56).
 
+#include <type_traits>
+
 #include "kernels/cuda/kernels.hpp"
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/unpack.cuh"

@@ -357,7 +357,8 @@ class Compiler {
   bool follows_its_products(const GateArgs& gate) const {
     if (program_.launches_.empty()) return false;
     const auto* linear = std::get_if<LinearArgs>(&program_.launches_.back());
-    if (linear == nullptr || linear->count != 2) return false;
+    // Nor may blocks write what others still read.
+    if (linear == nullptr || linear->count != 2 || gate.out.data == linear->in.data) return false;
     for (std::uint32_t i = 0; i < 2; ++i) {
       const Product& product = linear->product[i];
       if (product.out.data != gate.in.data + i * gate.width || product.accumulate ||

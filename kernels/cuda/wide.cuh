@@ -87,11 +87,12 @@ __device__ inline void copy_bulk(void* shared, const void* from, std::uint32_t b
 
 __device__ inline std::uint32_t cluster_rank() {
   std::uint32_t rank;
-  asm volatile("mov.u32 %0, %cluster_ctarank;" : "=r"(rank));
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
 
-/// Waits for every thread of the cluster, which then sees what all of them wrote.
+/// Waits for every thread of the cluster, which then sees what all of them wrote: a fence that the
+/// whole device takes part in.
 __device__ inline void meet_cluster() {
   asm volatile(
       "barrier.cluster.arrive.release;\n"
@@ -99,32 +100,46 @@ __device__ inline void meet_cluster() {
           : "memory");
 }
 
-/// Arrives at what is this barrier in another block, or in this one.
+/// Waits for every thread of the cluster, but not for what they wrote.
+__device__ inline void await_cluster() {
+  asm volatile(
+      "barrier.cluster.arrive.relaxed;\n"
+      "barrier.cluster.wait;" ::
+          : "memory");
+}
+
+/// Arrives at what is this barrier in another block, or in this one, behind what the thread read:
+/// with `.release.cluster`, for what it wrote as well, each would be a fence of the whole device.
 __device__ inline void arrive_at(std::uint64_t* barrier, std::uint32_t rank) {
   asm volatile(
       "{\n"
       ".reg .b32 there;\n"
       "mapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
       "}" ::"r"(shared_address(barrier)),
       "r"(rank)
       : "memory");
 }
 
-/// What lies there in another block's shared memory, or in this one's.
-__device__ inline float load_from(const float* shared, std::uint32_t rank) {
-  float value;
-  asm volatile(
-      "{\n"
-      ".reg .b32 there;\n"
-      "mapa.shared::cluster.u32 there, %1, %2;\n"
-      "ld.shared::cluster.f32 %0, [there];\n"
-      "}"
-      : "=f"(value)
-      : "r"(shared_address(shared)), "r"(rank)
-      : "memory");
-  return value;
-}
+/// Where something lies in another block's shared memory, or in this one's.
+struct ThereFloats {
+  std::uint32_t address;
+
+  __device__ ThereFloats(const float* shared, std::uint32_t rank) {
+    asm("mapa.shared::cluster.u32 %0, %1, %2;"
+        : "=r"(address)
+        : "r"(shared_address(shared)), "r"(rank));
+  }
+
+  /// Four from the i-th on, a multiple of four. Volatile, so that none is moved before a meeting.
+  __device__ float4 four(std::uint32_t i) const {
+    float4 v;
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "r"(address + i * 4));
+    return v;
+  }
+};
 
 /// copy_bulk() to the same place of each of `blocks` blocks, where it counts for the same barrier.
 __device__ inline void copy_bulk_to_cluster(void* shared, const void* from, std::uint32_t bytes,
@@ -233,15 +248,21 @@ inline std::uint32_t cluster_rank() { return cuda_host::cluster_rank(); }
 inline void meet_cluster(const cuda_host::Where& where = cuda_host::Where::current()) {
   cuda_host::meet_cluster(where);
 }
+inline void await_cluster(const cuda_host::Where& where = cuda_host::Where::current()) {
+  cuda_host::meet_cluster(where);
+}
 inline void arrive_at(std::uint64_t* barrier, std::uint32_t rank) {
   cuda_host::arrive_at(barrier, rank);
 }
-inline float load_from(const float* shared, std::uint32_t rank) {
-  return *cuda_host::at_rank(shared, rank);
-}
+struct ThereFloats {
+  const float* at;
+
+  ThereFloats(const float* shared, std::uint32_t rank) : at(cuda_host::at_rank(shared, rank)) {}
+  float4 four(std::uint32_t i) const { return {at[i], at[i + 1], at[i + 2], at[i + 3]}; }
+};
 inline void copy_bulk_to_cluster(void* shared, const void* from, std::uint32_t bytes,
-                                 std::uint64_t* barrier, std::uint32_t) {
-  cuda_host::copy_bulk_to_cluster(shared, from, bytes, barrier);
+                                 std::uint64_t* barrier, std::uint32_t blocks) {
+  cuda_host::copy_bulk_to_cluster(shared, from, bytes, barrier, (1U << blocks) - 1);
 }
 template <std::uint32_t count>
 void take_registers() {}

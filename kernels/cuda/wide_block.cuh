@@ -97,7 +97,7 @@ struct Stages {
       show_barriers();
     }
     if constexpr (S::shares_weights) {
-      meet_cluster();
+      await_cluster();
     } else {
       __syncthreads();
     }

@@ -135,6 +135,20 @@ BOOST_AUTO_TEST_CASE(only_where_nobody_else_sees_it) {
   }));
 }
 
+// While some blocks write it, others may still read.
+BOOST_AUTO_TEST_CASE(not_where_the_result_goes_to_what_the_products_read) {
+  Gated gated(Format::bf16, 64, 64, Activation::silu, false, false, 1);
+  std::mt19937 random(1);
+  gated.model.tensors.push_back(random_tensor(random, Format::f32, 1, 64, 0.5F, 1.0F));
+  const Weight gain{static_cast<std::uint32_t>(gated.model.tensors.size() - 1)};
+  std::vector<Op>& ops = gated.model.program.ops;
+  for (const std::size_t at : {1U, 2U}) std::get<Linear>(ops[at]).in = gated.out;
+  ops.insert(ops.begin() + 1, Norm{gated.hidden, gain, 1e-5F, gated.out});
+  StepRunner fused = gated.runner(true), apart = gated.runner(false);
+  for (const std::uint32_t rows : {1U, 20U, 64U}) BOOST_CHECK(fused.run(rows) == apart.run(rows));
+  BOOST_TEST(fused.keeps(gated.pair));
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 
 }  // namespace sluice::kernels::test

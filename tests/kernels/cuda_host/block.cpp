@@ -202,6 +202,7 @@ class BlockRunner {
     }
     check_shared(shared, bytes);
     check_shared(barrier, sizeof *barrier);
+    if (ranks == 0 || ranks >> blocks_.size() != 0) complain("a copy to blocks that are not");
     for (unsigned rank = 0; rank < blocks_.size(); ++rank) {
       if ((ranks >> rank & 1U) == 0) continue;
       std::uint64_t* const of_rank = at(barrier, rank);
@@ -229,7 +230,7 @@ class BlockRunner {
     throw Stopped();
   }
 
-  void enter() {
+  SLUICE_NOT_LEFT void enter() {
 #if defined(__SANITIZE_ADDRESS__)
     const void* bottom = nullptr;
     std::size_t size = 0;
@@ -445,7 +446,7 @@ class BlockRunner {
   }
 
   /// The current fiber has ended: on to the next, or back to the caller.
-  [[noreturn]] void leave() {
+  [[noreturn]] SLUICE_NOT_LEFT void leave() {
     Fiber& me = fibers_[current_];
     if (alive_ != 0 && !find_ready()) stuck();
     Context& to = alive_ == 0 ? main_ : fibers_[current_].context;
@@ -505,7 +506,7 @@ class BlockRunner {
 
 thread_local BlockRunner runner;
 
-void thread_entry() { runner.enter(); }
+SLUICE_NOT_LEFT void thread_entry() { runner.enter(); }
 
 }  // namespace
 
@@ -534,8 +535,8 @@ void copy_bulk(void* shared, const void* from, std::uint32_t bytes, std::uint64_
   runner.copy_bulk(shared, from, bytes, barrier, 1U << runner.rank());
 }
 void copy_bulk_to_cluster(void* shared, const void* from, std::uint32_t bytes,
-                          std::uint64_t* barrier) {
-  runner.copy_bulk(shared, from, bytes, barrier, (1U << runner.ranks()) - 1);
+                          std::uint64_t* barrier, unsigned ranks) {
+  runner.copy_bulk(shared, from, bytes, barrier, ranks);
 }
 void arrive_at(std::uint64_t* barrier, unsigned rank) { runner.arrive_at(barrier, rank); }
 const float* at_rank(const float* shared, unsigned rank) { return runner.at_rank(shared, rank); }

@@ -91,7 +91,8 @@ void meet_cluster(const Where& where);
 void arrive_at(std::uint64_t* barrier, unsigned rank);  ///< where that block has such a one
 const float* at_rank(const float* shared, unsigned rank);  ///< likewise
 void copy_bulk_to_cluster(void* shared, const void* from, std::uint32_t bytes,
-                          std::uint64_t* barrier);  ///< to each block, for its own barrier
+                          std::uint64_t* barrier,
+                          unsigned ranks);  ///< to each of these, a bit each, for its own barrier
 
 /// Ends the running kernel with this complaint.
 [[noreturn]] void complain(const std::string& what);

@@ -17,6 +17,10 @@ void __sanitizer_finish_switch_fiber(void* fake_stack, const void** bottom, std:
 }
 #endif
 
+/// Of functions that end in another fiber: ThreadSanitizer, to which all fibers of a thread are
+/// one, would keep their frames.
+#define SLUICE_NOT_LEFT __attribute__((no_sanitize("thread")))
+
 namespace cuda_host {
 namespace {
 
@@ -65,7 +69,9 @@ struct Context {
     for (int i = 0; i < 6; ++i) *--top = nullptr;
     pointer = top;
   }
-  static void change(Context& from, Context& to) { sluice_switch_stack(&from.pointer, to.pointer); }
+  SLUICE_NOT_LEFT static void change(Context& from, Context& to) {
+    sluice_switch_stack(&from.pointer, to.pointer);
+  }
 };
 #else
 struct Context {
@@ -79,7 +85,9 @@ struct Context {
     state.uc_link = nullptr;
     makecontext(&state, &thread_entry, 0);
   }
-  static void change(Context& from, Context& to) { swapcontext(&from.state, &to.state); }
+  SLUICE_NOT_LEFT static void change(Context& from, Context& to) {
+    swapcontext(&from.state, &to.state);
+  }
 };
 #endif
 
