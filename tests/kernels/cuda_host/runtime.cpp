@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
@@ -26,7 +27,7 @@ constexpr std::size_t shared_bytes_default = std::size_t{48} << 10;
 struct Device {
   std::mutex mutex;
   cudaError_t last = cudaSuccess;
-  cudaError_t lost = cudaSuccess;  ///< sticky: every call answers this
+  std::atomic<cudaError_t> lost = cudaSuccess;  ///< sticky: every call answers this
   std::vector<std::string> complaints;
   std::map<std::string, std::pair<int, cudaError_t>> failures;
   std::map<std::string, std::uint64_t> calls;
@@ -173,11 +174,11 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
     if (config.attrs[i].id == cudaLaunchAttributeClusterDimension) {
       const auto& dims = config.attrs[i].val.clusterDim;
       cluster = dims.x;
+      const std::lock_guard lock(device().mutex);
       if (dims.x == 0 || dims.x > 8 || grid.x % dims.x != 0 || dims.y != 1 || dims.z != 1 ||
           device().major < 9) {
-        return refuse(cudaErrorInvalidConfiguration);
+        return device().last = cudaErrorInvalidConfiguration;
       }
-      const std::lock_guard lock(device().mutex);
       ++device().calls["cluster launch"];
       continue;
     }
@@ -185,8 +186,9 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
         config.attrs[i].val.programmaticStreamSerializationAllowed == 0) {
       continue;
     }
+    const bool behind_kernel = config.stream->behind_kernel();
     const std::lock_guard lock(device().mutex);
-    if (device().major < 9 || device().driver < 12030 || !config.stream->behind_kernel()) {
+    if (device().major < 9 || device().driver < 12030 || !behind_kernel) {
       return device().last = cudaErrorInvalidValue;
     }
     ++device().calls["early launch"];
