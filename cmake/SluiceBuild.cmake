@@ -99,6 +99,11 @@ function(sluice_tests folder)
     BOOST_TEST_DYN_LINK)
   target_link_libraries(test_${folder}
     PRIVATE sluice_options Boost::unit_test_framework ${arg_LINK})
+  # Seconds. Pretended devices take ten times as long where every access is watched.
+  set(suite_limit 300)
+  if(SLUICE_SANITIZE MATCHES "thread")
+    set(suite_limit 1800)
+  endif()
   foreach(source ${sources})
     get_filename_component(suite ${source} NAME_WE)
     file(STRINGS ${source} has_case REGEX "TEST_CASE\\(" LIMIT_COUNT 1)
@@ -112,7 +117,7 @@ function(sluice_tests folder)
     add_test(NAME ${folder}/${suite}
       COMMAND test_${folder} --run_test=${suite} --catch_system_errors=no)
     set_tests_properties(${folder}/${suite} PROPERTIES
-      TIMEOUT 300 SKIP_REGULAR_EXPRESSION "skipped: models/"
+      TIMEOUT ${suite_limit} SKIP_REGULAR_EXPRESSION "skipped: models/"
       ENVIRONMENT "${SLUICE_TEST_ENVIRONMENT}")
   endforeach()
 endfunction()

@@ -20,7 +20,7 @@ struct Tested {
 
   /// How many of `full` rounds a test with many runs here: two at least, where it has them.
   int rounds(int full) const {
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
     constexpr int slower = 8;
 #else
     constexpr int slower = 4;
