@@ -50,7 +50,7 @@ struct Enqueue {
   Result<void> operator()(const NormedArgs& a) const {
     if (rows(a.norm.space) == 1) return launched(linear_normed(a, chain));
     SLUICE_TRY((*this)(a.norm));
-    return a.gated ? (*this)(a.products) : (*this)(a.products.linear);
+    return a.gated() ? (*this)(a.products) : (*this)(a.products.linear);
   }
   Result<void> operator()(const SoftCapArgs& a) const {
     return rows(a.space) == 0 ? Result<void>{} : launched(soft_cap(a, rows(a.space), chain));

@@ -345,7 +345,8 @@ inline constexpr std::uint32_t norm_kept_max = 8192;
 struct NormedArgs {
   NormArgs norm;  ///< of norm_kept_max columns at most, and adding to nothing
   GatedArgs products;
-  bool gated = false;  ///< whether a Gate follows them
+
+  bool gated() const { return products.gate.width > 0; }
 };
 
 struct SoftCapArgs {

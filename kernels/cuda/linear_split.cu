@@ -99,9 +99,11 @@ __device__ void write_quarter(const Share<S>& share, const GatedArgs& args, cons
   } else {
     const Product& product = share.product(warp);
     float totals[2][fours];
+    SLUICE_UNROLL
     for (std::uint32_t half = 0; half < 2; ++half) {
       all.total(begin + half * fours, warp, count, totals[half]);
     }
+    SLUICE_UNROLL
     for (std::uint32_t half = 0; half < 2; ++half) {
       each(begin + half * fours, product.weight.rows,
            [&](std::uint32_t k, std::uint32_t o, std::uint32_t token) {
@@ -167,12 +169,12 @@ struct Split {
   /// How long a launch takes, about: its blocks one after the other on a multiprocessor, each as
   /// long as what it multiplies takes to come.
   static std::uint64_t cost(const GatedArgs& args, std::uint32_t) {
-    const std::uint32_t blocks = count_row_blocks<S>(args) * parts;
+    const std::uint32_t blocks = count_weight_blocks<S>(args) * parts;
     return std::uint64_t{divide_up(blocks, args.linear.processors)} *
            (S::panels * panel_rows + S::tokens);
   }
   static cudaError_t launch(const GatedArgs& args, std::uint32_t, LaunchChain& chain) {
-    return launch_clusters(split_columns_kernel<S>, parts, count_row_blocks<S>(args) * parts,
+    return launch_clusters(split_columns_kernel<S>, parts, count_weight_blocks<S>(args) * parts,
                            S::threads, S::bytes, chain, args);
   }
   static cudaError_t prepare() { return allow_shared(split_columns_kernel<S>, S::bytes); }
@@ -181,28 +183,16 @@ struct Split {
 template <class P, bool gate>
 using AnySplit = Choice<Split<P, 3, gate>, Split<P, 2, gate>, Split<P, 1, gate>>;
 
-template <bool gate>
-cudaError_t launch_any(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain) {
-  return with_packed(args.linear.product[0].weight, [&]<class P>(P) {
-    return AnySplit<P, gate>::launch(args, rows, chain);
-  });
-}
-
 }  // namespace
 
-cudaError_t prepare_split(const DeviceWeight& weight) {
-  return with_packed(weight, []<class P>(P) {
-    const cudaError_t status = AnySplit<P, false>::prepare();
-    return status != cudaSuccess ? status : AnySplit<P, true>::prepare();
-  });
-}
+cudaError_t prepare_split(const DeviceWeight& weight) { return prepare_any<AnySplit>(weight); }
 
 cudaError_t linear_split(const LinearArgs& args, std::uint32_t rows, LaunchChain& chain) {
-  return launch_any<false>({args, {}}, rows, chain);
+  return launch_any<AnySplit, false>({args, {}}, rows, chain);
 }
 
 cudaError_t linear_split_gated(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain) {
-  return launch_any<true>(args, rows, chain);
+  return launch_any<AnySplit, true>(args, rows, chain);
 }
 
 }  // namespace sluice::kernels::cuda

@@ -174,21 +174,21 @@ struct Wide {
   static_assert(!gate || S::panels / 2 * panel_rows * S::tokens * sizeof(float) <=
                              S::stages * S::stage_bytes);
 
-  /// Blocks side by side, whole clusters of them.
-  static std::uint32_t count_row_blocks(std::uint32_t rows) {
+  /// Blocks side by side that have all activation rows, whole clusters of them.
+  static std::uint32_t count_input_blocks(std::uint32_t rows) {
     return divide_up(rows, S::tokens * cluster) * cluster;
   }
 
   /// How long a launch takes, about: its blocks one after the other on a multiprocessor, each as
   /// long as what it multiplies takes to come from the second-level cache.
   static std::uint64_t cost(const GatedArgs& args, std::uint32_t rows) {
-    const std::uint32_t blocks = cuda::count_row_blocks<S>(args) * count_row_blocks(rows);
+    const std::uint32_t blocks = count_weight_blocks<S>(args) * count_input_blocks(rows);
     return std::uint64_t{divide_up(blocks, args.linear.processors)} *
            (S::panels * panel_rows / cluster + S::tokens);
   }
   static cudaError_t launch(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain) {
-    const std::uint32_t blocks_m = cuda::count_row_blocks<S>(args);
-    return launch_clusters(wide_kernel<S>, cluster, blocks_m * count_row_blocks(rows), S::threads,
+    const std::uint32_t blocks_m = count_weight_blocks<S>(args);
+    return launch_clusters(wide_kernel<S>, cluster, blocks_m * count_input_blocks(rows), S::threads,
                            S::bytes, chain, args, blocks_m);
   }
   static cudaError_t prepare() { return allow_shared(wide_kernel<S>, S::bytes); }
@@ -198,28 +198,16 @@ template <class P, bool gate>
 using AnyWide = Choice<Wide<P, 3, 2, gate>, Wide<P, 2, 2, gate>, Wide<P, 1, 2, gate>,
                        Wide<P, 3, 1, gate>, Wide<P, 2, 1, gate>, Wide<P, 1, 1, gate>>;
 
-template <bool gate>
-cudaError_t launch_any(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain) {
-  return with_packed(args.linear.product[0].weight, [&]<class P>(P) {
-    return AnyWide<P, gate>::launch(args, rows, chain);
-  });
-}
-
 }  // namespace
 
-cudaError_t prepare_wide(const DeviceWeight& weight) {
-  return with_packed(weight, []<class P>(P) {
-    const cudaError_t status = AnyWide<P, false>::prepare();
-    return status != cudaSuccess ? status : AnyWide<P, true>::prepare();
-  });
-}
+cudaError_t prepare_wide(const DeviceWeight& weight) { return prepare_any<AnyWide>(weight); }
 
 cudaError_t linear_wide(const LinearArgs& args, std::uint32_t rows, LaunchChain& chain) {
-  return launch_any<false>({args, {}}, rows, chain);
+  return launch_any<AnyWide, false>({args, {}}, rows, chain);
 }
 
 cudaError_t linear_wide_gated(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain) {
-  return launch_any<true>(args, rows, chain);
+  return launch_any<AnyWide, true>(args, rows, chain);
 }
 
 }  // namespace sluice::kernels::cuda

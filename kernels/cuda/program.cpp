@@ -427,9 +427,9 @@ class Compiler {
     for (std::uint32_t i = 0; i < linear->count; ++i) {
       if (reads(linear->product[i].out)) return std::nullopt;
     }
-    if (gated == nullptr) return NormedArgs{*norm, {*linear, {}}, false};
+    if (gated == nullptr) return NormedArgs{*norm, {*linear, {}}};
     if (reads(gated->gate.out)) return std::nullopt;
-    return NormedArgs{*norm, *gated, true};
+    return NormedArgs{*norm, *gated};
   }
 
   Result<void> add(const SoftCap& op) {

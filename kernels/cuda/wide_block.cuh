@@ -45,14 +45,14 @@ struct Shape {
   static constexpr std::uint32_t multiplier_registers = groups == 3 ? 152 : 232;
 };
 
-/// The launches of several shapes, of which one is taken.
+/// Blocks, one under the other, that have all weight rows.
 template <class S>
-std::uint32_t count_row_blocks(const GatedArgs& args) {
+std::uint32_t count_weight_blocks(const GatedArgs& args) {
   return S::with_gate ? divide_up(args.gate.width, S::rows) : count_blocks(args.linear, S::rows);
 }
 
-/// Takes the cheapest of kernels, of such the first. A Kernel has a Shape, a cost for so many
-/// activation rows, and a launch.
+/// Takes the cheapest of kernels, of such the first. Each has a cost for so many activation rows, a
+/// launch, and what is to be done before any.
 template <class... Kernels>
 struct Choice {
   static cudaError_t launch(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain) {
@@ -71,6 +71,22 @@ struct Choice {
     return status;
   }
 };
+
+// For a packed weight: Any<P, gate> is the Choice of how it is packed.
+
+template <template <class P, bool gate> class Any, bool gate>
+cudaError_t launch_any(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain) {
+  return with_packed(args.linear.product[0].weight,
+                     [&]<class P>(P) { return Any<P, gate>::launch(args, rows, chain); });
+}
+
+template <template <class P, bool gate> class Any>
+cudaError_t prepare_any(const DeviceWeight& weight) {
+  return with_packed(weight, []<class P>(P) {
+    const cudaError_t status = Any<P, false>::prepare();
+    return status != cudaSuccess ? status : Any<P, true>::prepare();
+  });
+}
 
 #ifndef SLUICE_NO_WIDE
 /// Stages in shared memory and who may use them: `full` when all has come, `empty` when all warps

@@ -25,6 +25,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -249,9 +250,11 @@ int ncclAllReduce(const void* own, void* all, std::size_t count, int, int, Comm*
 }
 
 int ncclCommAbort(Comm* comm) {
+  static std::mutex mutex;
   static std::vector<Comm*> kept;  // the stream may still come to them
   comm->aborted = true;
   while (comm->in_graphs > 0) ::sched_yield();
+  const std::lock_guard lock(mutex);
   kept.push_back(comm);
   return success;
 }
