@@ -13,8 +13,9 @@
 // layer in 138 us, and 10 us more for putting splits together, 3.6 of 4.5 TB/s.
 //
 // Where they have not, as for one sequence, time is what a block waits for: the step's header, its
-// group, the table of its blocks beside its queries, keys, and values from the second-level cache.
-// What one of these does not need is asked for before it; and a warp that is alone has its own
+// group, the table of its blocks, keys, and values from the second-level cache. All but the queries
+// and the newest position's keys and values come before the kernel's turn, while the products and
+// rotations ahead of it end; and a warp that is alone has its own
 // instructions to wait for, some two thousand, so that none are spent on heads that are not there.
 
 #include "kernels/cuda/attention_tile.cuh"
@@ -72,8 +73,9 @@ class SliceLoader {
     SLUICE_UNROLL
     for (std::uint32_t token = 0; token < slice_tokens; token += 4) {
       const std::uint32_t first = slice * slice_tokens + token, t = first + lane_index() / 8;
+      const std::uint32_t rows = first < warp_lanes ? rows_[0] : rows_[1];
       const std::uint32_t row =
-          __shfl_sync(all_lanes, rows_[first / warp_lanes], static_cast<int>(t % warp_lanes));
+          __shfl_sync(all_lanes, rows, static_cast<int>(t % warp_lanes));
       const std::uint16_t* from = at(row, values) + place;
       std::uint16_t* copy = to + t % slice_tokens * row_halves<width> + place;
       SLUICE_UNROLL
@@ -147,10 +149,25 @@ __device__ void attend_tile(const AttentionArgs& args, const RowGroup& group, co
   const std::uint32_t row = lane_index() / 4;
   const bool works = range.meets(tile, tile_tokens);
   const SliceLoader<width> loader(args, group, kv_head, tile);
+  // Keys and values are those of steps before, but for the row's own, which is in this slice, if in
+  // the tile at all: the rest is on its way before the kernel's turn.
+  const std::uint32_t newest = (group.position - tile) / slice_tokens;
+  if (works) {
+    SLUICE_UNROLL
+    for (std::uint32_t slice = 0; slice < slices; slice += together) {
+      SLUICE_UNROLL
+      for (std::uint32_t i = slice; i < slice + together; ++i) {
+        if (i != newest) loader.load(own + i * slice_halves<width>, false, i);
+      }
+      commit_copies();
+    }
+    loader.prefetch_values();
+  }
+  await_previous();
   Scores scores{};
   if (works) {
-    // A query's first eight heads are on their way before the keys' places are known, the others
-    // while keys are. Rows behind the last head repeat it: they are written nowhere.
+    // A query's first eight heads are asked for together, the others if there are any. Rows behind
+    // the last head repeat it: they are written nowhere.
     const float* from = row_of(args.qkv, group.row) + head * args.heads.head_dim;
     float2 pairs[steps][2];
     const auto read = [&](std::uint32_t i) {
@@ -167,15 +184,8 @@ __device__ void attend_tile(const AttentionArgs& args, const RowGroup& group, co
       }
     };
     read(0);
-    SLUICE_UNROLL
-    for (std::uint32_t slice = 0; slice < slices; slice += together) {
-      SLUICE_UNROLL
-      for (std::uint32_t i = slice; i < slice + together; ++i) {
-        loader.load(own + i * slice_halves<width>, false, i);
-      }
-      commit_copies();
-    }
-    loader.prefetch_values();
+    if (newest < slices) loader.load(own + newest * slice_halves<width>, false, newest);
+    commit_copies();
     const float scale = query_scale(args);
     pack(0, scale);
     if (heads > warp_queries / 2) {
@@ -184,7 +194,11 @@ __device__ void attend_tile(const AttentionArgs& args, const RowGroup& group, co
     }
     SLUICE_UNROLL
     for (std::uint32_t slice = 0; slice < slices; slice += together) {
-      wait_copies<slices / together - 1>();
+      if (slice == 0 && newest < slices) {
+        wait_copies<0>();  // the row's own were asked for last
+      } else {
+        wait_copies<slices / together>();
+      }
       __syncwarp();  // the keys that every lane copied are there
       SLUICE_UNROLL
       for (std::uint32_t k = 0; k < steps; ++k) {
@@ -273,14 +287,20 @@ constexpr std::uint32_t blocks_each = width <= 64 ? 5 : width <= 96 ? 4 : width 
 template <std::uint32_t width>
 __global__ void __launch_bounds__(split_tiles_max* warp_lanes, blocks_each<width>)
     split_kernel(AttentionArgs args) {
-  take_turn();
+  start_next();
   static_assert(results_fit<width>);
   const std::uint32_t index = blockIdx.z, split = blockIdx.x;
-  RowGroup group;
-  if (!single_group(args, index, group)) return;
-  const Range range = seen(args, group.position);
   const std::uint32_t begin = split * args.split_tokens;
-  if (!range.meets(begin, args.split_tokens)) return;
+  RowGroup group;
+  if (!single_group(args, index, group)) {
+    await_previous();
+    return;
+  }
+  const Range range = seen(args, group.position);
+  if (!range.meets(begin, args.split_tokens)) {
+    await_previous();
+    return;
+  }
   const std::uint32_t of_kv = args.heads.heads / args.heads.kv_heads;
   const std::uint32_t kv_head = blockIdx.y / head_parts(args.heads);
   const std::uint32_t offset = blockIdx.y % head_parts(args.heads) * warp_queries;
@@ -348,10 +368,12 @@ constexpr std::uint32_t combine_splits = 8;
 
 /// A block a row and head: its splits in their order.
 __global__ void __launch_bounds__(combine_threads) combine_kernel(AttentionArgs args) {
-  take_turn();
+  start_next();
   const std::uint32_t index = blockIdx.x, head = blockIdx.y;
   RowGroup group;
-  if (!single_group(args, index, group)) return;
+  const bool none = !single_group(args, index, group);
+  await_previous();
+  if (none) return;
   const Range range = seen(args, group.position);
   const std::uint32_t begin = range.begin / args.split_tokens;
   const std::uint32_t last = (range.end - 1) / args.split_tokens;

@@ -464,6 +464,7 @@ class CudaBackend final : public Backend {
                                 cudaMemcpyHostToDevice, stream_.get()));
     LaunchChain chain(stream_.get(), early_);
     SLUICE_CUDA(open_slots(state_.step, state_.slots, plan_.opens, plan_.grants, chain));
+    chain.interrupted();  // the step's first kernel waits, so that none reads older blocks
     SLUICE_TRY(launches(chain));
     if (!flight.drawn.empty()) {
       SLUICE_CUDA(cudaMemcpyAsync(flight.output.as<DrawnRow>(), state_.drawn,

@@ -6,12 +6,13 @@
 // kernel that misses one):
 //   - at its begin it lets the next kernel start (start_next), and then waits until those before it
 //     have ended and what they wrote can be seen (await_previous);
-//   - before that wait it touches its arguments and weights alone, and the wait comes before the
-//     end of every thread, also of one that has nothing to do.
+//   - before that wait it touches only what no kernel behind the step's first writes: its arguments,
+//     weights, the step's metadata, the slots' blocks, and keys and values of earlier steps. A
+//     step's first kernel starts when what writes these has ended;
+//   - the wait comes before the end of every thread, also of one that has nothing to do.
 // So that a kernel has ended tells that all before it have: whoever waits for one waits for all,
 // also a copy, an event, a graph or a collective, and what a kernel writes nobody still reads.
-// Weights are what no kernel of a step writes; a step's metadata are none, for each step copies its
-// own. Behind anything but a kernel of this folder a launch is a plain one: what others put on the
+// Behind anything but a kernel of this folder a launch is a plain one: what others put on the
 // stream need not keep the rule.
 //
 // The next kernel starts when the last block of this one has started, which is when none of these

@@ -208,15 +208,21 @@ __device__ std::uint16_t* place_of(const RopeArgs& args, const StepRow& at, std:
 }
 
 /// A warp a head of a row: norms and rotates queries in place, and writes normed and rotated keys,
-/// and values, to the pool. A lane asks for all of its pairs at once, up to `count`, while it looks
-/// up where they go.
+/// and values, to the pool. It looks up where they go before its turn, and asks for all pairs of a
+/// lane, up to `count`, at once.
 template <std::uint32_t count>
 __global__ void __launch_bounds__(rope_warps* warp_lanes) rope_kernel(RopeArgs args) {
-  take_turn();
+  start_next();
   const Heads& h = args.heads;
   const std::uint32_t item = blockIdx.x * rope_warps + warp_index(), r = blockIdx.y;
-  if (item >= h.heads + 2 * h.kv_heads) return;
+  const bool none = item >= h.heads + 2 * h.kv_heads || r >= header(args.step).rows;
   const bool stored = item >= h.heads, value = item >= h.heads + h.kv_heads;
+  std::uint16_t* to = nullptr;
+  if (!none && stored) {
+    to = place_of(args, step_row(args.step, r), item - h.heads - (value ? h.kv_heads : 0), value);
+  }
+  await_previous();
+  if (none) return;
   const float* gain = value ? nullptr : stored ? args.k_gain : args.q_gain;
   const std::uint32_t turning = value ? 0 : args.pairs;
   float* head = row_of(args.qkv, r) + item * h.head_dim;
@@ -236,12 +242,6 @@ __global__ void __launch_bounds__(rope_warps* warp_lanes) rope_kernel(RopeArgs a
     const std::uint32_t i = k * warp_lanes + lane_index();
     gains[k] = Pair(least(i, last), turning, args.halves).of(gain);
   }
-  const std::uint32_t rows = header(args.step).rows;  // last, so that no read waits for it
-  const auto* at = part<StepRow>(args.step, header(args.step).row_offset) + r;
-  __syncwarp();  // the compiler would put reads behind what decides whether they are of use
-  if (r >= rows) return;
-  std::uint16_t* to = nullptr;
-  if (stored) to = place_of(args, *at, item - h.heads - (value ? h.kv_heads : 0), value);
   if (gain != nullptr) {
     float squares = 0.0F;
     SLUICE_UNROLL

@@ -129,13 +129,10 @@ __global__ void __launch_bounds__(S::threads, 1) split_columns_kernel(GatedArgs 
   const Stages<S> stages(shared);
   const Parts<S> all{reinterpret_cast<float*>(stages.data)};
   const bool multiplies = warp_index() < S::panels;
+  const std::uint32_t rows = row_count(args.step, args.space);
   if (!multiplies) {
     leave_registers<S::copier_registers>();
-    if (warp_index() == S::panels) {
-      bring(share, columns, 0, stages, [] { await_previous(); });
-    } else {
-      await_previous();
-    }
+    bring(share, columns, 0, stages, [] { await_previous(); });
   } else {
     take_registers<S::multiplier_registers>();
     await_previous();
@@ -153,7 +150,7 @@ __global__ void __launch_bounds__(S::threads, 1) split_columns_kernel(GatedArgs 
     for (std::uint32_t s = 0; s < sections_each; ++s) all.put(s, kept[s]);
   }
   meet_cluster();
-  if (multiplies) write_quarter(share, gated_args, all, row_count(args.step, args.space));
+  if (multiplies) write_quarter(share, gated_args, all, rows);
   await_cluster();  // none ends while another reads its memory
 #else
   await_previous();

@@ -24,7 +24,7 @@ namespace sluice::kernels::cuda {
 namespace {
 
 constexpr std::uint32_t group = 128;  ///< columns that come together; sections are whole groups
-constexpr std::uint32_t depth = 3;    ///< groups of a ring; four made an H200 slower by 1.5%
+constexpr std::uint32_t usual_depth = 3;  ///< groups of a ring
 
 /// Shared memory of a multiprocessor, of which a block takes some more than it asks for.
 constexpr std::size_t processor_bytes = 233'472, block_extra_bytes = 1024;
@@ -49,11 +49,45 @@ struct RingSlot : RingWeights<P> {
   uint4 inputs[tiles][group_matrices][8];
 };
 
+/// A block's sums by section, token and row; the odd width keeps threads off each other's banks.
+constexpr std::uint32_t sum_stride = panel_rows + 1;
+template <std::uint32_t tiles>
+constexpr std::uint32_t sum_floats = sections* tiles* tile_inputs* sum_stride;
+
+/// What a block has of a multiprocessor's shared memory.
+template <class P, std::uint32_t tiles, bool with_gate, bool normed>
+struct Room {
+  using Slot = std::conditional_t<normed, RingWeights<P>, RingSlot<P, tiles>>;
+  static constexpr std::size_t group_bytes = SharedPieces::bytes<Slot>(sections);
+  static constexpr std::size_t other_bytes =
+      SharedPieces::bytes<float>(2 * sum_floats<tiles>) +
+      (normed ? SharedPieces::bytes<uint4>(norm_kept_max / 8) + norm_shared_bytes : 0) +
+      block_extra_bytes;
+
+  /// Blocks that there is room for, two at most: of more, some would have work left when others
+  /// have none.
+  static constexpr std::uint32_t blocks =
+      least<std::size_t>(processor_bytes / (usual_depth * group_bytes + other_bytes), 2);
+
+  /// Groups of a ring. What is not asked for before the block's turn is waited for behind it, and a
+  /// norm makes that long; but what runs beside the block needs room too. Behind a gate's products
+  /// nothing does, so they take all there is: behind the others, as many as an H200 was fastest
+  /// with (four cost 1.5%).
+  static constexpr std::uint32_t depth =
+      with_gate && normed ? (processor_bytes / blocks - other_bytes) / group_bytes : usual_depth;
+
+  /// What a block asks for, so that there is no room for more of them.
+  static constexpr std::size_t asked_bytes =
+      most(depth * group_bytes + other_bytes, processor_bytes / (blocks + 1) + 16) -
+      block_extra_bytes;
+};
+
 /// What a warp does, from panel to panel: its section's columns [begin, begin + groups x group).
 template <class P, std::uint32_t tiles, bool with_gate, bool normed>
 class Streamer {
  public:
-  using Slot = std::conditional_t<normed, RingWeights<P>, RingSlot<P, tiles>>;
+  using Slot = typename Room<P, tiles, with_gate, normed>::Slot;
+  static constexpr std::uint32_t depth = Room<P, tiles, with_gate, normed>::depth;
 
   /// `row`: the normed one, eight columns an element.
   __device__ Streamer(const LinearArgs& args, Slot* ring, const uint4* row)
@@ -214,31 +248,8 @@ class Streamer {
   std::uint32_t inputs_at_ = 0, slot_ = 0;
 };
 
-/// A block's sums by section, token and row; the odd width keeps threads off each other's banks.
-constexpr std::uint32_t sum_stride = panel_rows + 1;
-template <std::uint32_t tiles>
-constexpr std::uint32_t sum_floats = sections* tiles* tile_inputs* sum_stride;
-
-template <class P, std::uint32_t tiles, bool normed>
-constexpr std::size_t shared_bytes =
-    SharedPieces::bytes<typename Streamer<P, tiles, false, normed>::Slot>(sections* depth) +
-    SharedPieces::bytes<float>(2 * sum_floats<tiles>) +
-    (normed ? SharedPieces::bytes<uint4>(norm_kept_max / 8) + norm_shared_bytes : 0);
-
-/// Blocks that a multiprocessor has room for, two at most: of more, some would have work left when
-/// others have none.
-template <class P, std::uint32_t tiles, bool normed>
-constexpr std::uint32_t blocks_each =
-    least<std::size_t>(processor_bytes / (shared_bytes<P, tiles, normed> + block_extra_bytes), 2);
-
-/// What a block asks for, so that there is no room for more of them.
-template <class P, std::uint32_t tiles, bool normed>
-constexpr std::size_t asked_bytes =
-    most(shared_bytes<P, tiles, normed>,
-         processor_bytes / (blocks_each<P, tiles, normed> + 1) - block_extra_bytes + 16);
-
 template <class P, std::uint32_t tiles, bool with_gate, bool normed>
-__global__ void __launch_bounds__(sections* warp_lanes, blocks_each<P, tiles, normed>)
+__global__ void __launch_bounds__(sections* warp_lanes, Room<P, tiles, with_gate, normed>::blocks)
     stream_kernel(NormedArgs normed_args) {
   start_next();
   constexpr std::uint32_t tokens = tiles * tile_inputs;
@@ -247,15 +258,15 @@ __global__ void __launch_bounds__(sections* warp_lanes, blocks_each<P, tiles, no
   const LinearArgs& args = gated_args.linear;
   SharedPieces shared;
   using Work = Streamer<P, tiles, with_gate, normed>;
-  auto* rings = shared.take<typename Work::Slot>(sections * depth);
+  auto* rings = shared.take<typename Work::Slot>(sections * Work::depth);
   auto* sums_at = shared.take<float>(2 * sum_floats<tiles>);
   uint4* row_at = nullptr;
   if constexpr (normed) row_at = shared.take<uint4>(norm_kept_max / 8);
-  Work streamer(args, rings + warp_index() * depth, row_at);
+  Work streamer(args, rings + warp_index() * Work::depth, row_at);
   streamer.begin();
   if constexpr (normed) prefetch_gains(normed_args.norm);
-  await_previous();
   const std::uint32_t rows = least(row_count(args.step, args.space), tokens);
+  await_previous();
   if constexpr (normed) {
     auto* scratch = shared.take<float>(norm_scratch_floats);
     norm_row<sections * warp_lanes>(
@@ -314,10 +325,10 @@ cudaError_t launch_stream(const NormedArgs& args, LaunchChain& chain) {
   const GatedArgs& products = args.products;
   const std::uint32_t panels = with_gate ? divide_up(products.gate.width, panel_rows)
                                          : count_blocks(products.linear, panel_rows);
-  const std::uint32_t blocks =
-      least(panels, products.linear.processors * blocks_each<P, tiles, normed>);
+  using Of = Room<P, tiles, with_gate, normed>;
+  const std::uint32_t blocks = least(panels, products.linear.processors * Of::blocks);
   return launch(stream_kernel<P, tiles, with_gate, normed>, blocks, sections * warp_lanes,
-                asked_bytes<P, tiles, normed>, chain, args);
+                Of::asked_bytes, chain, args);
 }
 
 template <bool with_gate>
@@ -331,10 +342,11 @@ cudaError_t launch_any(const GatedArgs& args, std::uint32_t rows, LaunchChain& c
 
 template <class P, std::uint32_t tiles, bool normed>
 cudaError_t prepare() {
-  constexpr std::size_t bytes = asked_bytes<P, tiles, normed>;
-  const cudaError_t status = allow_shared(stream_kernel<P, tiles, false, normed>, bytes);
+  const cudaError_t status = allow_shared(stream_kernel<P, tiles, false, normed>,
+                                          Room<P, tiles, false, normed>::asked_bytes);
   if (status != cudaSuccess) return status;
-  return allow_shared(stream_kernel<P, tiles, true, normed>, bytes);
+  return allow_shared(stream_kernel<P, tiles, true, normed>,
+                      Room<P, tiles, true, normed>::asked_bytes);
 }
 
 }  // namespace

@@ -130,7 +130,7 @@ class Results {
 template <class S>
 __global__ void __launch_bounds__(S::threads, 1)
     wide_kernel(GatedArgs gated_args, std::uint32_t blocks_m) {
-  take_turn();
+  start_next();
 #ifndef SLUICE_NO_WIDE
   const LinearArgs& args = gated_args.linear;
   const std::uint32_t blocks_n = gridDim.x / blocks_m;
@@ -139,7 +139,10 @@ __global__ void __launch_bounds__(S::threads, 1)
   const std::uint32_t in_band = blockIdx.x - band * neighbours * blocks_m;
   const std::uint32_t token = (band * neighbours + in_band % width) * S::tokens;
   const std::uint32_t rows = row_count(args.step, args.space);
-  if (token / (S::tokens * S::cluster) * (S::tokens * S::cluster) >= rows) return;
+  if (token / (S::tokens * S::cluster) * (S::tokens * S::cluster) >= rows) {
+    await_previous();
+    return;
+  }
   Place place{0, in_band / width * S::rows};
   if constexpr (!S::with_gate) place = find_place(args, in_band / width, S::rows);
   const Share<S> share{args, place};
@@ -150,9 +153,10 @@ __global__ void __launch_bounds__(S::threads, 1)
     leave_registers<S::copier_registers>();
     // A block without rows brings weights for its neighbour, and multiplies the last rows again.
     const std::uint32_t last = (rows - 1) / S::tokens * S::tokens;
-    if (warp_index() == S::panels) bring(share, columns, least(token, last), stages, [] {});
+    bring(share, columns, least(token, last), stages, [] { await_previous(); });
   } else {
     take_registers<S::multiplier_registers>();
+    await_previous();
     Multiplier<S> multiplier(share, columns, stages);
     Results<S> results(share, stages);
     multiplier.run([&](std::uint32_t, const float (&sums)[S::sums]) { results.add(sums); });
@@ -164,6 +168,8 @@ __global__ void __launch_bounds__(S::threads, 1)
     }
   }
   if constexpr (S::cluster > 1) await_cluster();  // none ends while another reaches for its memory
+#else
+  await_previous();
 #endif
 }
 

@@ -1,5 +1,5 @@
 #pragma once
-// A block of Hopper's own products, which two files make kernels of. One warp of it brings 64
+// A block of Hopper's own products, which two files make kernels of. Four warps of it bring 64
 // columns of weights and activations to shared memory a stage, by bulk copies, as far ahead as
 // there is room; up to three groups of four warps multiply 64 weight rows each, which they unpack
 // from there to registers on the way.
@@ -12,7 +12,8 @@ namespace sluice::kernels::cuda {
 
 inline constexpr std::uint32_t stage_columns = 64;
 inline constexpr std::uint32_t stage_units = stage_columns / unit_columns;
-inline constexpr std::uint32_t group_panels = 4;  ///< of four warps
+inline constexpr std::uint32_t group_panels = 4;   ///< of four warps
+inline constexpr std::uint32_t copying_warps = 4;  ///< which setmaxnreg takes together
 
 /// What the blocks of a cluster have together: weights, or results of different columns.
 enum class Together : std::uint8_t { weights, results };
@@ -154,36 +155,40 @@ struct Stretch {
   }
 };
 
-/// One warp's: a lane a panel, and one the activations, rows from `token` on. Weights that there is
+/// The four copying warps': each has a quarter of the panels, a lane a panel, and the last warp
+/// brings the activations, rows from `token` on. One warp would start copies one after the other,
+/// in some 60 clocks each, and take longer over a stage than memory does. Weights that there is
 /// room for come before wait(). Of a cluster that shares its weights each block brings every so
 /// many-th panel, to all.
 template <class S, class Wait>
 __device__ void bring(const Share<S>& share, const Stretch& columns, std::uint32_t token,
                       const Stages<S>& stages, Wait wait) {
   using P = typename S::P;
-  const std::uint32_t lane = lane_index(), panel = least(lane, S::panels - 1);
+  constexpr std::uint32_t each = S::panels / copying_warps, part = S::part_bytes;
+  const std::uint32_t lane = lane_index(), warp = warp_index() - S::panels;
+  const std::uint32_t panel = warp * each + least(lane, each - 1);
   const DeviceWeight& weight = share.product(panel).weight;
   const std::uint32_t last = divide_up(weight.rows, panel_rows) - 1;
-  constexpr std::uint32_t part = S::part_bytes;
   const Bytes from = unit_at<P>(weight, least(share.row(panel) / panel_rows, last) * panel_rows,
                                 columns.first * stage_columns);
   const Rows& in = share.args.in;
   const std::uint16_t* inputs = in.narrow + narrow_row(in.stride, token);
   const auto bring_weights = [&](std::uint32_t step) {
     std::uint64_t* const full = stages.full + step % S::stages;
-    if (lane == 0) arrive_for(full, S::stage_bytes);
+    // Others' bytes may come first: the phase ends with this arrival at the earliest.
+    if (warp == 0 && lane == 0) arrive_for(full, S::stage_bytes);
     __syncwarp();
-    if (lane >= S::panels) return;
-    unsigned char* to = stages.at(step) + lane * part;
+    if (lane >= each) return;
+    unsigned char* to = stages.at(step) + panel * part;
     const Bytes weights = from + std::size_t{step} * part;
     if constexpr (!S::shares_weights) {
       copy_bulk(to, weights, part, full);
-    } else if (lane % S::cluster == cluster_rank()) {
+    } else if (panel % S::cluster == cluster_rank()) {
       copy_bulk_to_cluster(to, weights, part, full, S::cluster);
     }
   };
   const auto bring_inputs = [&](std::uint32_t step) {
-    if (lane != S::panels) return;
+    if (warp != copying_warps - 1 || lane != each) return;
     copy_bulk(stages.at(step) + S::weight_bytes,
               inputs + narrow_column((columns.first + step) * stage_columns), S::input_bytes,
               stages.full + step % S::stages);
