@@ -6,7 +6,7 @@
 // kernel that misses one):
 //   - at its begin it lets the next kernel start (start_next), and then waits until those before it
 //     have ended and what they wrote can be seen (await_previous);
-//   - before that wait it touches only what no kernel behind the step's first writes: its arguments,
+//   - before that wait it touches only what no kernel behind the step's first writes: arguments,
 //     weights, the step's metadata, the slots' blocks, and keys and values of earlier steps. A
 //     step's first kernel starts when what writes these has ended;
 //   - the wait comes before the end of every thread, also of one that has nothing to do.
