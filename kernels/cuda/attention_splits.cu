@@ -9,14 +9,14 @@
 // keys make room: so 128 KiB of a block are on their way. A Hopper multiprocessor has shared memory
 // for three such blocks, an A100's for two. To read 4.8 TB/s at a latency of 0.8 us, an H200 must
 // have 29 KiB on their way to each multiprocessor. Partial results are 2 KiB in memory for the 128
-// KiB that a split reads. Seen on an H200 with 64 sequences of some 2,050 positions: 538 MB of a
-// layer in 138 us, and 10 us more for putting splits together, 3.6 of 4.5 TB/s.
+// KiB that a split reads; the last block of a sequence's heads puts them together. Seen on an H200
+// with 64 sequences of some 2,050 positions: 538 MB of a layer in 138 us, 3.9 of 4.5 TB/s.
 //
 // Where they have not, as for one sequence, time is what a block waits for: the step's header, its
 // group, the table of its blocks, keys, and values from the second-level cache. All but the queries
 // and the newest position's keys and values come before the kernel's turn, while the products and
-// rotations ahead of it end; and a warp that is alone has its own
-// instructions to wait for, some two thousand, so that none are spent on heads that are not there.
+// rotations ahead of it end; and a warp that is alone has its own instructions to wait for, some
+// two thousand, so that none are spent on heads that are not there.
 
 #include "kernels/cuda/attention_tile.cuh"
 
@@ -280,6 +280,66 @@ __device__ void attend_tile(const AttentionArgs& args, const RowGroup& group, co
   }
 }
 
+/// Writes four elements of a query's output, or the two that a head ends with.
+__device__ void put_four(const AttentionArgs& args, const RowGroup& group, std::uint32_t head,
+                         std::uint32_t d, const float4& out, float total) {
+  const float inverse = 1.0F / total;
+  const std::uint32_t column = head * args.heads.head_dim + d;
+  put_pair(args.out, group.row, column, {out.x * inverse, out.y * inverse});
+  if (d + 4 > args.heads.head_dim) return;
+  put_pair(args.out, group.row, column + 2, {out.z * inverse, out.w * inverse});
+}
+
+/// Whether all other splits of the block's heads lie in memory, whose blocks count themselves
+/// there. All threads together. The last one sets the count back for the next layer.
+__device__ bool comes_last(const AttentionArgs& args, const Range& range, std::uint32_t index) {
+  SharedPieces shared;
+  auto* last = shared.take<std::uint32_t>(1);
+  __syncthreads();  // the block's results are written, and its tiles done with
+  if (threadIdx.x == 0) {
+    const std::uint32_t splits =
+        (range.end - 1) / args.split_tokens - range.begin / args.split_tokens;
+    std::uint32_t* arrived = args.arrived + std::size_t{index} * gridDim.y + blockIdx.y;
+    __threadfence();
+    *last = atomicAdd(arrived, 1U) == splits ? 1U : 0U;
+    if (*last != 0) *arrived = 0;
+    __threadfence();
+  }
+  __syncthreads();
+  return *last != 0;
+}
+
+/// Splits whose states are asked for at once.
+constexpr std::uint32_t fold_together = 8;
+
+/// A query's splits in their order: elements d .. d + 3 of its output.
+__device__ void fold_splits(const AttentionArgs& args, const RowGroup& group, const Range& range,
+                            std::uint32_t head, std::uint32_t d) {
+  const std::uint32_t begin = range.begin / args.split_tokens;
+  const std::uint32_t last = (range.end - 1) / args.split_tokens;
+  const std::uint32_t second = d + 4 <= args.heads.head_dim ? d + 2 : d;
+  float peak = minus_infinity(), sum = 0.0F;
+  float4 out{0.0F, 0.0F, 0.0F, 0.0F};
+  for (std::uint32_t first = begin; first <= last; first += fold_together) {
+    float2 states[fold_together], lows[fold_together], highs[fold_together];
+    SLUICE_UNROLL
+    for (std::uint32_t i = 0; i < fold_together; ++i) {
+      const float* from = partial_of(args, group, least(first + i, last), head);
+      states[i] = read_others(from);
+      lows[i] = read_others(from + 2 + d);
+      highs[i] = read_others(from + 2 + second);
+    }
+    SLUICE_UNROLL
+    for (std::uint32_t i = 0; i < fold_together; ++i) {
+      if (first + i > last) continue;
+      const Fold fold(peak, sum, states[i].x, states[i].y);
+      out = {fold(out.x, lows[i].x), fold(out.y, lows[i].y), fold(out.z, highs[i].x),
+             fold(out.w, highs[i].y)};
+    }
+  }
+  put_four(args, group, head, d, out, sum);
+}
+
 /// Blocks of a Hopper multiprocessor, by its shared memory: so many registers they may have.
 template <std::uint32_t width>
 constexpr std::uint32_t blocks_each = width <= 64 ? 5 : width <= 96 ? 4 : width <= 128 ? 3 : 1;
@@ -345,13 +405,8 @@ __global__ void __launch_bounds__(split_tiles_max* warp_lanes, blocks_each<width
     if (whole) {
       float top = minus_infinity(), total = 0.0F;
       const Fold fold(top, total, peak, sum);
-      const float inverse = 1.0F / total;
-      const std::uint32_t column = (head + query) * args.heads.head_dim + d;
-      const auto put_two = [&](std::uint32_t at, float x, float y) {
-        put_pair(args.out, group.row, at, {fold(0.0F, x) * inverse, fold(0.0F, y) * inverse});
-      };
-      put_two(column, out.x, out.y);
-      if (four) put_two(column + 2, out.z, out.w);
+      put_four(args, group, head + query, d,
+               {fold(0.0F, out.x), fold(0.0F, out.y), fold(0.0F, out.z), fold(0.0F, out.w)}, total);
       continue;
     }
     float* to = partial_of(args, group, split, head + query);
@@ -359,44 +414,10 @@ __global__ void __launch_bounds__(split_tiles_max* warp_lanes, blocks_each<width
     if (four) *reinterpret_cast<float2*>(to + 4 + d) = {out.z, out.w};
     if (d == 0) *reinterpret_cast<float2*>(to) = {peak, sum};
   }
-}
-
-constexpr std::uint32_t combine_threads = 128;
-
-/// Splits whose states are asked for at once.
-constexpr std::uint32_t combine_splits = 8;
-
-/// A block a row and head: its splits in their order.
-__global__ void __launch_bounds__(combine_threads) combine_kernel(AttentionArgs args) {
-  start_next();
-  const std::uint32_t index = blockIdx.x, head = blockIdx.y;
-  RowGroup group;
-  const bool none = !single_group(args, index, group);
-  await_previous();
-  if (none) return;
-  const Range range = seen(args, group.position);
-  const std::uint32_t begin = range.begin / args.split_tokens;
-  const std::uint32_t last = (range.end - 1) / args.split_tokens;
-  if (is_whole(args, range, begin)) return;  // its block has written the result
-  for (std::uint32_t d = threadIdx.x; d < args.heads.head_dim; d += combine_threads) {
-    float peak = minus_infinity(), sum = 0.0F, out = 0.0F;
-    for (std::uint32_t first = begin; first <= last; first += combine_splits) {
-      float peaks[combine_splits], sums[combine_splits], outs[combine_splits];
-      SLUICE_UNROLL
-      for (std::uint32_t i = 0; i < combine_splits; ++i) {
-        const float* from = partial_of(args, group, least(first + i, last), head);
-        peaks[i] = from[0];
-        sums[i] = from[1];
-        outs[i] = from[2 + d];
-      }
-      SLUICE_UNROLL
-      for (std::uint32_t i = 0; i < combine_splits; ++i) {
-        if (first + i > last) continue;
-        const Fold fold(peak, sum, peaks[i], sums[i]);
-        out = fold(out, outs[i]);
-      }
-    }
-    put(args.out, group.row, head * args.heads.head_dim + d, out * (1.0F / sum));
+  if (whole || !comes_last(args, range, index)) return;
+  for (std::uint32_t i = threadIdx.x; i < heads * width / 4; i += blockDim.x) {
+    const std::uint32_t query = i / (width / 4), d = i % (width / 4) * 4;
+    if (d < args.heads.head_dim) fold_splits(args, group, range, head + query, d);
   }
 }
 
@@ -421,12 +442,10 @@ cudaError_t attention_splits(const AttentionArgs& args, std::uint32_t groups, st
                              LaunchChain& chain) {
   const std::uint32_t warps = args.split_tokens / tile_tokens;
   const dim3 grid(splits, args.heads.kv_heads * head_parts(args.heads), groups);
-  const cudaError_t status = with_width(args.heads.head_dim, [&](auto width) {
+  return with_width(args.heads.head_dim, [&](auto width) {
     return launch(split_kernel<width>, grid, warps * warp_lanes, split_bytes<width>(warps), chain,
                   args);
   });
-  if (status != cudaSuccess || splits == 1) return status;
-  return launch(combine_kernel, dim3(groups, args.heads.heads), combine_threads, 0, chain, args);
 }
 
 }  // namespace sluice::kernels::cuda

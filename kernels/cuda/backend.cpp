@@ -421,6 +421,7 @@ class CudaBackend final : public Backend {
     state_.split_tokens = options_.split_tokens;
     state_.splits_max = split_room(shape, options_.split_tokens);
     state_.processors = static_cast<std::uint32_t>(properties_.multiProcessorCount);
+    if (packs_) SLUICE_CUDA(count_clustered(state_.clustered));
     state_.fuse_gates = options_.fuse_gates;
     state_.fuse_norms = options_.fuse_norms;
     return {};

@@ -91,10 +91,41 @@ __device__ inline void prefetch_line([[maybe_unused]] const void* at) {
 #endif
 }
 
+/// Two floats that another block of this launch may have written, which the first-level cache does
+/// not know of.
+__device__ inline float2 read_others(const float* at) {
+#ifdef __CUDACC__
+  return __ldcg(reinterpret_cast<const float2*>(at));
+#else
+  return *reinterpret_cast<const float2*>(at);
+#endif
+}
+
 /// Lets the next kernel start and waits, in a kernel that has nothing to do before.
 __device__ inline void take_turn() {
   start_next();
   await_previous();
+}
+
+/// How many clusters of a kernel, that may have so much shared memory, run at the same time: fewer
+/// than their blocks' number tells, for a cluster's are neighbours, and what is left of some of the
+/// device's parts is less than one.
+template <class... Parameters>
+cudaError_t count_clusters(void (*kernel)(Parameters...), std::uint32_t cluster, dim3 block,
+                           std::size_t dynamic_shared_bytes, std::uint32_t& count) {
+  cudaLaunchAttribute together{};
+  together.id = cudaLaunchAttributeClusterDimension;
+  together.val.clusterDim = {cluster, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = cluster;
+  config.blockDim = block;
+  config.dynamicSmemBytes = dynamic_shared_bytes;
+  config.attrs = &together;
+  config.numAttrs = 1;
+  int clusters = 0;
+  const cudaError_t status = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
+  count = static_cast<std::uint32_t>(clusters);
+  return status;
 }
 
 /// Lets a kernel have more than 48 KiB of dynamic shared memory.

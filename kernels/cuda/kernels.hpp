@@ -266,6 +266,7 @@ struct LinearArgs {
   Product product[products_max];
   std::uint32_t count = 0;
   std::uint32_t processors = 1;  ///< multiprocessors of the device
+  std::uint32_t clustered = 1;   ///< of them, those that clusters of four blocks fill
 };
 
 struct AnglesArgs {
@@ -317,10 +318,11 @@ struct AttentionArgs {
   std::uint32_t layer = 0;
   float scale = 0.0F;
   std::uint32_t window = 0;
-  float soft_cap = 0.0F;           ///< 0: none
-  std::uint32_t split_tokens = 0;  ///< whole tiles, at most split_tiles_max
-  float* partials = nullptr;       ///< of attention_splits: [splits, heads, 2 + head_dim]
-  std::uint32_t first_group = 0;   ///< of attention(): those before it are attention_splits' own
+  float soft_cap = 0.0F;             ///< 0: none
+  std::uint32_t split_tokens = 0;    ///< whole tiles, at most split_tiles_max
+  float* partials = nullptr;         ///< of attention_splits: [splits, heads, 2 + head_dim]
+  std::uint32_t* arrived = nullptr;  ///< its blocks that have written some: [groups, heads], or 0
+  std::uint32_t first_group = 0;     ///< of attention(): those before it are attention_splits' own
 };
 
 struct GateArgs {
@@ -467,6 +469,9 @@ cudaError_t add_norm(const AddNormArgs& args, std::uint32_t rows, LaunchChain& c
 
 /// Once for each format of weights, before their products: reserves shared memory.
 cudaError_t prepare_linear(const DeviceWeight& weight);
+
+/// LinearArgs::clustered, of a device that takes packed weights.
+cudaError_t count_clustered(std::uint32_t& processors);
 
 /// Once for each shape of heads, before the two below: reserves their shared memory.
 cudaError_t prepare_attention(const Heads& heads);

@@ -5,9 +5,6 @@
 // matrices of few rows keep all multiprocessors busy, and of bf16 what has to come to one for a
 // weight is one and a third of it. Bound by memory: 128 operations a weight.
 //
-// Not yet seen on a GPU. In 64 x 64 blocks, which brought as much of activations as of weights, and
-// of 4,096 rows kept 64 of 132 multiprocessors busy, the products of a step of 64 rows of an 8B
-// model took 7.5 ms on an H200, where 15 GB take 3.3.
 
 #include "kernels/cuda/gate.cuh"
 #include "kernels/cuda/wide_block.cuh"
@@ -65,53 +62,88 @@ struct Parts {
   }
 };
 
-/// Writes the block's quarter of the cluster's results: activation rows 16 x its rank and on.
+/// The block's quarter of the cluster's results: activation rows 16 x its rank and on.
 template <class S>
-__device__ void write_quarter(const Share<S>& share, const GatedArgs& args, const Parts<S>& all,
-                              std::uint32_t rows) {
-  constexpr std::uint32_t quarter = S::sums / S::cluster;
-  static_assert(quarter == 2 * fours);
-  const LinearArgs& linear = args.linear;
-  const std::uint32_t columns = linear.product[0].weight.cols;
-  const std::uint32_t count = divide_up(columns, section_columns(columns));
-  const std::uint32_t warp = warp_index(), upper = share.row(warp) + lane_index() / 4;
-  const std::uint32_t begin = cluster_rank() * quarter;
-  // f(of four, weight row, activation row) of those that there are.
-  const auto each = [&](std::uint32_t from, std::uint32_t weight_rows, auto f) {
-    SLUICE_UNROLL
-    for (std::uint32_t k = 0; k < fours; ++k) {
-      const std::uint32_t o = upper + k / 2 * 8;
-      const std::uint32_t token = from / 4 * 8 + lane_index() % 4 * 2 + k % 2;
-      if (o < weight_rows && token < rows) f(k, o, token);
-    }
-  };
-  if constexpr (S::with_gate) {
-    // Of two warps with the same rows of the two products each takes half.
-    const std::uint32_t first_warp = warp & ~2U, from = begin + (warp & 2U) / 2 * fours;
-    float first[fours], second[fours];
-    all.total(from, first_warp, count, first);
-    all.total(from, first_warp + 2, count, second);
-    each(from, args.gate.width, [&](std::uint32_t k, std::uint32_t o, std::uint32_t token) {
-      put(args.gate.out, token, o,
-          gated(args.gate, scaled(linear.product[0], o, first[k]),
-                scaled(linear.product[1], o, second[k])));
-    });
-  } else {
-    const Product& product = share.product(warp);
-    float totals[2][fours];
+class Quarter {
+ public:
+  __device__ Quarter(const Share<S>& share, const GatedArgs& args, std::uint32_t rows)
+      : share_(share),
+        args_(args),
+        rows_(rows),
+        upper_(share.row(warp_index()) + lane_index() / 4) {}
+
+  /// What results are added to, which comes while the cluster meets.
+  __device__ void ask() {
+    const Product& product = share_.product(warp_index());
     SLUICE_UNROLL
     for (std::uint32_t half = 0; half < 2; ++half) {
-      all.total(begin + half * fours, warp, count, totals[half]);
-    }
-    SLUICE_UNROLL
-    for (std::uint32_t half = 0; half < 2; ++half) {
-      each(begin + half * fours, product.weight.rows,
+      SLUICE_UNROLL
+      for (float& before : before_[half]) before = 0.0F;
+      if (S::with_gate || !product.accumulate) continue;
+      each(begin() + half * fours, product.weight.rows,
            [&](std::uint32_t k, std::uint32_t o, std::uint32_t token) {
-             write_result(product, o, token, totals[half][k]);
+             before_[half][k] = row_of(product.out, token)[o];
            });
     }
   }
-}
+
+  /// Behind the meeting.
+  __device__ void write(const Parts<S>& all) const {
+    const LinearArgs& linear = args_.linear;
+    const std::uint32_t columns = linear.product[0].weight.cols, warp = warp_index();
+    const std::uint32_t count = divide_up(columns, section_columns(columns));  // of sections
+    if constexpr (S::with_gate) {
+      // Of two warps with the same rows of the two products each takes half.
+      const std::uint32_t first_warp = warp & ~2U, from = begin() + (warp & 2U) / 2 * fours;
+      float first[fours], second[fours];
+      all.total(from, first_warp, count, first);
+      all.total(from, first_warp + 2, count, second);
+      each(from, args_.gate.width, [&](std::uint32_t k, std::uint32_t o, std::uint32_t token) {
+        put(args_.gate.out, token, o,
+            gated(args_.gate, scaled(linear.product[0], o, first[k]),
+                  scaled(linear.product[1], o, second[k])));
+      });
+    } else {
+      const Product& product = share_.product(warp);
+      float totals[2][fours];
+      SLUICE_UNROLL
+      for (std::uint32_t half = 0; half < 2; ++half) {
+        all.total(begin() + half * fours, warp, count, totals[half]);
+      }
+      SLUICE_UNROLL
+      for (std::uint32_t half = 0; half < 2; ++half) {
+        each(begin() + half * fours, product.weight.rows,
+             [&](std::uint32_t k, std::uint32_t o, std::uint32_t token) {
+               const float value = scaled(product, o, totals[half][k]);
+               row_of(product.out, token)[o] =
+                   product.accumulate ? before_[half][k] + value : value;
+             });
+      }
+    }
+  }
+
+ private:
+  static constexpr std::uint32_t own = S::sums / S::cluster;  ///< of a lane's sums
+  static_assert(own == 2 * fours);
+
+  __device__ static std::uint32_t begin() { return cluster_rank() * own; }
+
+  /// f(of four, weight row, activation row) of those that there are.
+  template <class F>
+  __device__ void each(std::uint32_t from, std::uint32_t weight_rows, F f) const {
+    SLUICE_UNROLL
+    for (std::uint32_t k = 0; k < fours; ++k) {
+      const std::uint32_t o = upper_ + k / 2 * 8;
+      const std::uint32_t token = from / 4 * 8 + lane_index() % 4 * 2 + k % 2;
+      if (o < weight_rows && token < rows_) f(k, o, token);
+    }
+  }
+
+  const Share<S>& share_;
+  const GatedArgs& args_;
+  std::uint32_t rows_, upper_;
+  float before_[2][fours];
+};
 #endif
 
 template <class S>
@@ -149,8 +181,10 @@ __global__ void __launch_bounds__(S::threads, 1) split_columns_kernel(GatedArgs 
     SLUICE_UNROLL
     for (std::uint32_t s = 0; s < sections_each; ++s) all.put(s, kept[s]);
   }
+  Quarter<S> quarter(share, gated_args, rows);
+  if (multiplies) quarter.ask();
   meet_cluster();
-  if (multiplies) write_quarter(share, gated_args, all, rows);
+  if (multiplies) quarter.write(all);
   await_cluster();  // none ends while another reads its memory
 #else
   await_previous();
@@ -167,7 +201,7 @@ struct Split {
   /// long as what it multiplies takes to come.
   static std::uint64_t cost(const GatedArgs& args, std::uint32_t) {
     const std::uint32_t blocks = count_weight_blocks<S>(args) * parts;
-    return std::uint64_t{divide_up(blocks, args.linear.processors)} *
+    return std::uint64_t{divide_up(blocks, args.linear.clustered)} *
            (S::panels * panel_rows + S::tokens);
   }
   static cudaError_t launch(const GatedArgs& args, std::uint32_t, LaunchChain& chain) {
@@ -181,6 +215,18 @@ template <class P, bool gate>
 using AnySplit = Choice<Split<P, 3, gate>, Split<P, 2, gate>, Split<P, 1, gate>>;
 
 }  // namespace
+
+cudaError_t count_clustered(std::uint32_t& processors) {
+  using Any = Split<PackedBf16, 3, false>;  // all are as large
+  cudaError_t status = Any::prepare();
+  std::uint32_t clusters = 0;
+  if (status == cudaSuccess) {
+    status = count_clusters(split_columns_kernel<Any::S>, parts, Any::S::threads, Any::S::bytes,
+                            clusters);
+  }
+  processors = most(clusters, 1U) * parts;
+  return status;
+}
 
 cudaError_t prepare_split(const DeviceWeight& weight) { return prepare_any<AnySplit>(weight); }
 

@@ -231,6 +231,7 @@ class Compiler {
     args.product[0] = product;
     args.count = 1;
     args.processors = state_.processors;
+    args.clustered = state_.clustered;
     program_.launches_.push_back(args);
     return {};
   }
@@ -325,7 +326,7 @@ class Compiler {
     return {};
   }
 
-  /// Room for the splits' results, which all layers share.
+  /// Room for the splits' results and their blocks' counts, which all layers share.
   Result<void> reserve_partials(AttentionArgs& args) {
     const std::size_t floats =
         std::size_t{state_.splits_max} * args.heads.heads * (2 + args.heads.head_dim);
@@ -336,6 +337,14 @@ class Compiler {
       partial_floats_ = floats;
     }
     args.partials = partials_;
+    const std::size_t counts = std::size_t{pool_.rows_max} * args.heads.heads;
+    if (counts > counts_) {
+      auto data = make_memory(counts * sizeof(std::uint32_t));
+      if (!data) return tl::unexpected(data.error());
+      arrived_ = reinterpret_cast<std::uint32_t*>(*data);
+      counts_ = counts;
+    }
+    args.arrived = arrived_;
     return {};
   }
 
@@ -508,6 +517,8 @@ class Compiler {
   std::vector<bool> stale_;  ///< of each buffer: whether what products read of it is out of date
   float* partials_ = nullptr;
   std::size_t partial_floats_ = 0;
+  std::uint32_t* arrived_ = nullptr;
+  std::size_t counts_ = 0;
   Program program_;
 };
 

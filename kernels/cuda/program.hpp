@@ -33,6 +33,7 @@ struct DeviceState {
   std::uint32_t split_tokens = 0;
   std::uint32_t splits_max = 0;  ///< of a step's single rows, that there is room for
   std::uint32_t processors = 1;  ///< multiprocessors of the device
+  std::uint32_t clustered = 1;   ///< LinearArgs::clustered
   bool fuse_gates = true;        ///< with the products before them
   bool fuse_norms = true;        ///< with the products behind them, of a single row
 };

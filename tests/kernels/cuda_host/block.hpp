@@ -150,6 +150,8 @@ inline unsigned __ballot_sync(unsigned mask, bool predicate,
 }
 
 /// Blocks run one after the other and fibers are switched only where they meet: nothing interrupts.
+inline void __threadfence() {}
+
 template <class T>
 T atomicAdd(T* to, T value) {
   const T before = *to;

@@ -170,6 +170,14 @@ void set_memory_bytes(std::size_t bytes);
 
 }  // namespace cuda_host
 
+/// The pretended device's clusters run one after the other.
+template <class... Parameters>
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, void (*)(Parameters...),
+                                           const cudaLaunchConfig_t*) {
+  *clusters = 1;
+  return cudaSuccess;
+}
+
 template <class... Parameters, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Args&&... args) {
