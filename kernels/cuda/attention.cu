@@ -1,5 +1,6 @@
 // Attention of many rows: a block takes 128 queries of one key head, a warp sixteen of them, and
-// walks their positions. The arithmetic is attention_tile.cuh's.
+// walks their positions. The arithmetic is attention_tile.cuh's. Where a device has wide.cuh's
+// products, attention_wide.cu has heads of 128 elements, of 64, and of somewhat fewer.
 //
 // Tiles of keys and of values take turns in three buffers: while one is multiplied, the next two
 // are on their way. A tile of 128 elements is 32 KiB, read from the second-level cache for 2.1
@@ -12,14 +13,14 @@
 // other half's block makes the scores again. Seen on an H200: 283 us for a layer's 2,048 queries of
 // 32 heads of 128 elements, 121 TFLOP/s of what they see.
 
-#include "kernels/cuda/attention_tile.cuh"
+#include "kernels/cuda/attention_rows.cuh"
 
 namespace sluice::kernels::cuda {
 namespace {
 
 constexpr std::uint32_t block_warps = 8;
 constexpr std::uint32_t block_threads = block_warps * warp_lanes;
-constexpr std::uint32_t block_queries = block_warps * warp_queries;
+static_assert(block_queries == block_warps * warp_queries);
 constexpr std::uint32_t buffers = 3;
 
 /// Columns of the output that a block makes.
@@ -91,10 +92,6 @@ struct Running {
   }
 };
 
-__host__ __device__ inline std::uint32_t query_parts(const Heads& heads) {
-  return divide_up(group_rows * (heads.heads / heads.kv_heads), block_queries);
-}
-
 /// Where queries' peaks and sums wait for the next fold, for registers are short: in the padding of
 /// the first buffer's rows, a row for the two queries that four lanes have together.
 template <std::uint32_t width>
@@ -125,66 +122,6 @@ class Shelf {
   float4* place_;
 };
 
-/// The queries of a block, and which of them are the lane's.
-struct Queries {
-  std::uint32_t of_kv;  ///< heads of a key head
-  std::uint32_t kv_head;
-  std::uint32_t first, last;    ///< within the group: query q is row q / of_kv, head q % of_kv
-  std::uint32_t row, position;  ///< of the group's first
-
-  __device__ Queries(const AttentionArgs& args, const RowGroup& group)
-      : of_kv(args.heads.heads / args.heads.kv_heads),
-        kv_head(blockIdx.y / query_parts(args.heads)),
-        first(blockIdx.y % query_parts(args.heads) * block_queries),
-        last(least(first + block_queries, group.rows * of_kv) - 1),
-        row(group.row),
-        position(group.position) {}
-
-  __device__ std::uint32_t position_of(std::uint32_t query) const {
-    return position + least(query, last) / of_kv;
-  }
-  __device__ std::uint32_t of_warp() const { return first + warp_index() * warp_queries; }
-
-  /// i of 0 and 1; may lie behind the last.
-  __device__ std::uint32_t of_lane(std::uint32_t i) const {
-    return of_warp() + lane_index() / 4 + 8 * i;
-  }
-  __device__ std::uint32_t row_of(std::uint32_t query) const { return row + query / of_kv; }
-  __device__ std::uint32_t head_of(std::uint32_t query) const {
-    return kv_head * of_kv + query % of_kv;
-  }
-};
-
-/// What the queries of a warp see, kept as two positions a lane: registers are short.
-struct Sight {
-  std::uint32_t own[2];  ///< positions of the lane's queries; 2^32 - 1, which sees nothing, of none
-
-  __device__ explicit Sight(const Queries& q) {
-    SLUICE_UNROLL
-    for (std::uint32_t i = 0; i < 2; ++i) {
-      own[i] = q.of_warp() <= q.last ? q.position_of(q.of_lane(i)) : 0xFFFFFFFFU;
-    }
-  }
-
-  __device__ bool meets(const AttentionArgs& args, std::uint32_t i, std::uint32_t first,
-                        std::uint32_t count) const {
-    return seen(args, own[i]).meets(first, count);
-  }
-
-  /// Whether some query of the warp sees something of the tile. All lanes together.
-  __device__ bool any(const AttentionArgs& args, std::uint32_t tile) const {
-    const bool sees = meets(args, 0, tile, tile_tokens) || meets(args, 1, tile, tile_tokens);
-    return __ballot_sync(all_lanes, sees) != 0;
-  }
-
-  /// Whether every one sees all of it. All lanes together.
-  __device__ bool all(const AttentionArgs& args, std::uint32_t tile) const {
-    const Range low = seen(args, least(own[0], own[1])), high = seen(args, most(own[0], own[1]));
-    const bool sees = high.begin <= tile && tile + tile_tokens <= low.end;
-    return __ballot_sync(all_lanes, sees) == all_lanes;
-  }
-};
-
 /// Adds a split to the whole, for the queries that see something of it, and clears it.
 template <std::uint32_t columns>
 __device__ void fold_split(const AttentionArgs& args, const Sight& sight, std::uint32_t begin,
@@ -204,38 +141,19 @@ __device__ void fold_split(const AttentionArgs& args, const Sight& sight, std::u
   split.clear();
 }
 
-template <std::uint32_t columns>
-__device__ void write_out(const AttentionArgs& args, const Queries& q, std::uint32_t first,
-                          const Running<columns>& whole) {
-  SLUICE_UNROLL
-  for (std::uint32_t i = 0; i < 2; ++i) {
-    const std::uint32_t query = q.of_lane(i);
-    if (query > q.last) continue;
-    const float norm = 1.0F / whole.sum[i];
-    const std::uint32_t row = q.row_of(query), head = q.head_of(query) * args.heads.head_dim;
-    SLUICE_UNROLL
-    for (std::uint32_t n = 0; n < columns / 8; ++n) {
-      const std::uint32_t d = first + 8 * n + lane_index() % 4 * 2;
-      if (d >= args.heads.head_dim) continue;
-      const TileSums& out = whole.out[n];
-      put_pair(args.out, row, head + d, {out.at[2 * i] * norm, out.at[2 * i + 1] * norm});
-    }
-  }
-}
-
-/// Later groups of a prompt see more: they start first.
+/// Later groups of a prompt see more, and later queries of a group: they start first, those of all
+/// key heads together, so that what starts last is short.
 template <std::uint32_t width>
 __global__ void __launch_bounds__(block_threads, 1) attention_kernel(AttentionArgs args) {
   take_turn();
   constexpr std::uint32_t steps = width / 16, columns = columns_of<width>;
-  const std::uint32_t index = args.first_group + (gridDim.x - 1 - blockIdx.x);
+  const std::uint32_t index = args.first_group + (gridDim.z - 1 - blockIdx.z);
   if (index >= header(args.step).groups) return;
   const RowGroup group = row_group(args, index);
-  const Queries q(args, group);
-  if (q.first > q.last) return;
-  const std::uint32_t column = blockIdx.z * columns;
-  const std::uint32_t end = q.position_of(q.last) + 1;
-  const std::uint32_t begin = seen(args, q.position_of(q.first)).begin / tile_tokens * tile_tokens;
+  const Queries q(args, group, blockIdx.x);
+  if (q.none()) return;
+  const std::uint32_t column = blockIdx.y * columns;
+  const auto [begin, end] = q.tiles_of(args, q.first, block_queries);
 
   SharedPieces shared;
   constexpr std::uint32_t buffer_halves = tile_tokens * row_halves<width>;
@@ -290,15 +208,8 @@ __global__ void __launch_bounds__(block_threads, 1) attention_kernel(AttentionAr
         }
       }
       cap_scores(args, scores);
-      if (!sight.all(args, tile)) {
-        mask_scores(scores, tile, {seen(args, sight.own[0]), seen(args, sight.own[1])});
-      }
-      SLUICE_UNROLL
-      for (std::uint32_t i = 0; i < 2; ++i) {
-        const float before = split.peak[i];
-        split.peak[i] = higher(before, tile_peak(scores, i));  // unseen tiles leave it as it is
-        rescale[i] = power_of_two(before - split.peak[i]);
-      }
+      if (!sight.all(args, tile)) sight.mask(args, tile, scores);
+      raise_peaks(scores, split.peak, rescale);
       weigh(scores, split.peak, weights);
     }
     wait_copies<1>();
@@ -339,30 +250,34 @@ __global__ void __launch_bounds__(block_threads, 1) attention_kernel(AttentionAr
     at = next_at;
   }
   // Read again: kept through the loop, it would take what registers there are beyond 255.
-  write_out(args, Queries(args, row_group(args, index)), column, whole);
+  const Queries again(args, row_group(args, index), blockIdx.x);
+  write_out<columns>(args, again, column, whole.sum, [&](std::uint32_t n, std::uint32_t i) {
+    return float2{whole.out[n].at[2 * i], whole.out[n].at[2 * i + 1]};
+  });
 }
 
 template <std::uint32_t width>
 constexpr std::size_t shared_bytes =
-    SharedPieces::bytes<std::uint16_t>(buffers * tile_tokens * row_halves<width>) +
-    SharedPieces::bytes<TileA>(block_threads * width / 16);
+    SharedPieces::bytes<std::uint16_t>(buffers* tile_tokens* row_halves<width>) +
+    SharedPieces::bytes<TileA>(block_threads* width / 16);
 
 // An A100's block has 163 KiB.
 static_assert(shared_bytes<attention_width_max> <= std::size_t{163} << 10);
 
 }  // namespace
 
-cudaError_t prepare_attention(const Heads& heads) {
-  const cudaError_t status = with_width(heads.head_dim, [](auto width) {
+cudaError_t prepare_attention(const AttentionArgs& args) {
+  cudaError_t status = with_width(args.heads.head_dim, [](auto width) {
     return allow_shared(attention_kernel<width>, shared_bytes<width>);
   });
-  return status != cudaSuccess ? status : prepare_splits(heads);
+  if (status == cudaSuccess) status = prepare_splits(args.heads);
+  return status == cudaSuccess && takes_wide(args) ? prepare_attention_wide(args) : status;
 }
 
 cudaError_t attention(const AttentionArgs& args, std::uint32_t groups, LaunchChain& chain) {
+  if (takes_wide(args)) return attention_wide(args, groups, chain);
   return with_width(args.heads.head_dim, [&](auto width) {
-    const dim3 grid(groups, args.heads.kv_heads * query_parts(args.heads),
-                    width / columns_of<width>);
+    const dim3 grid(blocks_of_group(args.heads), width / columns_of<width>, groups);
     return launch(attention_kernel<width>, grid, block_threads, shared_bytes<width>, chain, args);
   });
 }

@@ -1,6 +1,7 @@
 #pragma once
-// Attention on tensor cores: what a warp does with sixteen queries and a tile of 64 positions. Both
-// kernels that attend are made of these steps, so that a query's bits are the same in either.
+// Attention on tensor cores: what a warp does with sixteen queries and a tile of 64 positions. All
+// kernels that attend are made of these steps, attention_wide.cu's with wide.cuh's products instead
+// of those here, so that a query's bits are the same in each.
 //
 // Queries are the rows of every product: those of one key head, row by row and head by head, so
 // that heads of a group share each read of keys and values. A query's result takes these steps:

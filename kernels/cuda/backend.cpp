@@ -424,6 +424,7 @@ class CudaBackend final : public Backend {
     if (packs_) SLUICE_CUDA(count_clustered(state_.clustered));
     state_.fuse_gates = options_.fuse_gates;
     state_.fuse_norms = options_.fuse_norms;
+    state_.wide_attention = packs_ && options_.wide_attention;
     return {};
   }
 
@@ -508,7 +509,7 @@ class CudaBackend final : public Backend {
   cudaDeviceProp properties_{};
   DeviceInfo info_;
   bool early_ = false;  ///< whether kernels start early
-  bool packs_ = false;  ///< whether weights are packed, for the products of wide.cuh
+  bool packs_ = false;  ///< whether there are wide.cuh's products, for which weights are packed
 
   // The caller's own.
   Stream stream_;

@@ -29,6 +29,8 @@ struct CudaOptions {
   bool fuse_gates = true;
   /// A single row's norm is part of the products behind it.
   bool fuse_norms = true;
+  /// Many rows attend by Hopper's own products, where the device has them: the same bits.
+  bool wide_attention = true;
   /// Longest that a group's first graph may take (cuda/group.hpp).
   std::uint32_t first_graph_ms = 5'000;
   /// NCCL's library, for ranks of a group; where a rank has none, or shares its device, their

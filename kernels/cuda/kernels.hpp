@@ -323,6 +323,8 @@ struct AttentionArgs {
   float* partials = nullptr;         ///< of attention_splits: [splits, heads, 2 + head_dim]
   std::uint32_t* arrived = nullptr;  ///< its blocks that have written some: [groups, heads], or 0
   std::uint32_t first_group = 0;     ///< of attention(): those before it are attention_splits' own
+  bool wide = false;                 ///< whether attention() may use wide.cuh's products
+  std::uint32_t processors = 1;      ///< multiprocessors of the device
 };
 
 struct GateArgs {
@@ -474,7 +476,7 @@ cudaError_t prepare_linear(const DeviceWeight& weight);
 cudaError_t count_clustered(std::uint32_t& processors);
 
 /// Once for each shape of heads, before the two below: reserves their shared memory.
-cudaError_t prepare_attention(const Heads& heads);
+cudaError_t prepare_attention(const AttentionArgs& args);
 
 /// Groups from `first_group` on, each whole: for many rows of a sequence.
 cudaError_t attention(const AttentionArgs& args, std::uint32_t groups, LaunchChain& chain);

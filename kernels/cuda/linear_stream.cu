@@ -7,14 +7,13 @@
 // gets none; the next launch's block comes as soon as there is room again, and asks for its weights
 // before the kernels before it have ended.
 //
-// Of one row every block keeps a copy, so that its rings have room for more weights. If a norm
-// gives it, every block norms it for itself, which waits for less than a kernel before it would:
-// what is asked for of the weights comes meanwhile.
+// Of one row that a norm gives, every block norms the row for itself, which waits for less than a
+// kernel before it would: what is asked for of the weights comes meanwhile.
 //
-// Seen on an H200 in a step of an 8B model (bench/gpu.py --parts trace): 15.0 GB of bf16 in 3.54
-// ms, 4.24 of 4.53 TB/s; 6.98 GB of e4m3 in 2.05 ms, 3.41 TB/s, when unpacking 8 weights took 19
-// instructions of a lane where it takes 14 now. Other formats have not been seen there; by count,
-// unpacking 4-bit codes at the speed of memory is nearly half of what a multiprocessor can do.
+// Seen on an H200 in a step of an 8B model (bench/gpu.py --parts trace), norms included: gate and
+// up products of bf16 at 4.3 of 4.53 TB/s, of e4m3 at 3.7; of Q4_0, where unpacking takes more than
+// half of what a multiprocessor can do, at 2.5. The smaller the matrix, the more the first read of
+// a row behind the kernel's turn counts: some 3 us of each launch.
 
 #include "kernels/cuda/gate.cuh"
 #include "kernels/cuda/linear.cuh"
@@ -47,13 +46,7 @@ struct RingWeights {
 
 constexpr std::uint32_t group_matrices = group / 8;  ///< of eight rows and eight columns
 
-/// What a block has of activations: rows that come with the weights, or one for the whole launch.
-enum class Input : std::uint8_t { rows, row, normed };
-
-/// Columns that a row may have which a block keeps.
-constexpr std::uint32_t row_columns_max = 16'384;
-
-/// And matrices of activations, where they come with the weights.
+/// And matrices of activations, but where they are a row that the block has normed.
 template <class P, std::uint32_t tiles>
 struct RingSlot : RingWeights<P> {
   uint4 inputs[tiles][group_matrices][8];
@@ -65,16 +58,13 @@ template <std::uint32_t tiles>
 constexpr std::uint32_t sum_floats = sections* tiles* tile_inputs* sum_stride;
 
 /// What a block has of a multiprocessor's shared memory.
-template <class P, std::uint32_t tiles, bool with_gate, Input input>
+template <class P, std::uint32_t tiles, bool with_gate, bool normed>
 struct Room {
-  static constexpr bool normed = input == Input::normed;
-  using Slot = std::conditional_t<input == Input::rows, RingSlot<P, tiles>, RingWeights<P>>;
+  using Slot = std::conditional_t<normed, RingWeights<P>, RingSlot<P, tiles>>;
   static constexpr std::size_t group_bytes = SharedPieces::bytes<Slot>(sections);
-  static constexpr std::uint32_t row_columns =
-      input == Input::rows ? 0 : normed ? norm_kept_max : row_columns_max;
   static constexpr std::size_t other_bytes =
       SharedPieces::bytes<float>(2 * sum_floats<tiles>) +
-      SharedPieces::bytes<uint4>(row_columns / 8) + (normed ? norm_shared_bytes : 0) +
+      (normed ? SharedPieces::bytes<uint4>(norm_kept_max / 8) + norm_shared_bytes : 0) +
       block_extra_bytes;
 
   /// Blocks that there is room for, two at most: of more, some would have work left when others
@@ -84,12 +74,13 @@ struct Room {
 
   /// Groups of a ring. What is not asked for before the block's turn is waited for behind it, and a
   /// norm makes that long; but what runs beside the block needs room too: behind a normed row's
-  /// products without a gate a block of attention, behind those of several rows their norms.
-  static constexpr std::size_t beside_bytes = normed && !with_gate ? attention_bytes : 0;
+  /// products with a gate nothing does, behind those without a block of attention. More for others,
+  /// a row of activations kept once in the room of rings, gained nothing on an H200, and in e4m3
+  /// lost 4%.
+  static constexpr std::size_t beside_bytes = with_gate ? 0 : attention_bytes;
   static constexpr std::uint32_t depth =
-      input == Input::rows
-          ? usual_depth
-          : ((processor_bytes - beside_bytes) / blocks - other_bytes) / group_bytes;
+      normed ? ((processor_bytes - beside_bytes) / blocks - other_bytes) / group_bytes
+             : usual_depth;
 
   /// What a block asks for, so that there is no room for more of them.
   static constexpr std::size_t asked_bytes =
@@ -99,14 +90,13 @@ struct Room {
 };
 
 /// What a warp does, from panel to panel: its section's columns [begin, begin + groups x group).
-template <class P, std::uint32_t tiles, bool with_gate, Input input>
+template <class P, std::uint32_t tiles, bool with_gate, bool normed>
 class Streamer {
  public:
-  using Slot = typename Room<P, tiles, with_gate, input>::Slot;
-  static constexpr std::uint32_t depth = Room<P, tiles, with_gate, input>::depth;
-  static constexpr bool asks_inputs = input == Input::rows;
+  using Slot = typename Room<P, tiles, with_gate, normed>::Slot;
+  static constexpr std::uint32_t depth = Room<P, tiles, with_gate, normed>::depth;
 
-  /// `row`: the one that the block keeps, eight columns an element.
+  /// `row`: the normed one, eight columns an element.
   __device__ Streamer(const LinearArgs& args, Slot* ring, const uint4* row)
       : args_(args), ring_(ring), row_(row), columns_(args.product[0].weight.cols) {
     const std::uint32_t width = section_columns(columns_);
@@ -149,7 +139,7 @@ class Streamer {
 
   /// And for its activations, after await_previous().
   __device__ void ask_inputs(std::uint32_t slot, std::uint32_t rows)
-    requires asks_inputs
+    requires(!normed)
   {
     if (inputs_left_ == 0) return;
     --inputs_left_;
@@ -180,7 +170,7 @@ class Streamer {
     }
   }
   __device__ void begin_inputs(std::uint32_t rows)
-    requires asks_inputs
+    requires(!normed)
   {
     SLUICE_UNROLL
     for (std::uint32_t i = 0; i < depth; ++i) {
@@ -213,7 +203,7 @@ class Streamer {
       }
       __syncwarp();  // and is done with
       ask_weights(slot_);
-      if constexpr (asks_inputs) ask_inputs(slot_, rows);
+      if constexpr (!normed) ask_inputs(slot_, rows);
       commit_copies();
       if (++slot_ == depth) slot_ = 0;
       SLUICE_UNROLL
@@ -239,13 +229,13 @@ class Streamer {
     Bytes from = nullptr;  ///< the lane's part
   };
 
-  /// The lane's row of a matrix of the section's q-th group; of one row, every lane's.
+  /// The lane's row of a matrix of the section's q-th group; of a row that is normed, every lane's.
   __device__ const uint4* input_row(const Slot& slot, std::uint32_t q, std::uint32_t n,
                                     std::uint32_t matrix) const {
-    if constexpr (asks_inputs) {
-      return &slot.inputs[n][matrix][lane_index() % 8];
-    } else {
+    if constexpr (normed) {
       return row_ + begin_ / 8 + q * group_matrices + matrix;
+    } else {
+      return &slot.inputs[n][matrix][lane_index() % 8];
     }
   }
 
@@ -265,28 +255,8 @@ class Streamer {
   std::uint32_t inputs_at_ = 0, slot_ = 0;
 };
 
-/// The row that a launch has, for the block. All threads together.
-__device__ void keep_row(const LinearArgs& args, uint4* row) {
-  const std::uint32_t count = padded(args.product[0].weight.cols) / 8;
-  const std::uint16_t* from = args.in.narrow + narrow_row(args.in.stride, 0);
-  constexpr std::uint32_t threads = sections * warp_lanes;
-  constexpr std::uint32_t parts = row_columns_max / 8 / threads;
-  uint4 some[parts];
-  SLUICE_UNROLL
-  for (std::uint32_t i = 0; i < parts; ++i) {
-    const std::uint32_t at = i * threads + threadIdx.x;
-    if (at < count) some[i] = *reinterpret_cast<const uint4*>(from + narrow_column(at * 8));
-  }
-  SLUICE_UNROLL
-  for (std::uint32_t i = 0; i < parts; ++i) {
-    const std::uint32_t at = i * threads + threadIdx.x;
-    if (at < count) row[at] = some[i];
-  }
-  __syncthreads();
-}
-
-template <class P, std::uint32_t tiles, bool with_gate, Input input>
-__global__ void __launch_bounds__(sections* warp_lanes, Room<P, tiles, with_gate, input>::blocks)
+template <class P, std::uint32_t tiles, bool with_gate, bool normed>
+__global__ void __launch_bounds__(sections* warp_lanes, Room<P, tiles, with_gate, normed>::blocks)
     stream_kernel(NormedArgs normed_args) {
   start_next();
   constexpr std::uint32_t tokens = tiles * tile_inputs;
@@ -294,18 +264,17 @@ __global__ void __launch_bounds__(sections* warp_lanes, Room<P, tiles, with_gate
   const GatedArgs& gated_args = normed_args.products;
   const LinearArgs& args = gated_args.linear;
   SharedPieces shared;
-  using Work = Streamer<P, tiles, with_gate, input>;
-  constexpr std::uint32_t row_columns = Room<P, tiles, with_gate, input>::row_columns;
+  using Work = Streamer<P, tiles, with_gate, normed>;
   auto* rings = shared.take<typename Work::Slot>(sections * Work::depth);
   auto* sums_at = shared.take<float>(2 * sum_floats<tiles>);
   uint4* row_at = nullptr;
-  if constexpr (row_columns > 0) row_at = shared.take<uint4>(row_columns / 8);
+  if constexpr (normed) row_at = shared.take<uint4>(norm_kept_max / 8);
   Work streamer(args, rings + warp_index() * Work::depth, row_at);
   streamer.begin();
-  if constexpr (input == Input::normed) prefetch_gains(normed_args.norm);
+  if constexpr (normed) prefetch_gains(normed_args.norm);
   const std::uint32_t rows = least(row_count(args.step, args.space), tokens);
   await_previous();
-  if constexpr (input == Input::normed) {
+  if constexpr (normed) {
     auto* scratch = shared.take<float>(norm_scratch_floats);
     norm_row<sections * warp_lanes>(
         normed_args.norm, scratch, blockIdx.x == 0 && rows > 0,
@@ -313,8 +282,6 @@ __global__ void __launch_bounds__(sections* warp_lanes, Room<P, tiles, with_gate
           reinterpret_cast<uint2*>(row_at)[i / 4] = four;
         });
     __syncthreads();
-  } else if constexpr (input == Input::row) {
-    keep_row(args, row_at);
   } else {
     streamer.begin_inputs(rows);
   }
@@ -360,14 +327,14 @@ __global__ void __launch_bounds__(sections* warp_lanes, Room<P, tiles, with_gate
   wait_copies<0>();
 }
 
-template <class P, std::uint32_t tiles, bool with_gate, Input input>
+template <class P, std::uint32_t tiles, bool with_gate, bool normed>
 cudaError_t launch_stream(const NormedArgs& args, LaunchChain& chain) {
   const GatedArgs& products = args.products;
   const std::uint32_t panels = with_gate ? divide_up(products.gate.width, panel_rows)
                                          : count_blocks(products.linear, panel_rows);
-  using Of = Room<P, tiles, with_gate, input>;
+  using Of = Room<P, tiles, with_gate, normed>;
   const std::uint32_t blocks = least(panels, products.linear.processors * Of::blocks);
-  return launch(stream_kernel<P, tiles, with_gate, input>, blocks, sections * warp_lanes,
+  return launch(stream_kernel<P, tiles, with_gate, normed>, blocks, sections * warp_lanes,
                 Of::asked_bytes, chain, args);
 }
 
@@ -375,40 +342,27 @@ template <bool with_gate>
 cudaError_t launch_any(const GatedArgs& args, std::uint32_t rows, LaunchChain& chain) {
   return with_packed(args.linear.product[0].weight, [&]<class P>(P) {
     const NormedArgs all{{}, args};
-    if constexpr (!with_gate) {
-      if (rows == 1 && args.linear.product[0].weight.cols <= row_columns_max) {
-        return launch_stream<P, 1, with_gate, Input::row>(all, chain);
-      }
-    }
-    return rows <= tile_inputs ? launch_stream<P, 1, with_gate, Input::rows>(all, chain)
-                               : launch_stream<P, 2, with_gate, Input::rows>(all, chain);
+    return rows <= tile_inputs ? launch_stream<P, 1, with_gate, false>(all, chain)
+                               : launch_stream<P, 2, with_gate, false>(all, chain);
   });
 }
 
-/// Lets the kernels named by `tiles` and `input` have their shared memory, unless one failed.
-template <class P, bool with_gate, std::uint32_t tiles, Input input>
-void prepare(cudaError_t& status) {
-  if (status != cudaSuccess) return;
-  status = allow_shared(stream_kernel<P, tiles, with_gate, input>,
-                        Room<P, tiles, with_gate, input>::asked_bytes);
-}
-
-template <class P, bool with_gate>
-void prepare_all(cudaError_t& status) {
-  prepare<P, with_gate, 1, Input::rows>(status);
-  prepare<P, with_gate, 2, Input::rows>(status);
-  prepare<P, with_gate, 1, Input::normed>(status);
+template <class P, std::uint32_t tiles, bool normed>
+cudaError_t prepare() {
+  const cudaError_t status = allow_shared(stream_kernel<P, tiles, false, normed>,
+                                          Room<P, tiles, false, normed>::asked_bytes);
+  if (status != cudaSuccess) return status;
+  return allow_shared(stream_kernel<P, tiles, true, normed>,
+                      Room<P, tiles, true, normed>::asked_bytes);
 }
 
 }  // namespace
 
 cudaError_t prepare_stream(const DeviceWeight& weight) {
   return with_packed(weight, []<class P>(P) {
-    cudaError_t status = cudaSuccess;
-    prepare_all<P, false>(status);
-    prepare_all<P, true>(status);
-    prepare<P, false, 1, Input::row>(status);
-    return status;
+    cudaError_t status = prepare<P, 1, false>();
+    if (status == cudaSuccess) status = prepare<P, 2, false>();
+    return status != cudaSuccess ? status : prepare<P, 1, true>();
   });
 }
 
@@ -422,8 +376,8 @@ cudaError_t linear_stream_gated(const GatedArgs& args, std::uint32_t rows, Launc
 
 cudaError_t linear_normed(const NormedArgs& args, LaunchChain& chain) {
   return with_packed(args.products.linear.product[0].weight, [&]<class P>(P) {
-    return args.gated() ? launch_stream<P, 1, true, Input::normed>(args, chain)
-                        : launch_stream<P, 1, false, Input::normed>(args, chain);
+    return args.gated() ? launch_stream<P, 1, true, true>(args, chain)
+                      : launch_stream<P, 1, false, true>(args, chain);
   });
 }
 

@@ -320,8 +320,10 @@ class Compiler {
     args.window = op.window;
     args.soft_cap = op.soft_cap;
     args.split_tokens = state_.split_tokens;
+    args.wide = state_.wide_attention;
+    args.processors = state_.processors;
     SLUICE_TRY(reserve_partials(args));
-    SLUICE_CUDA(prepare_attention(args.heads));
+    SLUICE_CUDA(prepare_attention(args));
     program_.launches_.push_back(args);
     return {};
   }

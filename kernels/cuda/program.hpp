@@ -36,6 +36,7 @@ struct DeviceState {
   std::uint32_t clustered = 1;   ///< LinearArgs::clustered
   bool fuse_gates = true;        ///< with the products before them
   bool fuse_norms = true;        ///< with the products behind them, of a single row
+  bool wide_attention = false;   ///< of many rows, by wide.cuh's products
 };
 
 /// How a step draws: the first of these that any of its rows needs.

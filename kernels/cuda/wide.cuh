@@ -177,56 +177,95 @@ __device__ inline void await_products() {
 /// Keeps the compiler from reading a sum before await_products().
 __device__ inline void keep_sum(float& sum) { asm volatile("" : "+f"(sum)::"memory"); }
 
-/// Which columns a product takes: `halves`, 16-byte aligned, is the first group's first matrix.
-__device__ inline std::uint64_t wide_columns(const std::uint16_t* halves) {
-  constexpr std::uint64_t next_matrix = 128, next_group = 2 * wide_group_halves;
-  return (shared_address(halves) >> 4 & 0x3FFFU) | next_matrix >> 4 << 16 | next_group >> 4 << 32;
+/// Lets products that start behind a barrier see what this thread has written to shared memory, and
+/// its copies there that it has waited for.
+__device__ inline void show_products() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/// Which columns a product takes, in matrices of eight elements of eight columns, sixteen bytes a
+/// column: `halves`, 16-byte aligned, is the first; so many halves on lies the one of the next
+/// eight elements, and so many that of the next eight columns.
+using WideColumns = std::uint64_t;
+__device__ inline WideColumns wide_columns(const std::uint16_t* halves,
+                                           std::uint32_t next_matrix = 64,
+                                           std::uint32_t next_group = wide_group_halves) {
+  return (shared_address(halves) >> 4 & 0x3FFFU) | WideColumns{next_matrix / 8} << 16 |
+         WideColumns{next_group / 8} << 32;
+}
+
+/// The same of columns of which eight lie beside each other: a matrix is eight elements of eight
+/// columns, sixteen bytes an element.
+__device__ inline WideColumns wide_rows(const std::uint16_t* halves, std::uint32_t next_matrix,
+                                        std::uint32_t next_group) {
+  return wide_columns(halves, next_matrix, next_group);
+}
+
+/// Those that lie so many halves further on.
+__device__ inline WideColumns further(WideColumns columns, std::uint32_t halves) {
+  return columns + halves / 8;
 }
 
 // d = a b, or d += a b if `add`: of a warp's sixteen rows, which it has in registers, and columns
 // in shared memory, sixteen elements deep. Element 4 n + i of d is element i of TileSums of the
 // n-th group of columns. All four warps together; runs on until await_products().
 
-#define SLUICE_D8(i)                                                                  \
-  "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3]), "+f"(d[(i) + 4]), \
-      "+f"(d[(i) + 5]), "+f"(d[(i) + 6]), "+f"(d[(i) + 7])
+#define SLUICE_D4(i) "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
+#define SLUICE_D16(i) SLUICE_D4(i), SLUICE_D4((i) + 4), SLUICE_D4((i) + 8), SLUICE_D4((i) + 12)
+#define SLUICE_D32 SLUICE_D16(0), SLUICE_D16(16)
+#define SLUICE_D64 SLUICE_D32, SLUICE_D16(32), SLUICE_D16(48)
+#define SLUICE_NAMES32                                                               \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, " \
+  "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define SLUICE_NAMES64                                                                      \
+  SLUICE_NAMES32                                                                            \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, " \
+  "%49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
-/// As above, for 64 columns.
-__device__ inline void multiply_async(float (&d)[32], const TileA& a, std::uint64_t b,
-                                      std::uint32_t add) {
-  asm volatile(
-      "{\n"
-      ".reg .pred add;\n"
-      "setp.ne.b32 add, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "{%32, %33, %34, %35}, %36, add, 1, 1, 0;\n"
-      "}"
-      : SLUICE_D8(0), SLUICE_D8(8), SLUICE_D8(16), SLUICE_D8(24)
-      : "r"(a.pairs[0]), "r"(a.pairs[1]), "r"(a.pairs[2]), "r"(a.pairs[3]), "l"(b), "r"(add));
-}
+#define SLUICE_LIST(...) __VA_ARGS__
 
-/// As above, for 128 columns.
-__device__ inline void multiply_async(float (&d)[64], const TileA& a, std::uint64_t b,
-                                      std::uint32_t add) {
-  asm volatile(
-      "{\n"
-      ".reg .pred add;\n"
-      "setp.ne.b32 add, %69, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "{%64, %65, %66, %67}, %68, add, 1, 1, 0;\n"
-      "}"
-      : SLUICE_D8(0), SLUICE_D8(8), SLUICE_D8(16), SLUICE_D8(24), SLUICE_D8(32), SLUICE_D8(40),
-        SLUICE_D8(48), SLUICE_D8(56)
-      : "r"(a.pairs[0]), "r"(a.pairs[1]), "r"(a.pairs[2]), "r"(a.pairs[3]), "l"(b), "r"(add));
-}
+/// `across` is 1 where matrices are wide_rows()'.
+#define SLUICE_WIDE(name, count, d_list, product, operands, add_name, across)                    \
+  __device__ inline void name(float(&d)[count], const TileA& a, WideColumns b,                   \
+                              std::uint32_t add) {                                               \
+    asm volatile(                                                                                \
+        "{\n"                                                                                    \
+        ".reg .pred add;\n"                                                                      \
+        "setp.ne.b32 add, " add_name                                                             \
+        ", 0;\n"                                                                                 \
+        "wgmma.mma_async.sync.aligned." product " " operands ", add, 1, 1, " across              \
+        ";\n"                                                                                    \
+        "}"                                                                                      \
+        : d_list                                                                                 \
+        : "r"(a.pairs[0]), "r"(a.pairs[1]), "r"(a.pairs[2]), "r"(a.pairs[3]), "l"(b), "r"(add)); \
+  }
 
-#undef SLUICE_D8
+/// Of bf16 and 64 columns, or 128.
+SLUICE_WIDE(multiply_async, 32, SLUICE_D32, "m64n64k16.f32.bf16.bf16",
+            "{" SLUICE_NAMES32 "}, {%32, %33, %34, %35}, %36", "%37", "0")
+SLUICE_WIDE(multiply_async, 64, SLUICE_D64, "m64n128k16.f32.bf16.bf16",
+            "{" SLUICE_NAMES64 "}, {%64, %65, %66, %67}, %68", "%69", "0")
+
+/// Of f16 and 64 columns.
+SLUICE_WIDE(multiply_f16_async, 32, SLUICE_D32, "m64n64k16.f32.f16.f16",
+            "{" SLUICE_NAMES32 "}, {%32, %33, %34, %35}, %36", "%37", "0")
+
+/// Of f16 and 72 columns, or 136, that lie as wide_rows() has them.
+SLUICE_WIDE(multiply_rows_async, 36, SLUICE_LIST(SLUICE_D32, SLUICE_D4(32)),
+            "m64n72k16.f32.f16.f16",
+            "{" SLUICE_NAMES32 ", %32, %33, %34, %35}, {%36, %37, %38, %39}, %40", "%41", "1")
+SLUICE_WIDE(multiply_rows_async, 68, SLUICE_LIST(SLUICE_D64, SLUICE_D4(64)),
+            "m64n136k16.f32.f16.f16",
+            "{" SLUICE_NAMES64 ", %64, %65, %66, %67}, {%68, %69, %70, %71}, %72", "%73", "1")
+
+#undef SLUICE_WIDE
+#undef SLUICE_LIST
+#undef SLUICE_NAMES64
+#undef SLUICE_NAMES32
+#undef SLUICE_D64
+#undef SLUICE_D32
+#undef SLUICE_D16
+#undef SLUICE_D4
 #elif !defined(__CUDACC__)
 // The host's, as the device's: copies are made when somebody waits for them, and not before.
 inline void init_barrier(std::uint64_t* barrier, std::uint32_t arrivals) {
@@ -273,23 +312,53 @@ inline void end_products() {}
 template <int pending>
 void await_products() {}
 inline void keep_sum(float&) {}
-inline const std::uint16_t* wide_columns(const std::uint16_t* halves) { return halves; }
+inline void show_products() {}
+struct WideColumns {
+  const std::uint16_t* first;
+  std::uint32_t next_matrix, next_group;
+};
+inline WideColumns wide_columns(const std::uint16_t* halves, std::uint32_t next_matrix = 64,
+                                std::uint32_t next_group = wide_group_halves) {
+  return {halves, next_matrix, next_group};
+}
+inline WideColumns wide_rows(const std::uint16_t* halves, std::uint32_t next_matrix,
+                             std::uint32_t next_group) {
+  return {halves, next_matrix, next_group};
+}
+inline WideColumns further(WideColumns columns, std::uint32_t halves) {
+  columns.first += halves;
+  return columns;
+}
 
-template <std::size_t sums>
-void multiply_async(float (&d)[sums], const TileA& a, const std::uint16_t* b, std::uint32_t add,
-                    const cuda_host::Where& where = cuda_host::Where::current()) {
+/// `next_element`, `next_column`: within a matrix.
+template <auto multiply, std::uint32_t next_element, std::uint32_t next_column, std::size_t sums>
+void multiply_wide_on_host(float (&d)[sums], const TileA& a, const WideColumns& b,
+                           std::uint32_t add, const cuda_host::Where& where) {
   const std::uint32_t g = lane_index() / 4, t = lane_index() % 4;
   for (std::size_t n = 0; n < sums / 4; ++n) {
-    const std::uint16_t* column = b + n * wide_group_halves + g * 8 + 2 * t;
     TileB tile;
-    __builtin_memcpy(&tile.pairs[0], column, 4);
-    __builtin_memcpy(&tile.pairs[1], column + 64, 4);
+    for (std::uint32_t i = 0; i < 2; ++i) {
+      const std::uint16_t* pair =
+          b.first + n * b.next_group + i * b.next_matrix + g * next_column + 2 * t * next_element;
+      tile.pairs[i] = pair[0] | std::uint32_t{pair[next_element]} << 16;
+    }
     TileSums sum{};
     if (add != 0) __builtin_memcpy(&sum, d + 4 * n, sizeof sum);
-    multiply_bf16(sum, a, tile, where);
+    multiply(sum, a, tile, where);
     __builtin_memcpy(d + 4 * n, &sum, sizeof sum);
   }
 }
+
+#define SLUICE_WIDE(name, multiply, next_element, next_column)                             \
+  template <std::size_t sums>                                                              \
+  void name(float(&d)[sums], const TileA& a, const WideColumns& b, std::uint32_t add,      \
+            const cuda_host::Where& where = cuda_host::Where::current()) {                 \
+    multiply_wide_on_host<multiply, next_element, next_column, sums>(d, a, b, add, where); \
+  }
+SLUICE_WIDE(multiply_async, multiply_bf16, 1, 8)
+SLUICE_WIDE(multiply_f16_async, multiply_f16, 1, 8)
+SLUICE_WIDE(multiply_rows_async, multiply_f16, 8, 1)
+#undef SLUICE_WIDE
 #endif
 
 }  // namespace sluice::kernels::cuda

@@ -129,8 +129,8 @@ namespace cuda_host {
 
 /// Refuses one that may start early where a device would ignore that, or the project's rule
 /// (kernels/cuda/chain.hpp) forbids it: behind what is no kernel. `calls` counts them as "early
-/// launch", and those of clusters as "cluster launch". Every kernel's threads must let the next one
-/// start and wait for those before.
+/// launch", those of clusters as "cluster launch", and each as "launch of 384 threads", which are a
+/// block's. Every kernel's threads must let the next one start and wait for those before.
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
                    std::function<void()> thread);
 

@@ -168,6 +168,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
     const std::size_t limit =
         known == device().shared_limits.end() ? shared_bytes_default : known->second;
     if (config.dynamicSmemBytes > limit) return device().last = cudaErrorInvalidValue;
+    ++device().calls["launch of " + std::to_string(threads) + " threads"];
   }
   unsigned cluster = 1;
   for (unsigned i = 0; i < config.numAttrs; ++i) {

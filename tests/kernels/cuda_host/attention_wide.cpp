@@ -1,0 +1,2 @@
+// The kernels of this file on the host.
+#include "kernels/cuda/attention_wide.cu"
