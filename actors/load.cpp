@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/program.hpp"
 #include "model/chat_template.hpp"
 #include "model/decoder.hpp"
 #include "model/tokenizer.hpp"
@@ -154,6 +155,9 @@ std::uint64_t pool_room(const model::ModelConfig& model, const kernels::PoolShap
 Result<kernels::PoolShape> plan_pool(const EngineConfig& config, const model::ModelConfig& model,
                                      const kernels::DeviceInfo& device, std::size_t weight_bytes) {
   kernels::PoolShape pool;
+  const auto kv_format = kernels::find_kv_format(config.kv_cache_dtype);
+  if (!kv_format) return tl::unexpected(kv_format.error());
+  pool.kv_format = *kv_format;
   pool.layers = model.layers;
   pool.kv_heads = model.heads.kv_heads;
   pool.head_dim = model.heads.head_dim;
@@ -222,7 +226,8 @@ Result<LoadedEngine> load(const EngineConfig& config, const SiteConfig& site,
                         model::device_bytes(*tensors, **file, *quantization) / shard.size);
   if (!pool) return tl::unexpected(pool.error());
   // Before the weights load: a backend that copies them gives the file's pages back.
-  const std::string weights = model::weights_fingerprint(**file) + config.quantization;
+  const std::string weights = model::weights_fingerprint(**file) + config.quantization +
+                              (pool->kv_format == kernels::KvFormat::f16 ? "" : "-kv-fp8");
   if (group) {
     if (auto agreed = agree(*group, numerics_id(weights, "", device, shard.size), *pool); !agreed)
       return tl::unexpected(agreed.error());

@@ -33,6 +33,8 @@ struct EngineConfig {
   std::string backend = "auto";       ///< auto, cpu, cuda
   std::uint32_t device = 0;           ///< cuda: which of its devices
   std::string quantization;           ///< of weights as they load: "fp8" on cuda, or none
+  /// Of keys and values: "fp8" on cuda, or "auto", which is 16 bits.
+  std::string kv_cache_dtype = "auto";
   std::uint32_t tensor_parallel = 1;  ///< executors that share the model
   std::uint32_t ranks = 0;    ///< how many of them this node starts; 0: all where the batcher
                               ///< is, one elsewhere

@@ -12,6 +12,7 @@
 
 #include "bench/random_model.hpp"
 #include "kernels/backends.hpp"
+#include "kernels/program.hpp"
 #include "model/checkpoint.hpp"
 #include "model/config.hpp"
 #include "model/decoder.hpp"
@@ -147,6 +148,9 @@ Result<std::unique_ptr<Rig>> load(const LatencyOptions& options) {
   pool.rows_max =
       std::max({options.prompt_tokens, options.streams, std::min(options.depth, depth_rows_max)});
   pool.vocabulary = config->vocabulary;
+  const auto kv_format = kernels::find_kv_format(options.kv_cache_dtype);
+  if (!kv_format) return tl::unexpected(kv_format.error());
+  pool.kv_format = *kv_format;
   if (auto done = rig->backend->allocate(pool); !done) return tl::unexpected(done.error());
   const auto quantization = model::find_quantization(options.quantization);
   if (!quantization) return tl::unexpected(quantization.error());

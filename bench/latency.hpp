@@ -17,6 +17,7 @@ struct LatencyOptions {
   std::string shape;                     ///< instead: random weights, as random_checkpoint takes it
   std::string backend = "auto";          ///< auto, cpu, cuda
   std::string quantization;              ///< "fp8" on cuda, or none
+  std::string kv_cache_dtype = "auto";   ///< "fp8" on cuda, or auto
   std::uint32_t device = 0;              ///< which of the backend's devices
   bool early_launches = true;            ///< as BackendOptions has it
   std::uint32_t threads = 0;             ///< the cpu's; 0: one a core

@@ -40,6 +40,11 @@ Command bench_command(CLI::App& root) {
                   "fp8: cuda keeps the layers' matrices in 8 bits")
       ->type_name("NAME")
       ->check(CLI::IsMember({"fp8"}));
+  one->add_option("--kv-cache-dtype", latency_options.kv_cache_dtype,
+                  "fp8: cuda keeps keys and values in 8 bits; auto: in 16")
+      ->type_name("NAME")
+      ->check(CLI::IsMember({"auto", "fp8"}))
+      ->capture_default_str();
   one->add_option("--device", latency_options.device, "Which of the backend's devices")
       ->type_name("N")
       ->capture_default_str();

@@ -144,6 +144,9 @@ const std::vector<EngineKey>& engine_keys() {
        "cuda: fp8 keeps layers' bf16, f16 or f32 matrices in 8 bits, with a scale for each output; "
        "empty: as the file has them",
        0, 0, 1, "|fp8"},
+      {"engine", "kv_cache_dtype", SLUICE_FIELD(EngineConfig, kv_cache_dtype),
+       "cuda: fp8 keeps keys and values in 8 bits, so that twice as many tokens fit; auto: in 16",
+       0, 0, 1, "auto|fp8"},
       {"engine", "tensor_parallel", SLUICE_FIELD(EngineConfig, tensor_parallel),
        "executors that share the model, each with a part of it", 1, 1024},
       {"engine", "ranks", SLUICE_FIELD(EngineConfig, ranks),

@@ -25,6 +25,11 @@ void add_connection_options(CLI::App& app, ConnectionOptions& options) {
                  "Of the embedded node: fp8 keeps the layers' matrices in 8 bits, on cuda")
       ->type_name("NAME")
       ->check(CLI::IsMember({"fp8"}));
+  app.add_option("--kv-cache-dtype", options.engine.kv_cache_dtype,
+                 "Of the embedded node: fp8 keeps keys and values in 8 bits, on cuda; auto: in 16")
+      ->type_name("NAME")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "fp8"}));
   app.add_option("--tp", options.engine.tensor_parallel,
                  "Of the embedded node: executors that share the model, each a process")
       ->type_name("N");

@@ -28,8 +28,8 @@ struct Options {
   std::string model;
   std::vector<std::string> join, roles;
   std::optional<std::string> peers_listen, name, collectives, keys, clients, isolate;
-  std::optional<std::string> listen, publish, metrics, backend, quantization, log_level,
-      chat_format, site;
+  std::optional<std::string> listen, publish, metrics, backend, quantization, kv_cache_dtype,
+      log_level, chat_format, site;
   std::optional<std::uint32_t> tensor_parallel, ranks, device, threads, slots, context_tokens;
   bool insecure = false;
   bool print = false;
@@ -60,6 +60,7 @@ Result<Config> effective_config(const Options& options) {
   for (actors::EngineConfig& engine : engines) {
     override_with(engine.backend, options.backend);
     override_with(engine.quantization, options.quantization);
+    override_with(engine.kv_cache_dtype, options.kv_cache_dtype);
     override_with(engine.tensor_parallel, options.tensor_parallel);
     override_with(engine.ranks, options.ranks);
     override_with(engine.device, options.device);
@@ -236,6 +237,9 @@ Command node_command(CLI::App& root) {
   add("--quantization", options->quantization,
       "fp8: cuda keeps the layers' matrices in 8 bits", "NAME")
       ->check(CLI::IsMember({"fp8"}));
+  add("--kv-cache-dtype", options->kv_cache_dtype,
+      "fp8: cuda keeps keys and values in 8 bits; auto: in 16", "NAME")
+      ->check(CLI::IsMember({"auto", "fp8"}));
   add("--tp", options->tensor_parallel, "Executors that share the model, each with a part", "N");
   add("--isolate", options->isolate, "The executor in a process of its own: auto, on, off", "WORD")
       ->check(CLI::IsMember({"auto", "on", "off"}));

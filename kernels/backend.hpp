@@ -197,11 +197,13 @@ struct PoolShape {
   std::uint32_t context_tokens = 0;  ///< longest sequence a slot can hold
   std::uint32_t rows_max = 0;        ///< most rows in a batch
   std::uint32_t vocabulary = 0;
+  KvFormat kv_format = KvFormat::f16;
 };
 
-/// Bytes of KV pool a block takes on this project's backends: f16 keys and values.
+/// Bytes of KV pool a block takes on this project's backends: keys and values.
 constexpr std::size_t kv_block_bytes(const PoolShape& shape) {
-  return std::size_t{2} * 2 * shape.layers * shape.kv_heads * shape.head_dim * shape.block_tokens;
+  return std::size_t{2} * element_bytes(shape.kv_format) * shape.layers * shape.kv_heads *
+         shape.head_dim * shape.block_tokens;
 }
 
 struct DeviceInfo {
@@ -243,7 +245,8 @@ class Backend {
   /// `as_e4m3` where the backend has no such products.
   virtual Result<Weight> load(const HostTensor& tensor) = 0;
 
-  /// Allocates KV pool and slots; once, before `record`. `out_of_memory` with the sizes.
+  /// Allocates KV pool and slots; once, before `record`. `out_of_memory` with the sizes, or
+  /// `unsupported` for a `kv_format` that the backend does not have.
   virtual Result<void> allocate(const PoolShape& shape) = 0;
 
   /// Makes this backend a rank of a group, for programs with collectives: before they are recorded,

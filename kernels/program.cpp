@@ -44,6 +44,13 @@ Result<void> check_pool(const PoolShape& pool) {
   return {};
 }
 
+Result<KvFormat> find_kv_format(std::string_view name) {
+  if (name == "auto") return KvFormat::f16;
+  if (name == "fp8") return KvFormat::e4m3;
+  return fail(ErrorCode::bad_request, "keys and values cannot be kept as '{}': write fp8, or auto",
+              name);
+}
+
 namespace {
 
 /// Checks operations one by one.

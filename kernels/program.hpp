@@ -28,6 +28,9 @@ Result<WeightShape> check_weight(const HostTensor& tensor);
 /// `bad_request` for sizes that are missing, or a block that is no power of two.
 Result<void> check_pool(const PoolShape& pool);
 
+/// What people call it: "fp8", or "auto", which is f16. `bad_request` for another name.
+Result<KvFormat> find_kv_format(std::string_view name);
+
 /// `bad_request` names the operation that does not fit its buffers, weights, the pool or the place
 /// in a group; without one, collectives do not fit.
 Result<void> check_program(const StepProgram& program, std::span<const WeightShape> weights,

@@ -27,6 +27,7 @@ constexpr const char* usage =
     "                      lists those that there are\n"
     "  --backend NAME      auto, cpu or cuda\n"
     "  --quantization fp8  keep the layers' matrices in 8 bits; cuda alone\n"
+    "  --kv-cache-dtype T  auto, or fp8: keep keys and values in 8 bits; cuda alone\n"
     "  --device N          which of the backend's devices\n"
     "  --plain-launches    cuda's kernels each start when the one before has ended: to compare\n"
     "  --threads N         the cpu's threads; 0: one a core\n"
@@ -123,7 +124,8 @@ int probe_peaks(bench::LatencyOptions options, bool json) {
 int main(int argc, char** argv) {
   enum Option {
     model = 1, shape, json, backend, backends, help, device, threads, prompt, generate, repetitions,
-    streams, depth, bandwidth, peak, quantization, plain_launches
+    streams, depth, bandwidth, peak, quantization, plain_launches,
+    kv_cache_dtype
   };
   constexpr option options[] = {{"model", required_argument, nullptr, model},
                                 {"shape", required_argument, nullptr, shape},
@@ -138,6 +140,7 @@ int main(int argc, char** argv) {
                                 {"json", no_argument, nullptr, json},
                                 {"backend", required_argument, nullptr, backend},
                                 {"quantization", required_argument, nullptr, quantization},
+                                {"kv-cache-dtype", required_argument, nullptr, kv_cache_dtype},
                                 {"device", required_argument, nullptr, device},
                                 {"plain-launches", no_argument, nullptr, plain_launches},
                                 {"backends", no_argument, nullptr, backends},
@@ -159,6 +162,9 @@ int main(int argc, char** argv) {
         continue;
       case quantization:
         latency.quantization = optarg;
+        continue;
+      case kv_cache_dtype:
+        latency.kv_cache_dtype = optarg;
         continue;
       case json:
         as_json = true;

@@ -101,6 +101,11 @@ class CpuBackend final : public Backend {
   Result<void> allocate(const PoolShape& shape) override {
     if (allocated_) return fail(ErrorCode::bad_request, "the KV pool is allocated already");
     if (auto fits = check_pool(shape); !fits) return fits;
+    if (shape.kv_format != KvFormat::f16) {
+      return fail(ErrorCode::unsupported,
+                  "the cpu backend keeps keys and values in 16 bits alone: leave the "
+                  "kv_cache_dtype out, or use the cuda backend");
+    }
     if (auto made = kv_.allocate(shape); !made) return made;
     if (auto made = slots_.allocate(shape); !made) return made;
     allocated_ = true;

@@ -12,6 +12,10 @@
 // eight warps a multiprocessor. Of wider heads a block makes half the output's columns, and the
 // other half's block makes the scores again. Seen on an H200: 283 us for a layer's 2,048 queries of
 // 32 heads of 128 elements, 121 TFLOP/s of what they see.
+//
+// 8-bit keys and values come as they are to the third buffer, and threads widen what they brought
+// into the other two: once for all eight warps, and with keys' elements where the products of
+// single rows have them.
 
 #include "kernels/cuda/attention_rows.cuh"
 
@@ -28,7 +32,7 @@ template <std::uint32_t width>
 constexpr std::uint32_t columns_of = least(width, 128U);
 
 /// Brings tiles to shared memory, eight threads to a position's row.
-template <std::uint32_t width>
+template <std::uint32_t width, class Element>
 class Loader {
  public:
   __device__ Loader(const AttentionArgs& args, std::uint32_t slot, std::uint32_t kv_head,
@@ -45,19 +49,52 @@ class Loader {
   }
 
   /// Starts the copies of that tile's keys or values, elements [first, first + columns); zeros
-  /// behind the end and behind head_dim.
+  /// behind the end and behind head_dim. 8-bit rows lie one behind the other.
   template <std::uint32_t columns>
-  __device__ void load(std::uint16_t* to, bool values, std::uint32_t first) const {
+  __device__ void load(Element* to, bool values, std::uint32_t first) const {
+    constexpr std::uint32_t row_size = is_e4m3<Element> ? columns : row_halves<width>;
     SLUICE_UNROLL
     for (std::uint32_t i = 0; i < passes; ++i) {
       const bool valid = position(i) < end_;
-      const std::uint16_t* from =
+      const Element* from =
           valid ? pages_.at(blocks_[i], position(i), values) + first : pages_.first;
-      std::uint16_t* row = to + (position(i) - tile_) * row_halves<width>;
-      SLUICE_UNROLL
-      for (std::uint32_t d = threadIdx.x % 8 * 8; d < columns; d += 64) {
+      Element* row = to + (position(i) - tile_) * row_size;
+      const auto copy = [&](std::uint32_t d) {
         const bool inside = valid && first + d < pages_.kv.head_stride;
         copy_async(row + d, inside ? from + d : pages_.first, inside);
+      };
+      if constexpr (is_e4m3<Element>) {
+        SLUICE_KEEP_LOOP
+        for (std::uint32_t d = threadIdx.x % 8 * 16; d < columns; d += 128) copy(d);
+      } else {
+        SLUICE_UNROLL
+        for (std::uint32_t d = threadIdx.x % 8 * 8; d < columns; d += 64) copy(d);
+      }
+    }
+  }
+
+  /// Makes halves of what this thread copied, once that is there. Of four elements of a key the
+  /// last two come eight behind the first.
+  template <std::uint32_t columns, bool values>
+  __device__ static void widen(const Element* from, std::uint16_t* to) {
+    SLUICE_UNROLL
+    for (std::uint32_t i = 0; i < passes; ++i) {
+      const std::uint32_t token = threadIdx.x / 8 + i * pass_tokens;
+      SLUICE_UNROLL
+      for (std::uint32_t d = threadIdx.x % 8 * 16; d < columns; d += 128) {
+        std::uint16_t* out = to + token * row_halves<width> + d;
+        SLUICE_UNROLL
+        for (std::uint32_t n = 0; n < 2; ++n) {
+          const auto raw = *reinterpret_cast<const uint2*>(from + token * columns + d + 8 * n);
+          const uint2 low{widen_e4m3<false>(raw.x), widen_e4m3<false>(raw.y)};
+          const uint2 high{widen_e4m3<true>(raw.x), widen_e4m3<true>(raw.y)};
+          if (values) {
+            *reinterpret_cast<uint4*>(out + 8 * n) = {low.x, high.x, low.y, high.y};
+          } else {
+            *reinterpret_cast<uint2*>(out + 4 * n) = low;
+            *reinterpret_cast<uint2*>(out + 8 + 4 * n) = high;
+          }
+        }
       }
     }
   }
@@ -70,7 +107,7 @@ class Loader {
     return tile_ + threadIdx.x / 8 + pass * pass_tokens;
   }
 
-  Pages pages_;
+  PagesOf<Element> pages_;
   std::uint32_t end_, tile_ = 0;
   std::uint32_t blocks_[passes] = {};
 };
@@ -143,7 +180,7 @@ __device__ void fold_split(const AttentionArgs& args, const Sight& sight, std::u
 
 /// Later groups of a prompt see more, and later queries of a group: they start first, those of all
 /// key heads together, so that what starts last is short.
-template <std::uint32_t width>
+template <std::uint32_t width, class Element>
 __global__ void __launch_bounds__(block_threads, 1) attention_kernel(AttentionArgs args) {
   take_turn();
   constexpr std::uint32_t steps = width / 16, columns = columns_of<width>;
@@ -162,11 +199,23 @@ __global__ void __launch_bounds__(block_threads, 1) attention_kernel(AttentionAr
   auto* own =
       shared.take<TileA>(block_threads * steps) + warp_index() * steps * warp_lanes + lane_index();
   const Shelf<width> shelf(tiles);
-  Loader<width> loader(args, group.slot, q.kv_head, end);
+  Loader<width, Element> loader(args, group.slot, q.kv_head, end);
+  // Where keys and values come to that products take from these buffers.
+  const auto keys_to = [&](std::uint32_t buffer) {
+    if constexpr (is_e4m3<Element>) {
+      return reinterpret_cast<Element*>(tiles + 2 * buffer_halves);
+    } else {
+      return tiles + buffer * buffer_halves;
+    }
+  };
+  const auto values_to = [&](std::uint32_t buffer) {
+    return keys_to(buffer) + (is_e4m3<Element> ? tile_tokens * width : 0);
+  };
+  static_assert(tile_tokens * (width + columns) <= buffer_halves * sizeof(std::uint16_t));
   loader.look_up(begin);
-  loader.template load<width>(tiles, false, 0);
+  loader.template load<width>(keys_to(0), false, 0);
   commit_copies();
-  loader.template load<columns>(tiles + buffer_halves, true, column);
+  loader.template load<columns>(values_to(1), true, column);
   commit_copies();
   loader.look_up(begin + tile_tokens);
 
@@ -177,7 +226,7 @@ __global__ void __launch_bounds__(block_threads, 1) attention_kernel(AttentionAr
     for (std::uint32_t i = 0; i < 2; ++i) {
       const std::uint32_t query = least(q.of_lane(i), q.last);
       const float* row = row_of(args.qkv, q.row_of(query));
-      load_query(args, row + q.head_of(query) * args.heads.head_dim, k, words[i]);
+      load_query<Element>(args, row + q.head_of(query) * args.heads.head_dim, k, words[i]);
     }
     own[k * warp_lanes] = {{words[0][0], words[1][0], words[0][1], words[1][1]}};
   }
@@ -189,10 +238,12 @@ __global__ void __launch_bounds__(block_threads, 1) attention_kernel(AttentionAr
   for (std::uint32_t tile = begin; tile < end; tile += tile_tokens) {
     const bool more = tile + tile_tokens < end;
     const bool works = sight.any(args, tile);
-    const std::uint32_t values_at = (at + 1) % buffers, next_at = (at + 2) % buffers;
+    const std::uint32_t values_at = is_e4m3<Element> ? 1 : (at + 1) % buffers;
+    const std::uint32_t next_at = is_e4m3<Element> ? 0 : (at + 2) % buffers;
     wait_copies<1>();
+    if constexpr (is_e4m3<Element>) loader.template widen<width, false>(keys_to(at), tiles);
     __syncthreads();  // the keys are there, and the values before them done with
-    if (more) loader.template load<width>(tiles + next_at * buffer_halves, false, 0);
+    if (more) loader.template load<width>(keys_to(next_at), false, 0);
     commit_copies();
     Weights weights;
     float rescale[2];
@@ -213,8 +264,11 @@ __global__ void __launch_bounds__(block_threads, 1) attention_kernel(AttentionAr
       weigh(scores, split.peak, weights);
     }
     wait_copies<1>();
+    if constexpr (is_e4m3<Element>) {
+      loader.template widen<columns, true>(values_to(at), tiles + buffer_halves);
+    }
     __syncthreads();  // the values are there, and the keys done with
-    if (more) loader.template load<columns>(tiles + at * buffer_halves, true, column);
+    if (more) loader.template load<columns>(values_to(at), true, column);
     commit_copies();
     loader.look_up(tile + 2 * tile_tokens);
     if (works) {
@@ -267,10 +321,12 @@ static_assert(shared_bytes<attention_width_max> <= std::size_t{163} << 10);
 }  // namespace
 
 cudaError_t prepare_attention(const AttentionArgs& args) {
-  cudaError_t status = with_width(args.heads.head_dim, [](auto width) {
-    return allow_shared(attention_kernel<width>, shared_bytes<width>);
+  cudaError_t status = with_width(args.heads.head_dim, [&](auto width) {
+    return with_element(args.kv.format, [&]<class Element>(Element) {
+      return allow_shared(attention_kernel<width, Element>, shared_bytes<width>);
+    });
   });
-  if (status == cudaSuccess) status = prepare_splits(args.heads);
+  if (status == cudaSuccess) status = prepare_splits(args.heads, args.kv.format);
   return status == cudaSuccess && takes_wide(args) ? prepare_attention_wide(args) : status;
 }
 
@@ -278,7 +334,10 @@ cudaError_t attention(const AttentionArgs& args, std::uint32_t groups, LaunchCha
   if (takes_wide(args)) return attention_wide(args, groups, chain);
   return with_width(args.heads.head_dim, [&](auto width) {
     const dim3 grid(blocks_of_group(args.heads), width / columns_of<width>, groups);
-    return launch(attention_kernel<width>, grid, block_threads, shared_bytes<width>, chain, args);
+    return with_element(args.kv.format, [&]<class Element>(Element) {
+      return launch(attention_kernel<width, Element>, grid, block_threads, shared_bytes<width>,
+                    chain, args);
+    });
   });
 }
 

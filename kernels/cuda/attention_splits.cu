@@ -12,6 +12,9 @@
 // KiB that a split reads; the last block of a sequence's heads puts them together. Seen on an H200
 // with 64 sequences of some 2,050 positions: 538 MB of a layer in 138 us, 3.9 of 4.5 TB/s.
 //
+// Of 8-bit keys and values a tile's 16 KiB are asked for at once and lie side by side: with halves'
+// shared memory, as many bytes of a multiprocessor's blocks are on their way.
+//
 // Where they have not, as for one sequence, time is what a block waits for: the step's header, its
 // group, the table of its blocks, keys, and values from the second-level cache. All but the queries
 // and the newest position's keys and values come before the kernel's turn, while the products and
@@ -34,20 +37,28 @@ constexpr std::uint32_t together = 2;
 template <std::uint32_t width>
 constexpr std::uint32_t result_floats = width + 8;
 
-template <std::uint32_t width>
-constexpr std::uint32_t slice_halves = slice_tokens* row_halves<width>;
+template <std::uint32_t width, class Element>
+constexpr std::uint32_t row_elements = is_e4m3<Element> ? row_bytes<width> : row_halves<width>;
+
+/// Of its keys, or of its values.
+template <std::uint32_t width, class Element>
+constexpr std::uint32_t slice_elements = slice_tokens* row_elements<width, Element>;
+
+/// A warp's shared memory, in halves: keys, then values in their place; 8-bit ones side by side.
+template <std::uint32_t width, class Element>
+constexpr std::uint32_t tile_halves = slices* slice_elements<width, Element>;
 
 // A warp's results take the place of its keys and values.
-template <std::uint32_t width>
+template <std::uint32_t width, class Element>
 constexpr bool results_fit = sizeof(float) * warp_queries* result_floats<width> <=
-                             sizeof(std::uint16_t) * slices* slice_halves<width>;
+                             sizeof(std::uint16_t) * tile_halves<width, Element>;
 
 __host__ __device__ inline std::uint32_t head_parts(const Heads& heads) {
   return divide_up(heads.heads / heads.kv_heads, warp_queries);
 }
 
 /// A warp's copies of its tile, sixteen positions at a time.
-template <std::uint32_t width>
+template <std::uint32_t width, class Element>
 class SliceLoader {
  public:
   /// All lanes together.
@@ -55,10 +66,10 @@ class SliceLoader {
                          std::uint32_t tile)
       : tokens_(args.kv.block_tokens),
         stride_(args.kv.head_stride),
-        keys_(keys_of(args.kv, args.layer, 0, kv_head)) {
+        keys_(keys_of<Element>(args.kv, args.layer, 0, kv_head)) {
     const std::uint32_t end = group.position + 1;
     count_ = tile < end ? least(end - tile, tile_tokens) : 0;
-    const Pages pages(args, group.slot, kv_head);
+    const PagesOf<Element> pages(args, group.slot, kv_head);
     SLUICE_UNROLL
     for (std::uint32_t i = 0; i < 2; ++i) {
       const std::uint32_t position = tile + warp_lanes * i + lane_index();
@@ -68,18 +79,18 @@ class SliceLoader {
   }
 
   /// Starts the copies of the slice's keys or values; zeros behind the end.
-  __device__ void load(std::uint16_t* to, bool values, std::uint32_t slice) const {
-    const std::uint32_t place = lane_index() % 8 * 8;
+  __device__ void load(Element* to, bool values, std::uint32_t slice) const {
+    const std::uint32_t place = lane_index() % 8 * sixteen_bytes;
     SLUICE_UNROLL
     for (std::uint32_t token = 0; token < slice_tokens; token += 4) {
       const std::uint32_t first = slice * slice_tokens + token, t = first + lane_index() / 8;
       const std::uint32_t rows = first < warp_lanes ? rows_[0] : rows_[1];
       const std::uint32_t row =
           __shfl_sync(all_lanes, rows, static_cast<int>(t % warp_lanes));
-      const std::uint16_t* from = at(row, values) + place;
-      std::uint16_t* copy = to + t % slice_tokens * row_halves<width> + place;
+      const Element* from = at(row, values) + place;
+      Element* copy = to + t % slice_tokens * row_elements<width, Element> + place;
       SLUICE_UNROLL
-      for (std::uint32_t d = 0; d < width; d += 64) {
+      for (std::uint32_t d = 0; d < width; d += 8 * sixteen_bytes) {
         if (place + d >= width) continue;
         copy_async(copy + d, from + d, t < count_ && place + d < stride_);
       }
@@ -99,12 +110,14 @@ class SliceLoader {
   }
 
  private:
-  __device__ const std::uint16_t* at(std::uint32_t row, bool values) const {
+  static constexpr std::uint32_t sixteen_bytes = 16 / sizeof(Element);
+
+  __device__ const Element* at(std::uint32_t row, bool values) const {
     return keys_ + std::size_t{row + (values ? tokens_ : 0)} * stride_;
   }
 
   std::uint32_t tokens_, stride_;  ///< of a block; from one row to the next
-  const std::uint16_t* keys_;      ///< of block 0
+  const Element* keys_;            ///< of block 0
   std::uint32_t count_;            ///< positions of the tile
   /// Of positions tile + lane and tile + 32 + lane, their keys' rows behind keys_: 2^32 of them
   /// would be 64 GiB of one layer.
@@ -141,27 +154,37 @@ __device__ bool is_whole(const AttentionArgs& args, const Range& range, std::uin
 }
 
 /// A tile's part of the block's result: weighted values and notes, in shared memory.
-template <std::uint32_t width>
+template <std::uint32_t width, class Element>
 __device__ void attend_tile(const AttentionArgs& args, const RowGroup& group, const Range& range,
                             std::uint32_t tile, std::uint32_t kv_head, std::uint32_t head,
-                            std::uint32_t heads, std::uint16_t* own, TileNotes& notes) {
-  constexpr std::uint32_t steps = width / 16;
+                            std::uint32_t heads, std::uint16_t* own_halves, TileNotes& notes) {
+  constexpr std::uint32_t steps = width / 16, slice_size = slice_elements<width, Element>;
+  constexpr bool narrow = is_e4m3<Element>;
+  auto* own = reinterpret_cast<Element*>(own_halves);
+  Element* own_values = narrow ? own + slices * slice_size : own;
   const std::uint32_t row = lane_index() / 4;
   const bool works = range.meets(tile, tile_tokens);
-  const SliceLoader<width> loader(args, group, kv_head, tile);
+  const SliceLoader<width, Element> loader(args, group, kv_head, tile);
   // Keys and values are those of steps before, but for the row's own, which is in this slice, if in
   // the tile at all: the rest is on its way before the kernel's turn.
   const std::uint32_t newest = (group.position - tile) / slice_tokens;
-  if (works) {
+  const auto ask = [&](Element* to, bool values) {
     SLUICE_UNROLL
     for (std::uint32_t slice = 0; slice < slices; slice += together) {
       SLUICE_UNROLL
       for (std::uint32_t i = slice; i < slice + together; ++i) {
-        if (i != newest) loader.load(own + i * slice_halves<width>, false, i);
+        if (i != newest) loader.load(to + i * slice_size, values, i);
       }
       commit_copies();
     }
-    loader.prefetch_values();
+  };
+  if (works) {
+    ask(own, false);
+    if constexpr (narrow) {
+      ask(own_values, true);
+    } else {
+      loader.prefetch_values();
+    }
   }
   await_previous();
   Scores scores{};
@@ -173,7 +196,7 @@ __device__ void attend_tile(const AttentionArgs& args, const RowGroup& group, co
     const auto read = [&](std::uint32_t i) {
       const float* query = from + least(row + 8 * i, heads - 1) * args.heads.head_dim;
       SLUICE_UNROLL
-      for (std::uint32_t k = 0; k < steps; ++k) read_query(args, query, k, pairs[k]);
+      for (std::uint32_t k = 0; k < steps; ++k) read_query<Element>(args, query, k, pairs[k]);
     };
     TileA queries[steps]{};
     const auto pack = [&](std::uint32_t i, float scale) {
@@ -184,7 +207,10 @@ __device__ void attend_tile(const AttentionArgs& args, const RowGroup& group, co
       }
     };
     read(0);
-    if (newest < slices) loader.load(own + newest * slice_halves<width>, false, newest);
+    if (newest < slices) {
+      loader.load(own + newest * slice_size, false, newest);
+      if (narrow) loader.load(own_values + newest * slice_size, true, newest);
+    }
     commit_copies();
     const float scale = query_scale(args);
     pack(0, scale);
@@ -196,23 +222,33 @@ __device__ void attend_tile(const AttentionArgs& args, const RowGroup& group, co
     for (std::uint32_t slice = 0; slice < slices; slice += together) {
       if (slice == 0 && newest < slices) {
         wait_copies<0>();  // the row's own were asked for last
-      } else {
+      } else if (!narrow) {
         wait_copies<slices / together>();
+      } else if (slice == 0) {
+        wait_copies<2 * slices / together>();
+      } else {
+        wait_copies<2 * slices / together - 1>();
       }
       __syncwarp();  // the keys that every lane copied are there
       SLUICE_UNROLL
       for (std::uint32_t k = 0; k < steps; ++k) {
-        SLUICE_UNROLL
-        for (std::uint32_t i = slice; i < slice + together; ++i) {
-          multiply_keys<width>(scores + 2 * i, queries[k], own + i * slice_halves<width>, k);
+        if constexpr (narrow) {
+          multiply_keys<width>(scores + 2 * slice, queries[k], own + slice * slice_size, k);
+        } else {
+          SLUICE_UNROLL
+          for (std::uint32_t i = slice; i < slice + together; ++i) {
+            multiply_keys<width>(scores + 2 * i, queries[k], own + i * slice_size, k);
+          }
         }
       }
-      __syncwarp();  // and are done with
-      SLUICE_UNROLL
-      for (std::uint32_t i = slice; i < slice + together; ++i) {
-        loader.load(own + i * slice_halves<width>, true, i);
+      if constexpr (!narrow) {
+        __syncwarp();  // and are done with
+        SLUICE_UNROLL
+        for (std::uint32_t i = slice; i < slice + together; ++i) {
+          loader.load(own_values + i * slice_size, true, i);
+        }
+        commit_copies();
       }
-      commit_copies();
     }
     cap_scores(args, scores);
     const Range ranges[2] = {range, range};
@@ -253,28 +289,40 @@ __device__ void attend_tile(const AttentionArgs& args, const RowGroup& group, co
   TileSums out[width / 8] = {};
   const auto multiply = [&](std::uint32_t first) {
     __syncwarp();  // the values that every lane copied are there
-    SLUICE_UNROLL
-    for (std::uint32_t slice = first; slice < first + together; ++slice) {
+    if constexpr (narrow) {
       SLUICE_UNROLL
       for (std::uint32_t d = 0; d < steps; ++d) {
-        multiply_values<width>(out + 2 * d, weights[slice], own + slice * slice_halves<width>, d);
+        multiply_values<width>(out + 2 * d, weights + first, own_values + first * slice_size, d);
+      }
+    } else {
+      SLUICE_UNROLL
+      for (std::uint32_t slice = first; slice < first + together; ++slice) {
+        SLUICE_UNROLL
+        for (std::uint32_t d = 0; d < steps; ++d) {
+          multiply_values<width>(out + 2 * d, weights[slice], own_values + slice * slice_size, d);
+        }
       }
     }
   };
   static_assert(slices == 2 * together);
-  wait_copies<1>();
+  wait_copies<narrow ? 2 : 1>();  // 8-bit values came before the row's own
   multiply(0);
   wait_copies<0>();
   multiply(together);
   __syncwarp();  // the values are done with
   auto* results = reinterpret_cast<float*>(own);
   SLUICE_UNROLL
-  for (std::uint32_t n = 0; n < width / 8; ++n) {
+  for (std::uint32_t n = 0; n < width / 8; n += narrow ? 2 : 1) {
     SLUICE_UNROLL
     for (std::uint32_t i = 0; i < 2; ++i) {
-      float* to = results + (row + 8 * i) * result_floats<width> + 8 * n + lane_index() % 4 * 2;
-      if (row + 8 * i < heads) {
-        *reinterpret_cast<float2*>(to) = {out[n].at[2 * i], out[n].at[2 * i + 1]};
+      float* to = results + (row + 8 * i) * result_floats<width> + 8 * n;
+      if (row + 8 * i >= heads) continue;
+      const float *left = out[n].at + 2 * i, *right = out[n | 1].at + 2 * i;
+      if constexpr (narrow) {
+        auto* four = reinterpret_cast<float4*>(to + lane_index() % 4 * 4);
+        *four = {left[0], right[0], left[1], right[1]};
+      } else {
+        *reinterpret_cast<float2*>(to + lane_index() % 4 * 2) = {left[0], left[1]};
       }
     }
   }
@@ -344,11 +392,11 @@ __device__ void fold_splits(const AttentionArgs& args, const RowGroup& group, co
 template <std::uint32_t width>
 constexpr std::uint32_t blocks_each = width <= 64 ? 5 : width <= 96 ? 4 : width <= 128 ? 3 : 1;
 
-template <std::uint32_t width>
+template <std::uint32_t width, class Element>
 __global__ void __launch_bounds__(split_tiles_max* warp_lanes, blocks_each<width>)
     split_kernel(AttentionArgs args) {
   start_next();
-  static_assert(results_fit<width>);
+  static_assert(results_fit<width, Element>);
   const std::uint32_t index = blockIdx.z, split = blockIdx.x;
   const std::uint32_t begin = split * args.split_tokens;
   RowGroup group;
@@ -367,12 +415,12 @@ __global__ void __launch_bounds__(split_tiles_max* warp_lanes, blocks_each<width
   const std::uint32_t head = kv_head * of_kv + offset;
   const std::uint32_t heads = least(warp_queries, of_kv - offset);
   const std::uint32_t warps = args.split_tokens / tile_tokens;
-  constexpr std::uint32_t tile_halves = slices * slice_halves<width>;
+  constexpr std::uint32_t tile_size = tile_halves<width, Element>;
   SharedPieces shared;
-  auto* tiles = shared.take<std::uint16_t>(warps * tile_halves);
+  auto* tiles = shared.take<std::uint16_t>(warps * tile_size);
   TileNotes& notes = *shared.take<TileNotes>(1);
-  attend_tile<width>(args, group, range, begin + warp_index() * tile_tokens, kv_head, head, heads,
-                     tiles + warp_index() * tile_halves, notes);
+  attend_tile<width, Element>(args, group, range, begin + warp_index() * tile_tokens, kv_head, head,
+                              heads, tiles + warp_index() * tile_size, notes);
   __syncthreads();
   const bool whole = is_whole(args, range, split);
   for (std::uint32_t i = threadIdx.x; i < heads * width / 4; i += blockDim.x) {
@@ -386,7 +434,7 @@ __global__ void __launch_bounds__(split_tiles_max* warp_lanes, blocks_each<width
       peaks[n] = notes.peak[warp][query];
       rescales[n] = notes.rescale[warp][query];
       sums[n] = notes.sum[warp][query];
-      const auto* tile = reinterpret_cast<const float*>(tiles + warp * tile_halves);
+      const auto* tile = reinterpret_cast<const float*>(tiles + warp * tile_size);
       results[n] = *reinterpret_cast<const float4*>(tile + query * result_floats<width> + d);
     }
     float peak = minus_infinity(), sum = 0.0F;
@@ -421,20 +469,24 @@ __global__ void __launch_bounds__(split_tiles_max* warp_lanes, blocks_each<width
   }
 }
 
-template <std::uint32_t width>
+template <std::uint32_t width, class Element>
 constexpr std::size_t split_bytes(std::uint32_t warps) {
-  return SharedPieces::bytes<std::uint16_t>(warps * slices * slice_halves<width>) +
+  return SharedPieces::bytes<std::uint16_t>(warps * tile_halves<width, Element>) +
          SharedPieces::bytes<TileNotes>(1);
 }
 
 // An A100's block has 163 KiB.
-static_assert(split_bytes<attention_width_max>(split_tiles_max) <= std::size_t{163} << 10);
+static_assert(split_bytes<attention_width_max, std::uint16_t>(split_tiles_max) <= 163U << 10);
+static_assert(split_bytes<attention_width_max, std::uint8_t>(split_tiles_max) <= 163U << 10);
 
 }  // namespace
 
-cudaError_t prepare_splits(const Heads& heads) {
-  return with_width(heads.head_dim, [](auto width) {
-    return allow_shared(split_kernel<width>, split_bytes<width>(split_tiles_max));
+cudaError_t prepare_splits(const Heads& heads, KvFormat format) {
+  return with_width(heads.head_dim, [&](auto width) {
+    return with_element(format, [&]<class Element>(Element) {
+      return allow_shared(split_kernel<width, Element>,
+                          split_bytes<width, Element>(split_tiles_max));
+    });
   });
 }
 
@@ -443,8 +495,10 @@ cudaError_t attention_splits(const AttentionArgs& args, std::uint32_t groups, st
   const std::uint32_t warps = args.split_tokens / tile_tokens;
   const dim3 grid(splits, args.heads.kv_heads * head_parts(args.heads), groups);
   return with_width(args.heads.head_dim, [&](auto width) {
-    return launch(split_kernel<width>, grid, warps * warp_lanes, split_bytes<width>(warps), chain,
-                  args);
+    return with_element(args.kv.format, [&]<class Element>(Element) {
+      return launch(split_kernel<width, Element>, grid, warps * warp_lanes,
+                    split_bytes<width, Element>(warps), chain, args);
+    });
   });
 }
 

@@ -6,6 +6,7 @@
 // Queries are the rows of every product: those of one key head, row by row and head by head, so
 // that heads of a group share each read of keys and values. A query's result takes these steps:
 //   query    times scale and log2(e) (or scale / cap), rounded to f16
+//   stored   key and value, rounded to f16, or to e4m3, which f16 has exactly
 //   score    query . key, float32 sums over the head's elements, sixteen at a time in their order
 //   weight   2^(score - peak), peak the split's greatest score so far, rounded to f16
 //   tile     sum of the rounded weights, and of weight . value, sixteen positions at a time
@@ -93,13 +94,23 @@ __device__ inline float query_scale(const AttentionArgs& args) {
   return args.soft_cap == 0.0F ? args.scale * ExpSteps::log2_e : args.scale / args.soft_cap;
 }
 
+/// Bytes from one position to the next in shared memory, of 8-bit keys or values: as row_halves.
+template <std::uint32_t width>
+inline constexpr std::uint32_t row_bytes = (width / 16 | 1) * 16;
+
+template <class Element>
+inline constexpr bool is_e4m3 = std::is_same_v<Element, std::uint8_t>;
+
 /// The part of a query's elements 16 k .. 16 k + 15 that a lane holds for it: two pairs, eight
-/// elements apart. Zeros behind head_dim, which is even.
-__device__ inline void read_query(const AttentionArgs& args, const float* query, std::uint32_t k,
-                                  float2 (&pairs)[2]) {
+/// elements apart; for 8-bit keys, side by side, as one word of these has them. Zeros behind
+/// head_dim, which is even.
+template <class Element = std::uint16_t>
+__device__ void read_query(const AttentionArgs& args, const float* query, std::uint32_t k,
+                           float2 (&pairs)[2]) {
   SLUICE_UNROLL
   for (std::uint32_t i = 0; i < 2; ++i) {
-    const std::uint32_t d = 16 * k + 8 * i + lane_index() % 4 * 2;
+    const std::uint32_t t = lane_index() % 4;
+    const std::uint32_t d = 16 * k + (is_e4m3<Element> ? 4 * t + 2 * i : 2 * t + 8 * i);
     pairs[i] = {0.0F, 0.0F};
     if (d < args.heads.head_dim) pairs[i] = *reinterpret_cast<const float2*>(query + d);
   }
@@ -111,11 +122,12 @@ __device__ inline std::uint32_t pack_query(float2 pair, float scale) {
 }
 
 /// Both, as words.
-__device__ inline void load_query(const AttentionArgs& args, const float* query, std::uint32_t k,
-                                  std::uint32_t (&words)[2]) {
+template <class Element = std::uint16_t>
+__device__ void load_query(const AttentionArgs& args, const float* query, std::uint32_t k,
+                           std::uint32_t (&words)[2]) {
   const float scale = query_scale(args);
   float2 pairs[2];
-  read_query(args, query, k, pairs);
+  read_query<Element>(args, query, k, pairs);
   SLUICE_UNROLL
   for (std::uint32_t i = 0; i < 2; ++i) words[i] = pack_query(pairs[i], scale);
 }
@@ -142,6 +154,35 @@ __device__ void multiply_values(TileSums* out, const TileA& weights, const std::
   load_matrices<true>(words, values + token * row_halves<width> + eight * 8);
   multiply_f16(out[0], weights, {{words[0], words[1]}});
   multiply_f16(out[1], weights, {{words[2], words[3]}});
+}
+
+/// scores += elements 16 k .. 16 k + 15 of queries . 8-bit keys of 32 positions. A lane's word has
+/// four elements in a row, where halves would have two pairs eight apart: the query's lie likewise.
+template <std::uint32_t width>
+__device__ void multiply_keys(TileSums* scores, const TileA& queries, const std::uint8_t* keys,
+                              std::uint32_t k) {
+  std::uint32_t words[4];
+  load_matrices<false>(words, keys + lane_index() * row_bytes<width> + k * 16);
+  SLUICE_UNROLL
+  for (std::uint32_t n = 0; n < 4; ++n) {
+    multiply_f16(scores[n], queries, {{widen_e4m3<false>(words[n]), widen_e4m3<true>(words[n])}});
+  }
+}
+
+/// out += weights of 32 positions . elements 16 d .. 16 d + 15 of their 8-bit values: the even ones
+/// in the first of two tiles, the odd ones in the second, so that element 4 t + n of the sixteen is
+/// element n / 2 of tile n % 2 in a lane's rows.
+template <std::uint32_t width>
+__device__ void multiply_values(TileSums* out, const TileA* weights, const std::uint8_t* values,
+                                std::uint32_t d) {
+  std::uint32_t words[4];
+  load_matrices<true>(words, values + lane_index() * row_bytes<width> + d * 16);
+  SLUICE_UNROLL
+  for (std::uint32_t i = 0; i < 2; ++i) {
+    const std::uint32_t low = swap_middle(words[2 * i]), high = swap_middle(words[2 * i + 1]);
+    multiply_f16(out[0], weights[i], {{widen_e4m3<false>(low), widen_e4m3<false>(high)}});
+    multiply_f16(out[1], weights[i], {{widen_e4m3<true>(low), widen_e4m3<true>(high)}});
+  }
 }
 
 /// Scores of a tile; a lane has two positions of each eight, of rows lane / 4 and lane / 4 + 8.
@@ -227,27 +268,29 @@ struct Fold {
 };
 
 /// Where keys and values of a sequence lie, for one layer and key head.
-struct Pages {
+template <class Element>
+struct PagesOf {
   const KvArrays& kv;
   const std::uint32_t* table;  ///< the slot's blocks
-  const std::uint16_t* first;  ///< keys of block 0
+  const Element* first;        ///< keys of block 0
 
-  __device__ Pages(const AttentionArgs& args, std::uint32_t slot, std::uint32_t kv_head)
+  __device__ PagesOf(const AttentionArgs& args, std::uint32_t slot, std::uint32_t kv_head)
       : kv(args.kv),
         table(args.slots.blocks + std::size_t{slot} * args.slots.block_capacity),
-        first(keys_of(args.kv, args.layer, 0, kv_head)) {}
+        first(keys_of<Element>(args.kv, args.layer, 0, kv_head)) {}
 
   __device__ std::uint32_t block_of(std::uint32_t position) const {
     return table[position >> kv.block_shift];
   }
 
   /// Keys of a position of that block, or its values.
-  __device__ const std::uint16_t* at(std::uint32_t block, std::uint32_t position,
-                                     bool values) const {
+  __device__ const Element* at(std::uint32_t block, std::uint32_t position, bool values) const {
     const std::uint32_t token = (position & (kv.block_tokens - 1)) + (values ? kv.block_tokens : 0);
     return first + block * kv.block_stride + std::size_t{token} * kv.head_stride;
   }
 };
+
+using Pages = PagesOf<std::uint16_t>;
 
 /// Calls kernels(width) with the narrowest width that kernels are made for and the head fits, as a
 /// constant.
@@ -265,6 +308,6 @@ cudaError_t with_width(std::uint32_t head_dim, Kernels kernels) {
 }
 
 /// The part of prepare_attention that is attention_splits' own.
-cudaError_t prepare_splits(const Heads& heads);
+cudaError_t prepare_splits(const Heads& heads, KvFormat format);
 
 }  // namespace sluice::kernels::cuda

@@ -514,7 +514,8 @@ cudaError_t with_wide(const Heads& heads, Kernels kernels) {
 
 bool takes_wide(const AttentionArgs& args) {
   const std::uint32_t width = args.heads.head_dim;
-  return args.wide && ((width > 32 && width <= 64) || (width > 96 && width <= 128));
+  return args.wide && args.kv.format == KvFormat::f16 &&
+         ((width > 32 && width <= 64) || (width > 96 && width <= 128));
 }
 
 cudaError_t prepare_attention_wide(const AttentionArgs& args) {

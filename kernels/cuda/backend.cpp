@@ -391,9 +391,12 @@ class CudaBackend final : public Backend {
     kv.kv_heads = shape.kv_heads;
     kv.block_tokens = shape.block_tokens;
     kv.block_shift = static_cast<std::uint32_t>(std::countr_zero(shape.block_tokens));
-    kv.head_stride = (shape.head_dim + 7) / 8 * 8;
+    kv.format = shape.kv_format;
+    const std::uint32_t bytes = element_bytes(kv.format), sixteen = 16 / bytes;
+    kv.head_stride = (shape.head_dim + sixteen - 1) / sixteen * sixteen;
     kv.block_stride = std::size_t{2} * shape.kv_heads * shape.block_tokens * kv.head_stride;
-    return give(kv.data, std::size_t{shape.layers} * shape.blocks * kv.block_stride, "the KV pool");
+    return give(kv.data, std::size_t{shape.layers} * shape.blocks * kv.block_stride * bytes,
+                "the KV pool");
   }
 
   Result<void> allocate_slots(const PoolShape& shape) {

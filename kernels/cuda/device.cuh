@@ -10,11 +10,13 @@
 
 #include "kernels/cuda/chain.hpp"
 
-/// Before a loop whose arrays must stay in registers.
+/// Before a loop whose arrays must stay in registers; before one whose unrolled body has too many.
 #ifdef __CUDACC__
 #define SLUICE_UNROLL _Pragma("unroll")
+#define SLUICE_KEEP_LOOP _Pragma("unroll 1")
 #else
 #define SLUICE_UNROLL
+#define SLUICE_KEEP_LOOP
 #endif
 
 namespace sluice::kernels::cuda {

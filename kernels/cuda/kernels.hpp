@@ -138,15 +138,16 @@ struct SlotArrays {
   static constexpr std::uint32_t in_prompt = 0x80000000U;  ///< flag above the output count
 };
 
-/// Keys and values, f16: [layer][block][kv_head][keys | values][block_tokens][head_stride].
+/// Keys and values: [layer][block][kv_head][keys | values][block_tokens][head_stride].
 struct KvArrays {
-  std::uint16_t* data = nullptr;
+  std::byte* data = nullptr;
+  KvFormat format = KvFormat::f16;
   std::uint32_t blocks = 0;
   std::uint32_t kv_heads = 0;
   std::uint32_t block_tokens = 0;
   std::uint32_t block_shift = 0;  ///< block_tokens = 1 << block_shift
-  std::uint32_t head_stride = 0;  ///< head_dim in whole eights, so that 16-byte reads stay inside
-  std::size_t block_stride = 0;   ///< halves of a block, of one layer
+  std::uint32_t head_stride = 0;  ///< elements: head_dim in whole 16 bytes, as they are read
+  std::size_t block_stride = 0;   ///< elements of a block, of one layer
 };
 
 /// Rows of a packed weight that lie together.

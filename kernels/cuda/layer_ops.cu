@@ -195,31 +195,43 @@ struct Pair {
     head[left] = x;
     head[right] = y;
   }
+  __device__ void put(std::uint8_t* head, float2 values) const {
+    const std::uint16_t both = pack_e4m3(values.x, values.y);
+    if (adjacent) {
+      *reinterpret_cast<std::uint16_t*>(head + left) = both;
+      return;
+    }
+    head[left] = static_cast<std::uint8_t>(both & 0xFFU);
+    head[right] = static_cast<std::uint8_t>(both >> 8);
+  }
 };
 
 /// Where a row's token keeps a key, or a value.
-__device__ std::uint16_t* place_of(const RopeArgs& args, const StepRow& at, std::uint32_t kv_head,
-                                   bool value) {
+template <class Element>
+__device__ Element* place_of(const RopeArgs& args, const StepRow& at, std::uint32_t kv_head,
+                             bool value) {
   const std::uint32_t block = args.slots.blocks[std::size_t{at.slot} * args.slots.block_capacity +
                                                 (at.position >> args.kv.block_shift)];
   const std::uint32_t token =
       (at.position & (args.kv.block_tokens - 1)) + (value ? args.kv.block_tokens : 0);
-  return keys_of(args.kv, args.layer, block, kv_head) + std::size_t{token} * args.kv.head_stride;
+  return keys_of<Element>(args.kv, args.layer, block, kv_head) +
+         std::size_t{token} * args.kv.head_stride;
 }
 
 /// A warp a head of a row: norms and rotates queries in place, and writes normed and rotated keys,
 /// and values, to the pool. It looks up where they go before its turn, and asks for all pairs of a
 /// lane, up to `count`, at once.
-template <std::uint32_t count>
+template <std::uint32_t count, class Element>
 __global__ void __launch_bounds__(rope_warps* warp_lanes) rope_kernel(RopeArgs args) {
   start_next();
   const Heads& h = args.heads;
   const std::uint32_t item = blockIdx.x * rope_warps + warp_index(), r = blockIdx.y;
   const bool none = item >= h.heads + 2 * h.kv_heads || r >= header(args.step).rows;
   const bool stored = item >= h.heads, value = item >= h.heads + h.kv_heads;
-  std::uint16_t* to = nullptr;
+  Element* to = nullptr;
   if (!none && stored) {
-    to = place_of(args, step_row(args.step, r), item - h.heads - (value ? h.kv_heads : 0), value);
+    const std::uint32_t kv_head = item - h.heads - (value ? h.kv_heads : 0);
+    to = place_of<Element>(args, step_row(args.step, r), kv_head, value);
   }
   await_previous();
   if (none) return;
@@ -391,9 +403,11 @@ cudaError_t rope_store(const RopeArgs& args, std::uint32_t rows, LaunchChain& ch
     return launch(kernel, grid, rope_warps * warp_lanes, 0, chain, args);
   };
   static_assert(attention_width_max == 4 * 2 * warp_lanes);
-  if (args.heads.head_dim <= 2 * warp_lanes) return start(rope_kernel<1>);
-  if (args.heads.head_dim <= 4 * warp_lanes) return start(rope_kernel<2>);
-  return start(rope_kernel<4>);
+  return with_element(args.kv.format, [&]<class Element>(Element) {
+    if (args.heads.head_dim <= 2 * warp_lanes) return start(rope_kernel<1, Element>);
+    if (args.heads.head_dim <= 4 * warp_lanes) return start(rope_kernel<2, Element>);
+    return start(rope_kernel<4, Element>);
+  });
 }
 
 cudaError_t gate(const GateArgs& args, std::uint32_t rows, LaunchChain& chain) {

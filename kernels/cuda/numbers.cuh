@@ -142,6 +142,83 @@ __device__ inline std::uint8_t narrow_e4m3(float value) {
   return static_cast<std::uint8_t>(rounded >> 20 | (bits >> 24 & 0x80U));
 }
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+#define SLUICE_CONVERTS_E4M3
+#endif
+
+/// Any value as the device's own conversion makes an 8-bit float of it: to nearest, ties to even,
+/// rounded once; 448 at most; no number stays none.
+__device__ inline std::uint8_t saturate_e4m3(float value) {
+  const std::uint32_t bits = bits_of(value), magnitude = bits & 0x7FFFFFFFU;
+  const std::uint32_t sign = bits >> 24 & 0x80U;
+  if (magnitude > 0x7F800000U) return 0x7F;
+  if (magnitude >= 0x43E00000U) return static_cast<std::uint8_t>(sign | 0x7EU);
+  if (magnitude < 0x3C800000U) {
+    // Below 2^-6 they are multiples of 2^-9, as floats are from 2^14 on.
+    return static_cast<std::uint8_t>(sign | (bits_of(float_from_bits(magnitude) + 0x1p14F) & 15U));
+  }
+  const std::uint32_t rounded = magnitude + 0x7FFFFU + (magnitude >> 20 & 1U);
+  return static_cast<std::uint8_t>(sign | ((rounded >> 20) - (120U << 3)));
+}
+
+/// Two of them, the first in the low byte.
+__device__ inline std::uint16_t pack_e4m3(float low, float high) {
+#ifdef SLUICE_CONVERTS_E4M3
+  std::uint16_t both;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(both) : "f"(high), "f"(low));
+  return both;
+#else
+  return static_cast<std::uint16_t>(saturate_e4m3(low) | saturate_e4m3(high) << 8);
+#endif
+}
+
+/// Both halves of a word times 2^8.
+__device__ inline std::uint32_t times_256_f16(std::uint32_t word) {
+#ifdef __CUDACC__
+  std::uint32_t result;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(result) : "r"(word), "r"(0x5C005C00U));
+  return result;
+#else
+  return narrow_f16(widen_f16(word & 0xFFFFU) * 256.0F) |
+         std::uint32_t{narrow_f16(widen_f16(word >> 16) * 256.0F)} << 16;
+#endif
+}
+
+/// The low two of a word's 8-bit floats as halves, or the high two; exact.
+template <bool high>
+__device__ std::uint32_t widen_e4m3(std::uint32_t word) {
+#ifdef SLUICE_CONVERTS_E4M3
+  std::uint32_t result;
+  if constexpr (high) {
+    asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; cvt.rn.f16x2.e4m3x2 %0, high; }"
+        : "=r"(result)
+        : "r"(word));
+  } else {
+    asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; cvt.rn.f16x2.e4m3x2 %0, low; }"
+        : "=r"(result)
+        : "r"(word));
+  }
+  return result;
+#else
+  const std::uint32_t two = high ? word >> 16 : word;
+  const std::uint32_t apart = (two & 0xFFU) << 8 | (two & 0xFF00U) << 16;
+  // A place to the right, exponent and fraction are a half's of 2^-8 times the value. Of no number,
+  // which has them all set, a carry reaches the place above.
+  const std::uint32_t magnitudes = apart >> 1 & 0x3F803F80U;
+  const std::uint32_t none = (magnitudes + 0x00800080U) & 0x40004000U;
+  return times_256_f16(magnitudes) | none >> 1 | (apart & 0x80008000U);
+#endif
+}
+
+/// A word's bytes with the middle two in each other's place.
+__device__ inline std::uint32_t swap_middle(std::uint32_t word) {
+#ifdef __CUDACC__
+  return __byte_perm(word, 0, 0x3120);
+#else
+  return (word & 0xFF0000FFU) | (word >> 8 & 0xFF00U) | (word << 8 & 0xFF0000U);
+#endif
+}
+
 /// Eight halves of 16 bytes, widened.
 __device__ inline void widen_eight_f16(const uint4& halves, float out[8]) {
   const std::uint32_t words[4] = {halves.x, halves.y, halves.z, halves.w};

@@ -49,11 +49,19 @@ __device__ inline void put_pair(const Rows& rows, std::uint32_t r, std::uint32_t
   *reinterpret_cast<std::uint32_t*>(to) = pack_bf16(pair.x, pair.y);
 }
 
-/// Keys of one block and head: [block_tokens, head_stride]; its values lie behind them.
-__device__ inline std::uint16_t* keys_of(const KvArrays& kv, std::uint32_t layer,
-                                         std::uint32_t block, std::uint32_t kv_head) {
+/// Keys of one block and head: [block_tokens, head_stride]; its values lie behind them. An Element
+/// is std::uint16_t of f16, std::uint8_t of e4m3.
+template <class Element = std::uint16_t>
+__device__ Element* keys_of(const KvArrays& kv, std::uint32_t layer, std::uint32_t block,
+                            std::uint32_t kv_head) {
   const std::size_t head = (std::size_t{layer} * kv.blocks + block) * kv.kv_heads + kv_head;
-  return kv.data + head * 2 * kv.block_tokens * kv.head_stride;
+  return reinterpret_cast<Element*>(kv.data) + head * 2 * kv.block_tokens * kv.head_stride;
+}
+
+/// Calls kernels(Element()) for what the pool keeps.
+template <class Kernels>
+cudaError_t with_element(KvFormat format, Kernels kernels) {
+  return format == KvFormat::e4m3 ? kernels(std::uint8_t()) : kernels(std::uint16_t());
 }
 
 }  // namespace sluice::kernels::cuda

@@ -63,6 +63,20 @@ BOOST_AUTO_TEST_CASE(never_more_than_the_slots_can_fill) {
   BOOST_TEST(bytes_of(pool) == 2 * gigabyte / 2);  // 128 KiB a token
 }
 
+BOOST_AUTO_TEST_CASE(eight_bits_hold_twice_as_many_tokens) {
+  EngineConfig config;
+  config.kv_bytes = gigabyte;
+  const auto whole = plan_pool(config, llama_8b(), device(0, true), 0);
+  config.kv_cache_dtype = "fp8";
+  const auto half = plan_pool(config, llama_8b(), device(0, true), 0);
+  BOOST_TEST(bytes_of(half) == bytes_of(whole));
+  BOOST_TEST(half->blocks == 2 * whole->blocks);
+  config.kv_cache_dtype = "fp4";
+  const auto unknown = plan_pool(config, llama_8b(), device(0, true), 0);
+  BOOST_REQUIRE(!unknown);
+  BOOST_CHECK(unknown.error().code == ErrorCode::bad_request);
+}
+
 BOOST_AUTO_TEST_CASE(a_device_that_the_weights_fill_is_refused) {
   const auto pool = plan_pool({}, llama_8b(), device(16 * gigabyte, true), 16 * gigabyte);
   BOOST_REQUIRE(!pool);

@@ -30,12 +30,14 @@ BOOST_AUTO_TEST_CASE(what_is_printed_is_read_back_the_same) {
       "[site]\nname = \"a \\\"b\\\" \\\\ \\u00e9\"\nprice_per_million_tokens = 0.25\n"
       "[stream]\nretention_ms = 1500\n"
       "[[engine]]\nmodel = \"one.gguf\"\nkv_bytes = 5000000000\n"
-      "[[engine]]\nmodel = \"two.gguf\"\nname = \"second\"\nchat_format = \"llama3\"\n");
+      "[[engine]]\nmodel = \"two.gguf\"\nname = \"second\"\nchat_format = \"llama3\"\n"
+      "kv_cache_dtype = \"fp8\"\n");
   BOOST_TEST(first.code == 0, first.err);
   for (const char* const said :
        {"listen = \"tcp://127.0.0.1:7001\"", "name = \"a \\\"b\\\" \\\\ \u00e9\"",
         "price_per_million_tokens = 0.25", "retention_ms = 1500", "kv_bytes = 5000000000",
-        "name = \"second\"", "chat_format = \"llama3\"", "drain_ms = 30000"}) {
+        "name = \"second\"", "kv_cache_dtype = \"fp8\"", "chat_format = \"llama3\"",
+        "drain_ms = 30000"}) {
     BOOST_TEST(contains(first.out, said), said);
   }
   const Exit second = print(first.out);
@@ -112,6 +114,7 @@ BOOST_AUTO_TEST_CASE(a_wrong_key_is_refused_with_its_line_and_the_remedy) {
       {engine + "slots = 0\n", {"node.toml:3", "engine.slots", "from 1 to 65536"}},
       {engine + "threads = -1\n", {"node.toml:3", "engine.threads", "-1"}},
       {engine + "backend = \"gpu\"\n", {"node.toml:3", "engine.backend", "\"cuda\""}},
+      {engine + "kv_cache_dtype = \"fp4\"\n", {"node.toml:3", "engine.kv_cache_dtype", "\"fp8\""}},
       {"[site]\nprice_per_million_tokens = nan\n", {"node.toml:2", "price", "nan"}},
       {"node = 3\n", {"node.toml:1", "[node]"}},
       {"engine = 3\n", {"node.toml:1", "[[engine]]"}},

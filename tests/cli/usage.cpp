@@ -70,6 +70,16 @@ BOOST_AUTO_TEST_CASE(a_backend_that_cannot_be_used_is_refused_with_the_reason_th
              exit.err);
 }
 
+BOOST_AUTO_TEST_CASE(keys_and_values_in_8_bits_are_refused_by_a_backend_without_them) {
+  const Exit exit = run({"complete", "--model", model, "--prompt", "x", "--backend", "cpu",
+                         "--kv-cache-dtype", "fp8"});
+  BOOST_TEST(exit.code == 1);
+  BOOST_TEST(exit.out == "");
+  BOOST_TEST(contains(exit.err, "sluice: unsupported: the cpu backend keeps keys and values"),
+             exit.err);
+  BOOST_TEST(contains(exit.err, "use the cuda backend"), exit.err);
+}
+
 BOOST_AUTO_TEST_CASE(wrong_usage_exits_with_2_and_says_what_is_wrong) {
   const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
       {{}, "subcommand"},
@@ -83,6 +93,8 @@ BOOST_AUTO_TEST_CASE(wrong_usage_exits_with_2_and_says_what_is_wrong) {
       {{"chat"}, "--model"},
       {{"node"}, "--model"},
       {{"node", "--model", "x", "--backend", "gpu"}, "--backend"},
+      {{"node", "--model", "x", "--kv-cache-dtype", "fp4"}, "--kv-cache-dtype"},
+      {{"complete", "--prompt", "x", "--kv-cache-dtype", "f16"}, "--kv-cache-dtype"},
       {{"health"}, "--connect"},
       {{"subscribe", "--connect", "x", "beef"}, "beef"},
       {{"completion", "tcsh"}, "tcsh"},

@@ -9,6 +9,7 @@
 
 #include "kernels/cuda/backend.hpp"
 #include "kernels/cuda/unpack.cuh"
+#include "tests/kernels/e4m3.hpp"
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/kept_weights.hpp"
 #include "tests/kernels/reference.hpp"
@@ -19,26 +20,6 @@ namespace {
 
 // Above what the largest block of kernels/cuda/linear_many.cu starts at.
 constexpr std::uint32_t rows_most = 600;
-
-/// Value of an 8-bit float with 4 bits of exponent (bias 7) and 3 of fraction.
-double e4m3_value(std::uint32_t bits) {
-  const int exponent = static_cast<int>(bits >> 3 & 15U);
-  const double fraction = static_cast<double>(bits & 7U) / 8;
-  const double magnitude =
-      exponent == 0 ? std::ldexp(fraction, -6) : std::ldexp(1 + fraction, exponent - 7);
-  return (bits & 0x80U) != 0 ? -magnitude : magnitude;
-}
-
-/// The bits of the nearest finite one; between two the even.
-std::uint32_t e4m3_nearest(double value) {
-  std::uint32_t best = 0;
-  for (std::uint32_t bits = 1; bits < 0x7FU; ++bits) {
-    const double off = std::abs(e4m3_value(bits) - std::abs(value));
-    const double best_off = std::abs(e4m3_value(best) - std::abs(value));
-    if (off < best_off || (off == best_off && bits % 2 == 0)) best = bits;
-  }
-  return best | (std::signbit(value) ? 0x80U : 0U);
-}
 
 /// As the device is to keep it.
 std::vector<double> narrowed(const Tensor& w) {

@@ -193,7 +193,8 @@ BOOST_AUTO_TEST_CASE(no_kernel_touches_activations_before_its_wait) {
                                     .vocabulary = 40,
                                     .layers = 1,
                                     .pairs = 128,
-                                    .head_norms = true});
+                                    .head_norms = true,
+                                    .kv_format = as_e4m3 ? KvFormat::e4m3 : KvFormat::f16});
       for (const Op& op : model.program.ops) {
         const auto* linear = std::get_if<Linear>(&op);
         if (linear != nullptr) model.tensors[linear->weight.index].host.as_e4m3 = as_e4m3;

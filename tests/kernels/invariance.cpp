@@ -81,7 +81,8 @@ Trace trace(const TinyModel& model, const Factory& make, std::uint32_t chunk, Sl
 }
 
 /// Every option of every operation, in two layers.
-TinyModel model_of(Format format, HeadShape heads = {4, 2, 64}) {
+TinyModel model_of(Format format, HeadShape heads = {4, 2, 64},
+                   KvFormat kv_format = KvFormat::f16) {
   return tiny_model({.format = format,
                      .heads = heads,
                      .window = 30,
@@ -91,7 +92,8 @@ TinyModel model_of(Format format, HeadShape heads = {4, 2, 64}) {
                      .branch_norms = true,
                      .mixed_layers = true,
                      .score_cap = 2.0F,
-                     .logit_cap = 5.0F});
+                     .logit_cap = 5.0F,
+                     .kv_format = kv_format});
 }
 
 }  // namespace
@@ -134,7 +136,8 @@ BOOST_AUTO_TEST_CASE(chunks_do_not_matter_whatever_heads_share) {
 }
 
 /// Long enough for several tiles, splits and blocks of queries; cheap but for its attention.
-TinyModel long_model(HeadShape heads, std::uint32_t pool_contexts = 8) {
+TinyModel long_model(HeadShape heads, std::uint32_t pool_contexts = 8,
+                     KvFormat kv_format = KvFormat::f16) {
   return tiny_model({.format = Format::f16,
                      .hidden = 32,
                      .heads = heads,
@@ -145,7 +148,8 @@ TinyModel long_model(HeadShape heads, std::uint32_t pool_contexts = 8) {
                      .mixed_layers = true,
                      .context_tokens = 320,
                      .pool_contexts = pool_contexts,
-                     .sample = false});
+                     .sample = false,
+                     .kv_format = kv_format});
 }
 
 std::vector<std::uint32_t> first_logits(Device& device) {
@@ -175,11 +179,18 @@ std::vector<std::uint32_t> logits_of(const TinyModel& model, const Factory& make
   return first_logits(device);
 }
 
-BOOST_AUTO_TEST_CASE(chunks_of_long_prompts_do_not_matter) {
-  std::vector<Factory> factories{on_cuda_host(64), on_cuda_host(128), on_cuda_host(256)};
+/// CUDA on the host with splits of these sizes, and every other backend.
+std::vector<Factory> with_splits(const std::vector<std::uint32_t>& split_tokens, bool cpu) {
+  std::vector<Factory> factories;
+  for (const std::uint32_t tokens : split_tokens) factories.push_back(on_cuda_host(tokens));
   for (const Tested& backend : tested_backends()) {
-    if (!backend.emulated) factories.push_back(backend.make);
+    if (!backend.emulated && (cpu || backend.name != "cpu")) factories.push_back(backend.make);
   }
+  return factories;
+}
+
+BOOST_AUTO_TEST_CASE(chunks_of_long_prompts_do_not_matter) {
+  const auto factories = with_splits({64, 128, 256}, true);
   for (const HeadShape heads : {HeadShape{6, 2, 32}, HeadShape{1, 1, 64}}) {
     const TinyModel model = long_model(heads);
     for (const Factory& make : factories) {
@@ -188,6 +199,34 @@ BOOST_AUTO_TEST_CASE(chunks_of_long_prompts_do_not_matter) {
       BOOST_CHECK(logits_of(model, make, {3, 289, 1}) == whole);
     }
   }
+}
+
+// Of 8 bits keys and values, which the two kernels that attend bring to tensor cores in different
+// ways: every width that they are made for.
+BOOST_AUTO_TEST_CASE(chunks_of_long_prompts_do_not_matter_with_8_bit_keys) {
+  const auto factories = with_splits({64, 256}, false);
+  for (const HeadShape heads : {HeadShape{6, 2, 32}, HeadShape{1, 1, 64}, HeadShape{1, 1, 70},
+                                HeadShape{1, 1, 96}, HeadShape{2, 1, 128}, HeadShape{1, 1, 256}}) {
+    const TinyModel model = long_model(heads, 8, KvFormat::e4m3);
+    for (const Factory& make : factories) {
+      BOOST_TEST_CONTEXT(heads.heads << " heads of " << heads.head_dim) {
+        const auto whole = logits_of(model, make, {293});
+        BOOST_CHECK(logits_of(model, make, {150, 100, 40, 1, 1, 1}) == whole);
+        BOOST_CHECK(logits_of(model, make, {3, 289, 1}) == whole);
+      }
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(chunks_and_neighbours_do_not_matter_with_8_bit_keys) {
+  on_backends_of_8_bit_keys([](const Tested& backend) {
+    const TinyModel model = model_of(Format::f16, {4, 2, 64}, KvFormat::e4m3);
+    const Trace whole = trace(model, backend.make, prompt_rows);
+    BOOST_CHECK(trace(model, backend.make, 1) == whole);
+    BOOST_CHECK(trace(model, backend.make, 7) == whole);
+    BOOST_CHECK(trace(model, backend.make, 10, 6, 3) == whole);
+    BOOST_CHECK(trace(model, backend.make, 20, 3, 1, 99) == whole);
+  });
 }
 
 /// Logits of the last row of a prompt of so many tokens, alone or in one step with other prompts'.

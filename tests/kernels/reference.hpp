@@ -1,7 +1,7 @@
 #pragma once
 // A plain model of a backend, in double, one row and one element at a time: it interprets a program
 // over a batch and keeps every buffer, so that tests can compare all of them. Its KV cache rounds
-// to half as every backend's does. Also a tiny random model that uses every operation.
+// to half as every backend's does, or to 8 bits. Also a tiny random model that uses all operations.
 
 #include <cmath>
 #include <cstring>
@@ -15,6 +15,7 @@
 
 #include "kernels/backend.hpp"
 #include "kernels/quant.hpp"
+#include "tests/kernels/e4m3.hpp"
 
 namespace sluice::kernels::test {
 
@@ -108,6 +109,7 @@ struct Traits {
   std::uint32_t context_tokens = 96;
   std::uint32_t pool_contexts = 8;  ///< that the pool's blocks hold
   bool sample = true;
+  KvFormat kv_format = KvFormat::f16;
 };
 
 /// A tiny decoder: tensors and a program; Weight{i} is tensors[i] when loaded in order.
@@ -128,6 +130,7 @@ struct TinyModel {
     p.slots = 6;
     p.rows_max = traits.context_tokens;
     p.vocabulary = traits.vocabulary;
+    p.kv_format = traits.kv_format;
     return p;
   }
 };
@@ -395,20 +398,31 @@ class Reference {
 
   static double half(double x) { return f16_to_f32(f32_to_f16(static_cast<float>(x))); }
 
+  /// A row's keys, before their rotation, and values. Of 8 bits they are the device's own, as
+  /// queries() says: a neighbour is 2^-3 of an element away.
+  std::vector<double> keys_and_values(const RopeStore& op, std::size_t r) const {
+    const auto first = op.shape.heads * op.shape.head_dim;
+    const std::vector<double>& row = buffers[op.qkv.index][r];
+    if (model_.traits.kv_format == KvFormat::f16) return {row.begin() + first, row.end()};
+    const std::vector<float> device = read_(op.qkv, r + 1);
+    return {device.end() - static_cast<std::ptrdiff_t>(row.size() - first), device.end()};
+  }
+
   void apply(const RopeStore& op) {
     const HeadShape& h = op.shape;
+    const bool eight_bits = model_.traits.kv_format == KvFormat::e4m3;
     for (std::size_t r = 0; r < rows_.size(); ++r) {
       std::vector<double>& row = buffers[op.qkv.index][r];
       for (std::uint32_t i = 0; i < h.heads; ++i) {
         if (op.norms) norm_head(&row[i * h.head_dim], op.norms->q, op.norms->epsilon);
         rotate(&row[i * h.head_dim], op, rows_[r].position);
       }
-      std::vector<double> kv(row.begin() + h.heads * h.head_dim, row.end());
+      std::vector<double> kv = keys_and_values(op, r);
       for (std::uint32_t i = 0; i < h.kv_heads; ++i) {
         if (op.norms) norm_head(&kv[i * h.head_dim], op.norms->k, op.norms->epsilon);
         rotate(&kv[i * h.head_dim], op, rows_[r].position);
       }
-      for (double& x : kv) x = half(x);
+      for (double& x : kv) x = eight_bits ? e4m3_rounded(x) : half(x);
       cache_[rows_[r].slot][op.layer][rows_[r].position] = kv;
     }
   }

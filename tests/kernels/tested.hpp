@@ -66,4 +66,12 @@ void on_every_backend(Check check) {
   }
 }
 
+/// For each that can keep keys and values in 8 bits.
+template <class Check>
+void on_backends_of_8_bit_keys(Check check) {
+  on_every_backend([&](const Tested& backend) {
+    if (backend.name != "cpu") check(backend);
+  });
+}
+
 }  // namespace sluice::kernels::test

@@ -76,7 +76,8 @@ class LoadedModel {
                        std::uint32_t threads = 2,
                        const std::shared_ptr<kernels::Communicator>& group = nullptr,
                        const std::string& backend_name = "cpu",
-                       Quantization quantization = Quantization::none)
+                       Quantization quantization = Quantization::none,
+                       kernels::KvFormat kv_format = kernels::KvFormat::f16)
       : file(require(open_checkpoint(path))), config(require(file->config())) {
     backend = require(make_backend(backend_name, threads, [this](kernels::StepResult&& result) {
       const std::lock_guard lock(mutex_);
@@ -96,6 +97,7 @@ class LoadedModel {
     pool.context_tokens = context_tokens;
     pool.rows_max = rows_max;
     pool.vocabulary = config.vocabulary;
+    pool.kv_format = kv_format;
     const auto allocated = backend->allocate(pool);
     BOOST_REQUIRE_MESSAGE(allocated.has_value(), allocated.error().message);
     if (group != nullptr) {
