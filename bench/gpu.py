@@ -78,6 +78,12 @@ ROWS = [
      "--repetitions 1",
      "tokens", 0.7 * 17744)
     for streams in (32, 128, 256, 384)
+] + [
+    (f"8B fp8 with fp8 KV, {streams} streams at 1,500", "llama-3.1-8b:bf16",
+     "--quantization fp8 --kv-cache-dtype fp8 --prompt 0 --generate 64 "
+     f"--streams {streams} --depth 1500 --repetitions 1",
+     "tokens", 0.7 * 17744)
+    for streams in (256, 384)
 ]
 # name, what `sluice bench serve` is told, its result, goal
 SERVED = [
@@ -294,7 +300,8 @@ class Run:
             gpu_checkpoint.write(pathlib.Path(folder), shape)
             command = [sluice, "node", "--model", folder, "--backend", self.backend, "--context",
                        "4096", "--slots", "256", "--listen", "tcp://127.0.0.1:0"]
-            command += ["--quantization", "fp8"] if self.backend == "cuda" else []
+            if self.backend == "cuda":
+                command += ["--quantization", "fp8", "--kv-cache-dtype", "fp8"]
             with (open(self.out / "node.log", "w", encoding="utf-8") as log,
                   subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as node):
                 try:

@@ -3,15 +3,14 @@
 // attention_tile.cuh's.
 //
 // Products of a tile of 128 elements take the tensor cores 528 clocks for four warps, and read its
-// 33 KiB from shared memory once, in 264: queries and weights stay in registers. What else a warp
-// does for it are some 640 instructions, of which a lane's 32 weights are eleven each and its 64
-// outputs one; a split's end is 290 more, and a warp that copies has 250 for a tile. A scheduler
-// has two warps of the one kind, which wait for nothing but tiles and so do one beside the other's
-// products, and one of the other: with splits of four tiles some 1,680 clocks for what the tensor
-// cores do in 1,056. Instructions are the expected limit, at 580 TFLOP/s of what an H200's queries
-// see. A tile is 128 operations a byte, as in attention.cu: that much would read 4.5 TB/s from the
-// second-level cache. Outputs of a tile and of a split take 132 registers of a thread, scores 32,
-// weights 16 and queries 32: outputs of all splits before lie in shared memory.
+// 33 KiB from shared memory once, in 264: queries and weights stay in registers. Seen on an H200,
+// when a weight took eleven instructions where it takes two: 216 TFLOP/s of what queries see, of
+// 8,192 rows (200 us for 2,048 of 32 heads), tensor cores waited for by few, and instructions by
+// most: a warp had some 640 of its own for a tile, most of them a weight's, and a scheduler two
+// such warps and one that copies. A tile is 128 operations a byte, as in attention.cu: 400 TFLOP/s
+// would read 3.1 TB/s from the second-level cache. Outputs of a tile and of a split take 132
+// registers of a thread, scores 32, weights 16 and queries 32: outputs of all splits before lie in
+// shared memory.
 //
 // The blocks stay, each for every so many-th lot of queries: the copying warps ask for the next
 // lot's tiles while the others are at their last. Long lots come first, and blocks take them there

@@ -72,7 +72,7 @@ class CudaBackend final : public Backend {
     info_.device = name_of(properties_);
     const auto exact = ignores_zeros();
     if (!exact) return tl::unexpected(exact.error());
-    info_.arithmetic = fmt::format("sm_{}{}{}-bf16-attention-f16{}-split{}/5", properties_.major,
+    info_.arithmetic = fmt::format("sm_{}{}{}-bf16-attention-f16{}-split{}/6", properties_.major,
                                    properties_.minor, packs_ ? "-packed" : "",
                                    *exact ? "" : "-inexact", options_.split_tokens);
     info_.bf16_products = true;

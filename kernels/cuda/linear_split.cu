@@ -2,9 +2,12 @@
 // has 192, 128 or 64 weight rows times up to 64 activation rows (wide_block.cuh), of two of their
 // columns' eight sections; four blocks with the same rows run together, as a cluster, and then add
 // up a quarter of the results each, section after section, out of each other's shared memory. So
-// matrices of few rows keep all multiprocessors busy, and of bf16 what has to come to one for a
-// weight is one and a third of it. Bound by memory: 128 operations a weight.
-//
+// matrices of few rows keep most multiprocessors busy, and of bf16 what has to come to one for a
+// weight is one and a third of it. Bound by memory: 128 operations a weight. Seen on an H200 with
+// 32 rows of an 8B model: 235 MB of gate and up weights in 90 us, 2.6 TB/s; with the products
+// left out of the code all takes 0.94 of the time. A wave of blocks costs some 5 us beside what it
+// reads, and not as many clusters of four run at once as 132 multiprocessors would hold: those of
+// 4,096 rows took two waves before shapes were chosen by what there is room for.
 
 #include "kernels/cuda/gate.cuh"
 #include "kernels/cuda/wide_block.cuh"

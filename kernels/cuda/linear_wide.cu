@@ -3,11 +3,13 @@
 // activation rows run together, as a cluster: each brings half of the weights, to both. Where a
 // Gate follows, a block has as many rows of both products, and its warps trade.
 //
-// The limit is the second-level cache. Blocks by themselves bring 40 KiB a stage of 192 x 128 to a
-// multiprocessor for what its tensor cores do in 0.44 us: 12 TB/s of all 132. So an 8B model's
-// prompt of 2,048 tokens was seen on an H200 at 361 TFLOP/s, attention and norms included, where
-// cuBLAS multiplies at 796, and its products at 440, 33 bytes a clock and multiprocessor. Two
-// blocks together bring 28 KiB each.
+// The limit is the second-level cache. Two blocks together bring 28 KiB a stage of 192 x 128 to
+// each multiprocessor, which its tensor cores multiply in 0.44 us. Seen on an H200 (a prompt of
+// 2,048 tokens, 8B in bf16): products at 580 TFLOP/s, where cuBLAS has 790; with the products left
+// out of the code, copies alone take 0.73 of that time, 31 bytes a clock and multiprocessor, with
+// the unpacking left out all takes 0.89. Blocks that come and go cost some 8,000 clocks each, a
+// tenth of one of 4,096 columns. Four blocks that share both operands would bring 20 KiB, but an
+// H200 has room for fewer such clusters than its multiprocessors tell (linear_split.cu).
 
 #include "kernels/cuda/gate.cuh"
 #include "kernels/cuda/wide_block.cuh"

@@ -26,6 +26,10 @@ std::string q4_1() { return tests::model_file("SmolLM2-135M-Instruct-Q4_1.gguf")
 // chance decides whether llama.cpp's is larger.
 constexpr testing::Allowed on_a_bf16_device{1.0, 0.07};
 
+// One that packs Q4_1 rounds its scales and offsets to bf16 as well, 2^-9 of a block's weights
+// alike, which is as much again as rounding each of them: an H200 deviates by 0.0871.
+constexpr testing::Allowed packed_on_a_device{1.0, 0.1};
+
 // Ours differs from the reference by rounding what products read to 8 bits (steps of sixteen
 // columns), over 30 layers; logits reach 47. The worst difference measured is 1.8, the deviation
 // 0.17; llama.cpp, with steps of 32 columns, has 2.1 and 0.24.
@@ -40,7 +44,7 @@ testing::Golden in_q4_1() {
           .worst_positions_min = 5,
           .top = 16,
           .allowed = {2.0, 0.2},
-          .allowed_bf16 = on_a_bf16_device};
+          .allowed_bf16 = packed_on_a_device};
 }
 
 // Products read weights and activations in bfloat16, as llama.cpp's do, but for the one that gives
