@@ -257,6 +257,7 @@ Result<LoadedEngine> load(const EngineConfig& config, const SiteConfig& site,
                       .context_tokens = pool->context_tokens,
                       .rows_max = pool->rows_max,
                       .itl_target = engine::Nanoseconds{config.itl_target_ms} * 1'000'000,
+                      .prompt_rows_min = device.prompt_rows_min,
                       .queue_max = config.queue,
                       .paths_equal = device.paths_equal};
   if (config.prefix_cache) facts->scheduler.prefix_root = prefix_root(facts->numerics);

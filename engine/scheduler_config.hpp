@@ -17,6 +17,7 @@ struct SchedulerConfig {
   std::uint32_t rows_max = 512;        ///< rows of a step: decode rows first, then prompt chunks
   /// What a step with prompt rows may take while others decode, in ns; 0: 8/5 of a step without.
   Nanoseconds itl_target = 0;
+  std::uint32_t prompt_rows_min = 4;   ///< prompt rows of such a step, whatever it takes
   std::uint32_t queue_max = 1024;      ///< waiting sequences of a tenant; beyond: `overloaded`
   std::uint32_t steps_in_flight = 2;   ///< step n+1 is planned while step n runs
   /// What besides tokens decides a block's keys and values; none: no block is used twice.

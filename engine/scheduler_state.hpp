@@ -106,7 +106,7 @@ struct Scheduler::State {
 
   std::deque<StepInFlight> in_flight;
   Ticket lost = 0;              // plans up to this one ran on devices that are lost
-  StepTime step_time;
+  StepTime step_time{config.prompt_rows_min};
   std::uint32_t rows_left = 0;  // of the step being planned
   Applied pending;              // events that arose outside `apply`
   std::uint64_t arrivals = 0;

@@ -8,9 +8,6 @@ namespace {
 // What is left of a point's weight after each further one.
 constexpr double fade = 0.95;
 
-// So that a prompt goes on, however slow the device is.
-constexpr double prompt_rows_min = 4;
-
 }  // namespace
 
 void StepTime::Line::add(double at, double value) {
@@ -50,7 +47,7 @@ std::uint32_t StepTime::prompt_rows(std::uint32_t decode_rows, std::uint64_t tar
   const double whole = target > 1.2 * decode ? target : 1.6 * decode;
   const double rows = (whole - decode) * prompt_rows_ / prompt_ns_;
   return static_cast<std::uint32_t>(
-      std::min<double>(rows_max, std::max(rows, prompt_rows_min)));
+      std::min<double>(rows_max, std::max<double>(rows, prompt_rows_min_)));
 }
 
 double StepTime::prompt_ns(std::uint64_t tokens, std::uint32_t decode_rows,

@@ -8,6 +8,8 @@ namespace sluice::engine {
 
 class StepTime {
  public:
+  explicit StepTime(std::uint32_t prompt_rows_min = 4) : prompt_rows_min_(prompt_rows_min) {}
+
   /// Takes a step that ran: rows that decode, rows of prompts (or of what is recomputed), and the
   /// time that the device took, in ns. Older steps count less and less.
   void add(std::uint32_t decode_rows, std::uint32_t prompt_rows, std::uint64_t ns);
@@ -16,8 +18,9 @@ class StepTime {
   double decode_ns(std::uint32_t rows) const;
 
   /// Prompt rows that may join so many decode rows: as many as keep the step within `target_ns`,
-  /// or, where that is 0 or less than decoding alone nearly takes, within 8/5 of decoding alone. A
-  /// few always may, and `rows_max` where there is nothing to stall or nothing is known.
+  /// or, where that is 0 or less than decoding alone nearly takes, within 8/5 of decoding alone.
+  /// `prompt_rows_min` always may, so that a prompt goes on however slow the device is, and
+  /// `rows_max` where there is nothing to stall or nothing is known.
   std::uint32_t prompt_rows(std::uint32_t decode_rows, std::uint64_t target_ns,
                             std::uint32_t rows_max) const;
 
@@ -33,6 +36,7 @@ class StepTime {
     double operator()(double at) const;
   };
 
+  std::uint32_t prompt_rows_min_;
   Line decode_;
   double prompt_rows_ = 0, prompt_ns_ = 0;  // sums that fade
 };

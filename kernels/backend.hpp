@@ -200,10 +200,14 @@ struct PoolShape {
   KvFormat kv_format = KvFormat::f16;
 };
 
-/// Bytes of KV pool a block takes on this project's backends: keys and values.
+/// Bytes of KV pool a block takes on this project's backends: keys and values. 8-bit ones of a
+/// position are filled up to sixteens, as they are copied.
 constexpr std::size_t kv_block_bytes(const PoolShape& shape) {
+  const std::uint32_t elements = shape.kv_format == KvFormat::e4m3
+                                     ? (shape.head_dim + 15) / 16 * 16
+                                     : shape.head_dim;
   return std::size_t{2} * element_bytes(shape.kv_format) * shape.layers * shape.kv_heads *
-         shape.head_dim * shape.block_tokens;
+         elements * shape.block_tokens;
 }
 
 struct DeviceInfo {
@@ -224,6 +228,9 @@ struct DeviceInfo {
   /// Attention rounds queries to f16, multiplied by its scale and log2(e), or by scale / soft_cap.
   bool half_queries = false;
   std::uint32_t threads = 0;
+  /// Rows of a prompt that a step takes at least, where others decode: fewer would cost it hardly
+  /// less.
+  std::uint32_t prompt_rows_min = 4;
   std::size_t memory_free_bytes = 0;
   /// Weights are copied to memory that nothing else is meant to use: the KV pool may have the rest.
   bool dedicated_memory = false;

@@ -396,10 +396,10 @@ struct Fields<SiteConfig> {
 template <>
 struct Fields<engine::SchedulerConfig> {
   static void visit(auto& io, auto& v) {
-    auto& [slots, blocks, block_tokens, context_tokens, rows_max, itl_target, queue_max,
-           steps_in_flight, prefix_root, paths_equal] = v;
+    auto& [slots, blocks, block_tokens, context_tokens, rows_max, itl_target, prompt_rows_min,
+           queue_max, steps_in_flight, prefix_root, paths_equal] = v;
     io(Positive{slots}, blocks, Positive{block_tokens}, context_tokens, Positive{rows_max},
-       itl_target, queue_max, Positive{steps_in_flight}, prefix_root, paths_equal);
+       itl_target, prompt_rows_min, queue_max, Positive{steps_in_flight}, prefix_root, paths_equal);
   }
 };
 

@@ -473,8 +473,8 @@ cudaError_t add_norm(const AddNormArgs& args, std::uint32_t rows, LaunchChain& c
 /// Once for each format of weights, before their products: reserves shared memory.
 cudaError_t prepare_linear(const DeviceWeight& weight);
 
-/// LinearArgs::clustered, of a device that takes packed weights.
-cudaError_t count_clustered(std::uint32_t& processors);
+/// LinearArgs::clustered of a device that takes packed weights; `processors` if it does not tell.
+std::uint32_t count_clustered(std::uint32_t processors);
 
 /// Once for each shape of heads, before the two below: reserves their shared memory.
 cudaError_t prepare_attention(const AttentionArgs& args);

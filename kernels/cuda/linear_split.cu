@@ -219,16 +219,14 @@ using AnySplit = Choice<Split<P, 3, gate>, Split<P, 2, gate>, Split<P, 1, gate>>
 
 }  // namespace
 
-cudaError_t count_clustered(std::uint32_t& processors) {
+std::uint32_t count_clustered(std::uint32_t processors) {
   using Any = Split<PackedBf16, 3, false>;  // all are as large
-  cudaError_t status = Any::prepare();
   std::uint32_t clusters = 0;
-  if (status == cudaSuccess) {
-    status = count_clusters(split_columns_kernel<Any::S>, parts, Any::S::threads, Any::S::bytes,
-                            clusters);
-  }
-  processors = most(clusters, 1U) * parts;
-  return status;
+  const bool told = Any::prepare() == cudaSuccess &&
+                    count_clusters(split_columns_kernel<Any::S>, parts, Any::S::threads,
+                                   Any::S::bytes, clusters) == cudaSuccess;
+  if (!told) cudaGetLastError();  // no later call's
+  return clusters == 0 ? processors : clusters * parts;
 }
 
 cudaError_t prepare_split(const DeviceWeight& weight) { return prepare_any<AnySplit>(weight); }

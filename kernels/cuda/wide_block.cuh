@@ -196,6 +196,11 @@ __device__ void bring(const Share<S>& share, const Stretch& columns, std::uint32
   const std::uint32_t ahead = least(columns.count, S::stages);
   for (std::uint32_t step = 0; step < ahead; ++step) bring_weights(step);
   wait();
+  // One that brings nothing holds nobody up, and could so miss a phase.
+  if constexpr (S::shares_weights && each < S::cluster) {
+    const bool announces = warp == 0 || warp == copying_warps - 1;
+    if (panel % S::cluster != cluster_rank() && !announces) return;
+  }
   for (std::uint32_t step = 0; step < ahead; ++step) bring_inputs(step);
   for (std::uint32_t step = ahead; step < columns.count; ++step) {
     await_phase(stages.empty + step % S::stages, (step / S::stages - 1) % 2);

@@ -77,6 +77,13 @@ BOOST_AUTO_TEST_CASE(eight_bits_hold_twice_as_many_tokens) {
   BOOST_CHECK(unknown.error().code == ErrorCode::bad_request);
 }
 
+BOOST_AUTO_TEST_CASE(eight_bits_are_counted_in_sixteens) {
+  kernels::PoolShape shape{.layers = 1, .kv_heads = 1, .head_dim = 120, .block_tokens = 16};
+  BOOST_TEST(kernels::kv_block_bytes(shape) == std::size_t{2} * 2 * 120 * 16);
+  shape.kv_format = kernels::KvFormat::e4m3;
+  BOOST_TEST(kernels::kv_block_bytes(shape) == std::size_t{2} * 128 * 16);
+}
+
 BOOST_AUTO_TEST_CASE(a_device_that_the_weights_fill_is_refused) {
   const auto pool = plan_pool({}, llama_8b(), device(16 * gigabyte, true), 16 * gigabyte);
   BOOST_REQUIRE(!pool);

@@ -52,6 +52,27 @@ BOOST_AUTO_TEST_CASE(rows_fill_what_the_target_leaves) {
   BOOST_TEST(time.prompt_rows(1, 7'300'000, 512) == 4U);  // a few always
 }
 
+// On a GPU the first prompt row of a step costs as much as a hundred more: what the target leaves
+// is nothing, and fewer and fewer rows would seem dearer and dearer.
+BOOST_AUTO_TEST_CASE(a_device_may_want_many_rows) {
+  const auto takes = [](std::uint32_t prompt_rows) {
+    return 3'000'000ULL + (prompt_rows > 0 ? 5'000'000 : 0) + 30'000ULL * prompt_rows;
+  };
+  StepTime few, many(128);
+  for (StepTime* time : {&few, &many}) {
+    time->add(1, 0, takes(0));
+    time->add(0, 512, takes(512));
+    for (int i = 0; i < 200; ++i) {
+      const std::uint32_t rows = time->prompt_rows(1, 0, 512);
+      time->add(1, rows, takes(rows));
+    }
+  }
+  BOOST_TEST(few.prompt_rows(1, 0, 512) == 4U);
+  BOOST_TEST(many.prompt_rows(1, 0, 512) == 128U);
+  BOOST_TEST(many.prompt_rows(1, 0, 100) == 100U);
+  BOOST_TEST(many.prompt_rows(1, 100'000'000, 512) == 512U);
+}
+
 BOOST_AUTO_TEST_CASE(a_prompt_shares_its_steps) {
   const StepTime time = learned();
   const double alone = time.prompt_ns(1000, 0, 0, 512);

@@ -153,8 +153,8 @@ ChannelOpened random_opened(NodeRandom& r) {
   m.backend = r.text();
   m.site = {r.text(), r.text(), r.text(), r.text(), r.amount()};
   m.tokenizer = r.text();
-  m.scheduler = {1 + r.u32() / 2, r.u32(), 1 + r.u32() / 2, r.u32(), 1 + r.u32() / 2,
-                 r.u64(),         r.u32(), 1 + r.u32() / 2, {},      r.coin()};
+  m.scheduler = {1 + r.u32() / 2, r.u32(), 1 + r.u32() / 2, r.u32(), 1 + r.u32() / 2, r.u64(),
+                 r.u32(),         r.u32(), 1 + r.u32() / 2, {},      r.coin()};
   if (r.coin()) m.scheduler.prefix_root = r.id();
   return m;
 }
@@ -240,8 +240,8 @@ auto parts(const StepEvents& m) {
   return std::tie(a);
 }
 auto parts(const engine::SchedulerConfig& m) {
-  const auto& [a, b, c, d, e, f, g, h, i, j] = m;
-  return std::tie(a, b, c, d, e, f, g, h, i, j);
+  const auto& [a, b, c, d, e, f, g, h, i, j, k] = m;
+  return std::tie(a, b, c, d, e, f, g, h, i, j, k);
 }
 auto parts(const ChannelOpened& m) {
   const auto& [a, b, c, d, e, f] = m;
