@@ -87,10 +87,10 @@ ROWS = [
 ]
 # name, what `sluice bench serve` is told, its result, goal
 SERVED = [
-    ("8B fp8, 128 in, 500 out, 1 client",
+    ("8B fp8 with fp8 KV, 128 in, 500 out, 1 client",
      "--num-prompts 5 --max-concurrency 1 --random-input-len 128 --output-len 500",
      "median_e2el_ms", 1100),
-    ("8B fp8, 1,000 in, 1,000 out, 256 clients",
+    ("8B fp8 with fp8 KV, 1,000 in, 1,000 out, 256 clients",
      "--num-prompts 512 --max-concurrency 256 --random-input-len 1000 --output-len 1000",
      "output_throughput", 0.7 * 17744),
 ]

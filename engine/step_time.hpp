@@ -8,7 +8,7 @@ namespace sluice::engine {
 
 class StepTime {
  public:
-  explicit StepTime(std::uint32_t prompt_rows_min = 4) : prompt_rows_min_(prompt_rows_min) {}
+  explicit StepTime(std::uint32_t prompt_rows_min) : prompt_rows_min_(prompt_rows_min) {}
 
   /// Takes a step that ran: rows that decode, rows of prompts (or of what is recomputed), and the
   /// time that the device took, in ns. Older steps count less and less.

@@ -85,8 +85,7 @@ class SliceLoader {
     for (std::uint32_t token = 0; token < slice_tokens; token += 4) {
       const std::uint32_t first = slice * slice_tokens + token, t = first + lane_index() / 8;
       const std::uint32_t rows = first < warp_lanes ? rows_[0] : rows_[1];
-      const std::uint32_t row =
-          __shfl_sync(all_lanes, rows, static_cast<int>(t % warp_lanes));
+      const std::uint32_t row = __shfl_sync(all_lanes, rows, static_cast<int>(t % warp_lanes));
       const Element* from = at(row, values) + place;
       Element* copy = to + t % slice_tokens * row_elements<width, Element> + place;
       SLUICE_UNROLL

@@ -309,7 +309,8 @@ class Attender {
     return wide_columns(shared_.keys(__shfl_sync(all_lanes, place.index(), 0)), 64, S::key_eight);
   }
   __device__ WideColumns values_at(const Place& place) const {
-    return wide_rows(shared_.values(__shfl_sync(all_lanes, place.index(), 0)), S::value_eight, 64);
+    return wide_columns(shared_.values(__shfl_sync(all_lanes, place.index(), 0)), S::value_eight,
+                        64);
   }
 
   /// Lets go of tiles that none of the queries sees.

@@ -29,8 +29,8 @@ constexpr std::uint32_t usual_depth = 3;  ///< groups of a ring
 /// Shared memory of a multiprocessor, of which a block takes some more than it asks for.
 constexpr std::size_t processor_bytes = 233'472, block_extra_bytes = 1024;
 
-/// What a block of attention_splits.cu takes of it, with 128 elements a head.
-constexpr std::size_t attention_bytes = 72'704;
+/// What a block of attention_splits.cu takes of it, with 128 elements a head, at most.
+constexpr std::size_t attention_bytes = 75'776;
 
 /// A group in a warp's ring: units of weights.
 template <class P>

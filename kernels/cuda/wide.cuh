@@ -184,21 +184,14 @@ __device__ inline void show_products() {
 }
 
 /// Which columns a product takes, in matrices of eight elements of eight columns, sixteen bytes a
-/// column: `halves`, 16-byte aligned, is the first; so many halves on lies the one of the next
-/// eight elements, and so many that of the next eight columns.
+/// column, or of multiply_rows_async an element: `halves`, 16-byte aligned, is the first; so many
+/// halves on lies the one of the next eight elements, and so many that of the next eight columns.
 using WideColumns = std::uint64_t;
 __device__ inline WideColumns wide_columns(const std::uint16_t* halves,
                                            std::uint32_t next_matrix = 64,
                                            std::uint32_t next_group = wide_group_halves) {
   return (shared_address(halves) >> 4 & 0x3FFFU) | WideColumns{next_matrix / 8} << 16 |
          WideColumns{next_group / 8} << 32;
-}
-
-/// The same of columns of which eight lie beside each other: a matrix is eight elements of eight
-/// columns, sixteen bytes an element.
-__device__ inline WideColumns wide_rows(const std::uint16_t* halves, std::uint32_t next_matrix,
-                                        std::uint32_t next_group) {
-  return wide_columns(halves, next_matrix, next_group);
 }
 
 /// Those that lie so many halves further on.
@@ -224,7 +217,7 @@ __device__ inline WideColumns further(WideColumns columns, std::uint32_t halves)
 
 #define SLUICE_LIST(...) __VA_ARGS__
 
-/// `across` is 1 where matrices are wide_rows()'.
+/// `across` is 1 where matrices have sixteen bytes an element.
 #define SLUICE_WIDE(name, count, d_list, product, operands, add_name, across)                    \
   __device__ inline void name(float(&d)[count], const TileA& a, WideColumns b,                   \
                               std::uint32_t add) {                                               \
@@ -250,7 +243,7 @@ SLUICE_WIDE(multiply_async, 64, SLUICE_D64, "m64n128k16.f32.bf16.bf16",
 SLUICE_WIDE(multiply_f16_async, 32, SLUICE_D32, "m64n64k16.f32.f16.f16",
             "{" SLUICE_NAMES32 "}, {%32, %33, %34, %35}, %36", "%37", "0")
 
-/// Of f16 and 72 columns, or 136, that lie as wide_rows() has them.
+/// Of f16 and 72 columns, or 136, of which eight lie beside each other, element by element.
 SLUICE_WIDE(multiply_rows_async, 36, SLUICE_LIST(SLUICE_D32, SLUICE_D4(32)),
             "m64n72k16.f32.f16.f16",
             "{" SLUICE_NAMES32 ", %32, %33, %34, %35}, {%36, %37, %38, %39}, %40", "%41", "1")
@@ -319,10 +312,6 @@ struct WideColumns {
 };
 inline WideColumns wide_columns(const std::uint16_t* halves, std::uint32_t next_matrix = 64,
                                 std::uint32_t next_group = wide_group_halves) {
-  return {halves, next_matrix, next_group};
-}
-inline WideColumns wide_rows(const std::uint16_t* halves, std::uint32_t next_matrix,
-                             std::uint32_t next_group) {
   return {halves, next_matrix, next_group};
 }
 inline WideColumns further(WideColumns columns, std::uint32_t halves) {

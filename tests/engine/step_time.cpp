@@ -14,7 +14,7 @@ constexpr std::uint64_t ns(std::uint32_t decode_rows, std::uint32_t prompt_rows)
 }
 
 StepTime learned() {
-  StepTime time;
+  StepTime time(4);
   for (std::uint32_t rows = 1; rows <= 8; ++rows) time.add(rows, 0, ns(rows, 0));
   for (std::uint32_t rows = 1; rows <= 8; ++rows) time.add(rows, 64, ns(rows, 64));
   return time;
@@ -25,7 +25,7 @@ StepTime learned() {
 BOOST_AUTO_TEST_SUITE(step_time)
 
 BOOST_AUTO_TEST_CASE(nothing_known_limits_nothing) {
-  StepTime time;
+  StepTime time(4);
   BOOST_TEST(time.prompt_rows(8, 0, 512) == 512U);
   BOOST_TEST(time.prompt_ns(1000, 8, 0, 512) == 0.0);
   time.add(0, 100, ns(0, 100));
@@ -58,7 +58,7 @@ BOOST_AUTO_TEST_CASE(a_device_may_want_many_rows) {
   const auto takes = [](std::uint32_t prompt_rows) {
     return 3'000'000ULL + (prompt_rows > 0 ? 5'000'000 : 0) + 30'000ULL * prompt_rows;
   };
-  StepTime few, many(128);
+  StepTime few(4), many(128);
   for (StepTime* time : {&few, &many}) {
     time->add(1, 0, takes(0));
     time->add(0, 512, takes(512));
@@ -92,12 +92,12 @@ BOOST_AUTO_TEST_CASE(the_past_is_forgotten) {
 }
 
 BOOST_AUTO_TEST_CASE(one_row_count_or_a_falling_line_means_the_average) {
-  StepTime time;
+  StepTime time(4);
   time.add(8, 0, 10'000'000);
   time.add(8, 0, 10'000'000);
   BOOST_TEST(time.decode_ns(1) == 1e7);
   BOOST_TEST(time.decode_ns(64) == 1e7);
-  StepTime falling;
+  StepTime falling(4);
   falling.add(1, 0, 20'000'000);
   falling.add(8, 0, 10'000'000);
   BOOST_TEST(falling.decode_ns(100) > 9e6);

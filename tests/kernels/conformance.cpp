@@ -144,6 +144,18 @@ void check(const Traits& traits, int steps = 12) {
   });
 }
 
+/// Of which several tiles of positions, and several splits, are attended to.
+Traits long_traits(const HeadShape& heads) {
+  return {.format = Format::f16,
+          .hidden = 32,
+          .heads = heads,
+          .feed_forward = 32,
+          .vocabulary = 40,
+          .layers = 1,
+          .pairs = heads.head_dim / 2,
+          .context_tokens = 320};
+}
+
 }  // namespace
 
 BOOST_AUTO_TEST_SUITE(conformance)
@@ -228,16 +240,9 @@ BOOST_AUTO_TEST_CASE(many_heads_share_one_key_head) {
 BOOST_AUTO_TEST_CASE(long_sequences) {
   const auto check_heads = [](HeadShape heads, std::uint32_t window, float cap = 0.0F) {
     BOOST_TEST_CONTEXT(heads.heads << " heads of " << heads.head_dim) {
-      const Traits traits{.format = Format::f16,
-                          .hidden = 32,
-                          .heads = heads,
-                          .feed_forward = 32,
-                          .vocabulary = 40,
-                          .layers = 1,
-                          .pairs = heads.head_dim / 2,
-                          .window = window,
-                          .score_cap = cap,
-                          .context_tokens = 320};
+      Traits traits = long_traits(heads);
+      traits.window = window;
+      traits.score_cap = cap;
       check(traits, 20);
       Conformance(on_cuda_host(256), traits, 8).run(3);
     }
@@ -274,15 +279,8 @@ BOOST_AUTO_TEST_CASE(keys_and_values_of_8_bits) {
                                 HeadShape{3, 1, 96}, HeadShape{2, 1, 128}, HeadShape{1, 1, 160},
                                 HeadShape{2, 1, 256}, HeadShape{20, 1, 16}}) {
     BOOST_TEST_CONTEXT(heads.heads << " heads of " << heads.head_dim) {
-      const Traits traits{.format = Format::f16,
-                          .hidden = 32,
-                          .heads = heads,
-                          .feed_forward = 32,
-                          .vocabulary = 40,
-                          .layers = 1,
-                          .pairs = heads.head_dim / 2,
-                          .context_tokens = 320,
-                          .kv_format = KvFormat::e4m3};
+      Traits traits = long_traits(heads);
+      traits.kv_format = KvFormat::e4m3;
       check(traits, 12);
       Conformance(on_cuda_host(256), traits, 8).run(3);
     }

@@ -1,7 +1,8 @@
 // Kernels that start while those before them end (kernels/cuda/chain.hpp). The host runs them one
 // after the other, so what it can show is the rule: that a kernel which misses its wait is refused,
-// on a path of one thread too, and one that touches more than weights before it; that the project's
-// kernels do neither; which launches of a step may start early; and where none may.
+// on a path of one thread too, and one that touches closed memory before it; that the project's
+// kernels do neither, where activations are closed; which launches of a step may start early; and
+// where none may.
 
 #include <boost/test/unit_test.hpp>
 #include <random>
@@ -145,13 +146,13 @@ BOOST_AUTO_TEST_CASE(memory_that_is_touched_before_the_wait) {
     cuda::await_previous();
     x[0] = from;
   });
-  BOOST_TEST(says(read, "what is no weight"), read);
+  BOOST_TEST(says(read, "what was closed"), read);
   const std::string written = said([](const int*, int* x) {
     cuda::start_next();
     x[threadIdx.x % 16] = 1;
     cuda::await_previous();
   });
-  BOOST_TEST(says(written, "what is no weight"), written);
+  BOOST_TEST(says(written, "what was closed"), written);
 }
 
 BOOST_AUTO_TEST_CASE(only_a_kernel_right_behind_a_kernel_starts_early) {

@@ -18,12 +18,12 @@ std::string q4_1() { return tests::model_file("SmolLM2-135M-Instruct-Q4_1.gguf")
 
 // A device that rounds what every product reads to bf16 does so beyond the CPU's BF16 path (below)
 // in the last product, and with Q4_1's weights too, and it has f16 queries. Emulated, over all 20
-// prompts, it deviates by 0.0594 (BF16) and 0.0630 (Q4_1), where the CPU's path deviates by 0.0518.
-// A device's order of sums turns other roundings: another order moves llama.cpp's deviation by 8 %,
-// and this may move as much. The worst differences are 0.72 and 0.40, the first that of a first
-// token, which few huge values make: how they are rounded shifts all logits of its position alike,
-// of "Hello" by 0.57, and so no probability. Without that one position the deviation is 0.0559, so
-// chance decides whether llama.cpp's is larger.
+// prompts, it deviates by 0.0594 (BF16) and 0.0630 (Q4_1, not packed), where the CPU's path
+// deviates by 0.0518. A device's order of sums turns other roundings: another order moves
+// llama.cpp's deviation by 8 %, and this may move as much. The worst differences are 0.72 and 0.40,
+// the first that of a first token, which few huge values make: how they are rounded shifts all
+// logits of its position alike, of "Hello" by 0.57, and so no probability. Without that one
+// position the deviation is 0.0559, so chance decides whether llama.cpp's is larger.
 constexpr testing::Allowed on_a_bf16_device{1.0, 0.07};
 
 // One that packs Q4_1 rounds its scales and offsets to bf16 as well, 2^-9 of a block's weights

@@ -220,7 +220,7 @@ class BlockRunner {
     if (closed_.any() && !me.waited) {
       meet_cluster(where);
       closed_.open();
-      if (closed_.take_touched()) complain("touched, before its wait, what is no weight");
+      if (closed_.take_touched()) complain("touched, before its wait, what was closed");
     }
     me.waited = true;
   }
