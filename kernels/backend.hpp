@@ -215,7 +215,8 @@ struct DeviceInfo {
   std::string device;        ///< "AMD EPYC, AVX3, 2 threads"
   std::string arithmetic;    ///< part of the numerics id: whatever may change a result's bits
   bool paths_equal = false;  ///< prompt and decode arithmetic agree to the bit
-  /// Products with quantized weights round their input to int8, so many columns to a step; 0: not.
+  /// Products with quantized weights round their input to int8, so many columns to a step, which is
+  /// that of twice as many halved as often as their values allow; 0: not.
   std::uint32_t int8_block_columns = 0;
   /// Products round their input and weights to bf16, but for float32 weights.
   bool bf16_products = false;

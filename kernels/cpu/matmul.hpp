@@ -5,10 +5,10 @@
 //   bfloat16           the same with x rounded to bfloat16 or as it is, of each pair of columns
 //                      the odd one first, denormals taken for zeros (matmul_bf16)
 //   quantized          block by block of 32 columns, with fused multiply-adds,
-//     d * (step_a * (q . x_a) + step_b * (q . x_b)) + m * (sum of x)            (matmul_int8)
-// a and b being the block's halves, x rounded to int8, q . x exact integers; Q6_K, whose halves
-// have scales of their own, adds them apart, and Q4_0 and Q8_0, whose m is -8 d and -128 d, take q
-// less 8 and 128.
+//     (d * step) * (2^-a (q . x_a) + 2^-b (q . x_b)) + m * (sum of x)            (matmul_int8)
+// a and b being the block's halves, x rounded to int8 (quantize.hpp), q . x exact integers; Q6_K,
+// whose halves have scales of their own, adds them apart, and where m is a multiple of d, that is
+// taken from q instead.
 
 #include <cstddef>
 #include <cstdint>

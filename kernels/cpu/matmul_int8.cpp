@@ -13,12 +13,13 @@
 #include "kernels/cpu/packed-inl.hpp"
 
 // Arithmetic intensity: a block of 16 x 32 weights is 288 to 576 bytes; one activation row takes 8
-// dot products of 64 bytes and 3 or 4 float operations of it, 30 instructions with the unpacking,
+// dot products of 64 bytes of it and 5 or 6 float operations, 30 instructions with the unpacking,
 // where a core gets some 6 bytes a cycle from memory. So few rows run at the speed of memory, and
-// from eight rows on (6 cycles each: 8 dot products, a product and three multiply-adds on two
-// units; one less for Q4_0 and Q8_0) the dot products bound: 2/3 of their peak, or 8/11. Then a
-// tile is of two strips, so that four activations are loaded once for two dot products: with one
-// strip a core that loads twice a cycle needs longer for the loads than for the products.
+// from eight rows on the dot products bound: a row takes the two units that do them 8, a product of
+// scales and one multiply-add (another for scales' offsets): 0.8 of their peak, or 0.73.
+// (Subtractions and sums are other units'.) Then strips are unpacked once for all
+// rows, and a tile is of two, so that four activations are loaded once for two dot products: with
+// one strip a core that loads twice a cycle needs longer for the loads than for the products.
 
 HWY_BEFORE_NAMESPACE();
 namespace sluice::kernels::HWY_NAMESPACE {
@@ -53,46 +54,64 @@ constexpr int few_rows_locality = 3;
 // Weights that stay in the first-level cache, beside a tile of activations, for all rows.
 constexpr std::size_t cached_bytes = std::size_t{24} << 10;
 
-/// A block's accumulators for a row: where the format's zero begins them, else 0. `h`: the half.
+/// Where a half's dot products for a row begin: at the bits of its zero, less the format's zero.
 template <class Kind>
-HWY_INLINE hn::Vec<I> start(const QuantizedBlock& x, std::size_t h) {
-  if constexpr (requires { Kind::starts(x); }) {
-    return hn::Set(I(), Kind::starts(x)[h]);
-  } else {
-    return hn::Zero(I());
-  }
+HWY_INLINE hn::Vec<I> start(const QuantizedBlock& x, std::size_t half) {
+  if constexpr (Kind::zero == 8) return hn::Set(I(), x.starts_8[half]);
+  if constexpr (Kind::zero == 128) return hn::Set(I(), x.starts_128[half]);
+  const auto none = hn::BitCast(I(), hn::Set(F(), x.zeros[half]));
+  if constexpr (Kind::zero == 0) return none;
+  const auto eight = hn::Sub(hn::Set(I(), x.starts_8[half]), none);
+  return hn::Add(none, hn::ShiftLeft<Kind::zero == 16 ? 1 : 2>(eight));
 }
 
-/// sum += what the dot products of a block's halves give.
+/// A half's zero in every lane, for in_steps.
+HWY_INLINE Part zero_of(const QuantizedBlock& x, std::size_t half) {
+#if HWY_CAP_GE512
+  // As assembly: GCC else keeps it in a register from where the products began, one too many.
+  __m512 zero;
+  asm("vbroadcastss %1, %0" : "=v"(zero) : "m"(x.zeros[half]));
+  return Part{zero};
+#else
+  return hn::Set(F(), x.zeros[half]);
+#endif
+}
+
+/// What a half's dot products give, in the block's steps.
+HWY_INLINE Lanes in_steps(const Sums& dots, Part zero) {
+  Lanes v;
+  unroll<parts>([&](auto i) SLUICE_INLINE {
+    v.part[i] = hn::Sub(hn::BitCast(F(), dots.part[i]), zero);
+  });
+  return v;
+}
+
+/// sum += what a block's halves give. The steps' product does not wait for the dot products.
 template <class Kind>
-HWY_INLINE void add_block(const Lanes& first, const Sums& second, const QuantizedBlock& x,
+HWY_INLINE void add_block(const Lanes& first, const Lanes& second, const QuantizedBlock& x,
                           const Scales<Kind::halves>& scale, Lanes& sum) {
+  const Lanes step = set(x.step);
   if constexpr (Kind::halves == 1) {
-    const Lanes both = fma(to_float(second), set(x.steps[1]), first);
-    sum = fma(both, scale.d[0], sum);
-    if constexpr (!requires { Kind::starts(x); }) {
-      sum = fma(set(x.sums[0]) + set(x.sums[1]), scale.m[0], sum);
-    }
+    sum = fma(first + second, scale.d[0] * step, sum);
   } else {
-    sum = fma(first, scale.d[0], sum);
-    sum = fma(to_float(second) * set(x.steps[1]), scale.d[1], sum);
-    sum = fma(set(x.sums[0]), scale.m[0], sum);
-    sum = fma(set(x.sums[1]), scale.m[1], sum);
+    sum = fma(first, scale.d[0] * step, sum);
+    sum = fma(second, scale.d[1] * step, sum);
   }
+  if constexpr (Kind::zero == 0) sum = fma(set(x.sum), scale.m, sum);
 }
 
-/// Goes through the blocks of S strips side by side.
-template <class Kind, std::size_t S>
+/// Goes through the blocks of a strip.
+template <class Kind>
 struct Cursor {
   static constexpr cpu::PackedLayout layout = cpu::packed_layout(Kind::format);
-  std::size_t strip_bytes;
+  static constexpr std::size_t block_bytes =
+      layout.quant_bytes + layout.scale_bytes + layout.head_bytes / 8;
   Bytes scales;
   Bytes head;
   Bytes quants;
 
   HWY_INLINE Cursor(const cpu::PackedWeight& weight, std::uint32_t strip)
-      : strip_bytes(weight.strip_bytes),
-        scales(weight.strip(strip)),
+      : scales(weight.strip(strip)),
         head(nullptr),
         quants(weight.strip(strip) + weight.quants_at) {}
 
@@ -108,13 +127,8 @@ struct Cursor {
     }
     __builtin_prefetch(scales + ahead);
   }
-  HWY_INLINE Quants vector(std::size_t s, std::size_t j) const {
-    return Kind::quants(quants + s * strip_bytes, j);
-  }
-  HWY_INLINE Scales<Kind::halves> scale(std::size_t s) const {
-    const Bytes its_head = layout.head_bytes == 0 ? nullptr : head + s * strip_bytes;
-    return Kind::scales(scales + s * strip_bytes, its_head);
-  }
+  HWY_INLINE Quants vector(std::size_t j) const { return Kind::quants(quants, j); }
+  HWY_INLINE Scales<Kind::halves> scale() const { return Kind::scales(scales, head); }
   HWY_INLINE void leave() {
     quants += layout.quant_bytes;
     scales += layout.scale_bytes;
@@ -127,33 +141,31 @@ template <class Kind, std::size_t N>
 HWY_INLINE void multiply_strip(const cpu::PackedWeight& weight, std::uint32_t strip,
                                const QuantizedBlock* const (&x)[N], Lanes (&sums)[N]) {
   unroll<N>([&](auto n) SLUICE_INLINE { sums[n] = set(0.0F); });
-  Cursor<Kind, 1> at(weight, strip);
-  const std::size_t blocks = weight.blocks();
-  constexpr auto layout = Cursor<Kind, 1>::layout;
-  constexpr std::size_t block_bytes =
-      layout.quant_bytes + layout.scale_bytes + layout.head_bytes / 8;
+  Cursor<Kind> at(weight, strip);
+  constexpr std::size_t block_bytes = Cursor<Kind>::block_bytes;
   Bytes ahead = weight.strip(strip) + prefetch_bytes;
-  for (std::size_t b = 0; b < blocks; ++b) {
+  for (std::size_t b = 0; b < weight.blocks(); ++b) {
     at.enter(b);
     for (std::size_t line = 0; line < block_bytes; line += 64) {
       __builtin_prefetch(ahead + line, 0, few_rows_locality);
     }
     ahead += block_bytes;
     Quants q[8];
-    unroll<8>([&](auto j) SLUICE_INLINE { q[j] = at.vector(0, j); });
-    const Scales<Kind::halves> scale = at.scale(0);
+    unroll<8>([&](auto j) SLUICE_INLINE { q[j] = at.vector(j); });
+    const Scales<Kind::halves> scale = at.scale();
     unroll<N>([&](auto n) SLUICE_INLINE {
-      const QuantizedBlock& block = x[n][b];
+      const QuantizedBlock& in = x[n][b];
       Sums a, c;
       unroll<parts>([&](auto i) SLUICE_INLINE {
-        a.part[i] = start<Kind>(block, 0);
-        c.part[i] = start<Kind>(block, 1);
+        a.part[i] = start<Kind>(in, 0);
+        c.part[i] = start<Kind>(in, 1);
       });
       unroll<4>([&](auto j) SLUICE_INLINE {
-        add_dots<Kind::small>(q[j], block.values + 4 * j, a);
-        add_dots<Kind::small>(q[4 + j], block.values + 16 + 4 * j, c);
+        add_dots<Kind::small>(q[j], in.values + 4 * j, a);
+        add_dots<Kind::small>(q[4 + j], in.values + 16 + 4 * j, c);
       });
-      add_block<Kind>(to_float(a) * set(block.steps[0]), c, block, scale, sums[n]);
+      const Lanes low = in_steps(a, zero_of(in, 0)), high = in_steps(c, zero_of(in, 1));
+      add_block<Kind>(low, high, in, scale, sums[n]);
     });
     at.leave();
   }
@@ -182,57 +194,201 @@ HWY_INLINE void multiply_tiles(const Product& p, std::size_t r, std::size_t rows
 
 #if HWY_CAP_GE512
 
-// A tile of two strips: 8 sums, 8 halves of a block and 8 accumulators of 32 registers.
-constexpr std::size_t pair_rows = 4;
+// Of several rows a tile is of two strips and four rows: 8 sums, 8 halves of a block and 8
+// accumulators of 32 registers.
+constexpr std::size_t pair_strips = 2, pair_rows = 4;
 
-/// Strips `strip` and the next with a tile of activation rows. `asks`, with tiles 0 and 1: for the
-/// strips behind, one each. (A branch for that in the loop costs up to a fifth: often its end is
-/// then not foreseen.)
+/// A pair of strips where they lie, unpacked for one tile. `asks`: for what lies so much further on
+/// as well. (A branch for that in the loop costs up to a fifth: its end is often not foreseen.)
 template <class Kind, bool asks>
-HWY_NOINLINE void multiply_pair(const Product& p, std::size_t tile, std::uint32_t strip) {
-  constexpr std::size_t S = 2, N = pair_rows;
-  const std::size_t r = tile * N;
-  Lanes sums[S * N];
-  unroll<S * N>([&](auto i) SLUICE_INLINE { sums[i] = set(0.0F); });
-  Cursor<Kind, S> at(*p.weight, strip);
-  const QuantizedBlock* x[N];
-  for (std::size_t n = 0; n < N; ++n) x[n] = p.rounded.int8.row(r + n);
-  const std::size_t blocks = p.weight->blocks();
+struct PackedPair {
+  using As = Kind;
+  Cursor<Kind> strips[pair_strips];
+  std::size_t ahead;
+
+  PackedPair(const cpu::PackedWeight& weight, std::uint32_t strip, std::size_t strips_ahead = 0)
+      : strips{{weight, strip}, {weight, strip + 1}}, ahead(strips_ahead * weight.strip_bytes) {}
+
+  HWY_INLINE void enter(std::size_t block) {
+    unroll<pair_strips>([&](auto s) SLUICE_INLINE { strips[s].enter(block); });
+    if constexpr (asks) strips[0].ask(ahead);
+  }
+  HWY_INLINE Quants vector(std::size_t s, std::size_t j) const { return strips[s].vector(j); }
+  HWY_INLINE Scales<Kind::halves> scale(std::size_t s) const { return strips[s].scale(); }
+  HWY_INLINE void leave() {
+    unroll<pair_strips>([&](auto s) SLUICE_INLINE { strips[s].leave(); });
+  }
+};
+
+/// What a product must know of a format once it is unpacked.
+template <class Kind>
+struct Unpacked {
+  static constexpr bool small = Kind::small;
+  static constexpr int zero = Kind::zero;
+  static constexpr std::size_t halves = Kind::halves;
+};
+
+// Of many rows, a pair of strips is unpacked once for all tiles, so many columns at once, which
+// with a tile's activations stay in a first-level cache of 32 KiB.
+constexpr std::size_t many_rows = 32;
+constexpr std::size_t unpacked_blocks = 18;
+constexpr std::size_t unpacked_rows = 128;
+
+/// Blocks of a pair of strips, a byte a quant.
+template <std::size_t halves>
+struct PairBlock {
+  alignas(64) std::uint8_t quants[8][pair_strips][64];
+  Scales<halves> scales[pair_strips];
+};
+
+/// The same as `PackedPair`, from blocks unpacked.
+template <class Kind>
+struct UnpackedPair {
+  using As = Unpacked<Kind>;
+  const PairBlock<Kind::halves>* at;
+
+  HWY_INLINE void enter(std::size_t) {}
+  HWY_INLINE Quants vector(std::size_t s, std::size_t j) const {
+    return load_quants(at->quants[j][s]);
+  }
+  HWY_INLINE Scales<Kind::halves> scale(std::size_t s) const { return at->scales[s]; }
+  HWY_INLINE void leave() { ++at; }
+};
+
+/// Blocks [first, last).
+template <class Kind>
+HWY_NOINLINE void unpack(PackedPair<Kind, false>& from, std::size_t first, std::size_t last,
+                         PairBlock<Kind::halves>* to) {
+  for (std::size_t b = first; b < last; ++b, ++to) {
+    from.enter(b);
+    unroll<pair_strips>([&](auto s) SLUICE_INLINE {
+      unroll<8>([&](auto j) SLUICE_INLINE {
+        auto* quants = reinterpret_cast<std::int32_t*>(to->quants[j][s]);
+        hn::StoreU(from.vector(s, j).part[0], I(), quants);
+      });
+      to->scales[s] = from.scale(s);
+    });
+    from.leave();
+  }
+}
+
+/// Has these computed by now. GCC puts what is used once off until then, across blocks, in more
+/// registers than there are.
+template <std::size_t N>
+HWY_INLINE void settle(Lanes (&v)[N]) {
+  unroll<N>([&](auto i) SLUICE_INLINE { asm volatile("" : "+v"(v[i].part[0].raw)); });
+}
+
+using Tile = Lanes[pair_strips * pair_rows];
+
+/// sums[pair_strips * n + s] += what so many blocks of strip s give for activation row n, whose
+/// first of these is x[n].
+template <class Pair>
+HWY_INLINE void multiply_pair(Pair at, std::size_t blocks,
+                                const QuantizedBlock* const (&x)[pair_rows], Tile& sums) {
+  using Kind = typename Pair::As;
+  constexpr std::size_t S = pair_strips, N = pair_rows;
+  Tile sum;  // a copy: else GCC keeps these in memory
+  unroll<S * N>([&](auto i) SLUICE_INLINE { sum[i] = sums[i]; });
   for (std::size_t b = 0; b < blocks; ++b) {
     at.enter(b);
-    if constexpr (asks) at.ask((S + tile) * p.weight->strip_bytes);
-    const auto dots = [&](auto h, Sums(&to)[S * N]) SLUICE_INLINE {
+    const auto dots = [&](auto half, Tile& to) SLUICE_INLINE {
+      Sums acc[S * N];
       unroll<N>([&](auto n) SLUICE_INLINE {
-        unroll<S>([&](auto s) SLUICE_INLINE { to[S * n + s].part[0] = start<Kind>(x[n][b], h); });
+        unroll<S>([&](auto s) SLUICE_INLINE {
+          acc[S * n + s].part[0] = start<Kind>(x[n][b], half);
+        });
       });
       unroll<4>([&](auto j) SLUICE_INLINE {
         Quants q[S];
-        unroll<S>([&](auto s) SLUICE_INLINE { q[s] = at.vector(s, 4 * h + j); });
+        unroll<S>([&](auto s) SLUICE_INLINE { q[s] = at.vector(s, 4 * half + j); });
         unroll<N>([&](auto n) SLUICE_INLINE {
           std::int32_t four;
-          std::memcpy(&four, x[n][b].values + 16 * h + 4 * j, sizeof four);
+          std::memcpy(&four, x[n][b].values + 16 * half + 4 * j, sizeof four);
           const auto all = hn::Set(I(), four);
           unroll<S>([&](auto s) SLUICE_INLINE {
-            add_dots<Kind::small>(q[s], all, to[S * n + s]);
+            add_dots<Kind::small>(q[s], all, acc[S * n + s]);
           });
         });
       });
+      unroll<N>([&](auto n) SLUICE_INLINE {
+        const Part zero = zero_of(x[n][b], half);
+        unroll<S>([&](auto s) SLUICE_INLINE { to[S * n + s] = in_steps(acc[S * n + s], zero); });
+      });
+      settle(to);
     };
-    Sums some[S * N];
-    Lanes first[S * N];
-    dots(std::integral_constant<std::size_t, 0>(), some);
-    unroll<S * N>([&](auto i) SLUICE_INLINE {
-      first[i] = to_float(some[i]) * set(x[i / S][b].steps[0]);
-    });
-    dots(std::integral_constant<std::size_t, 1>(), some);
+    Tile low, high;
+    dots(std::integral_constant<std::size_t, 0>(), low);
+    dots(std::integral_constant<std::size_t, 1>(), high);
     Scales<Kind::halves> scale[S];
     unroll<S>([&](auto s) SLUICE_INLINE { scale[s] = at.scale(s); });
     unroll<S * N>([&](auto i) SLUICE_INLINE {
-      add_block<Kind>(first[i], some[i], x[i / S][b], scale[i % S], sums[i]);
+      add_block<Kind>(low[i], high[i], x[i / S][b], scale[i % S], sum[i]);
     });
+    settle(sum);
     at.leave();
   }
-  unroll<S * N>([&](auto i) SLUICE_INLINE { finish(p, r + i / S, strip + i % S, sums[i]); });
+  unroll<S * N>([&](auto i) SLUICE_INLINE { sums[i] = sum[i]; });
+}
+
+/// A tile's first activation rows, from a block on.
+struct TileRows {
+  const QuantizedBlock* row[pair_rows];
+
+  TileRows(const Product& p, std::size_t r, std::size_t block) {
+    for (std::size_t n = 0; n < pair_rows; ++n) row[n] = p.rounded.int8.row(r + n) + block;
+  }
+};
+
+HWY_INLINE void finish_tile(const Product& p, std::size_t r, std::uint32_t strip,
+                            const Tile& sums) {
+  unroll<pair_strips * pair_rows>([&](auto i) SLUICE_INLINE {
+    finish(p, r + i / pair_strips, strip + i % pair_strips, sums[i]);
+  });
+}
+
+/// Strips `strip` and the next for so many tiles of rows. Asks for the strips behind meanwhile.
+template <class Kind>
+HWY_INLINE void multiply_tiles_packed(const Product& p, std::size_t tiles, std::uint32_t strip) {
+  for (std::size_t t = 0; t < tiles; ++t) {
+    const std::size_t r = t * pair_rows;
+    const TileRows x(p, r, 0);
+    Tile sums = {};
+    if (t < pair_strips) {
+      const PackedPair<Kind, true> at(*p.weight, strip, pair_strips + t);
+      multiply_pair(at, p.weight->blocks(), x.row, sums);
+    } else {
+      multiply_pair(PackedPair<Kind, false>(*p.weight, strip), p.weight->blocks(), x.row, sums);
+    }
+    finish_tile(p, r, strip, sums);
+  }
+}
+
+/// The same of rows from r on.
+template <class Kind>
+HWY_INLINE void multiply_tiles_unpacked(const Product& p, std::size_t r, std::size_t tiles,
+                                        std::uint32_t strip) {
+  const std::size_t blocks = p.weight->blocks();
+  const std::size_t passes = (blocks + unpacked_blocks - 1) / unpacked_blocks;
+  const std::size_t each = (blocks + passes - 1) / passes;
+  const std::size_t asked = pair_strips * p.weight->strip_bytes / tiles;
+  PackedPair<Kind, false> packed(*p.weight, strip);
+  PairBlock<Kind::halves> unpacked[unpacked_blocks];
+  Tile sums[unpacked_rows / pair_rows];
+  for (std::size_t first = 0; first < blocks; first += each) {
+    const std::size_t last = std::min(blocks, first + each);
+    unpack(packed, first, last, unpacked);
+    for (std::size_t t = 0; t < tiles; ++t) {
+      const TileRows x(p, r + t * pair_rows, first);
+      if (first == 0) {
+        const Bytes behind = p.weight->strip(strip + pair_strips) + t * asked;
+        for (std::size_t line = 0; line < asked; line += 64) __builtin_prefetch(behind + line);
+        unroll<pair_strips * pair_rows>([&](auto i) SLUICE_INLINE { sums[t][i] = set(0.0F); });
+      }
+      multiply_pair(UnpackedPair<Kind>{unpacked}, last - first, x.row, sums[t]);
+      if (last == blocks) finish_tile(p, r + t * pair_rows, strip, sums[t]);
+    }
+  }
 }
 
 #endif
@@ -245,11 +401,17 @@ void multiply_int8(const Product& p, std::uint32_t rows, std::uint32_t first,
     using Kind = decltype(kind);
     std::uint32_t s = first;
 #if HWY_CAP_GE512
-    for (; rows >= 2 * pair_rows && s + 2 <= last; s += 2) {
+    for (; rows >= 2 * pair_rows && s + pair_strips <= last; s += pair_strips) {
       const std::size_t tiles = rows / pair_rows;
-      for (std::size_t t = 0; t < 2; ++t) multiply_pair<Kind, true>(p, t, s);
-      for (std::size_t t = 2; t < tiles; ++t) multiply_pair<Kind, false>(p, t, s);
-      multiply_tiles<Kind, pair_rows / 2>(p, tiles * pair_rows, rows, s, s + 2);
+      constexpr std::size_t together = unpacked_rows / pair_rows;
+      if (rows < many_rows) {
+        multiply_tiles_packed<Kind>(p, tiles, s);
+      } else {
+        for (std::size_t t = 0; t < tiles; t += together) {
+          multiply_tiles_unpacked<Kind>(p, t * pair_rows, std::min(together, tiles - t), s);
+        }
+      }
+      multiply_tiles<Kind, pair_rows / 2>(p, tiles * pair_rows, rows, s, s + pair_strips);
     }
 #endif
     for (; s < last; s += chunk) {

@@ -159,12 +159,6 @@ HWY_INLINE void add_dots(const Quants& q, const std::int8_t* x, Sums& sums) {
 #endif
 }
 
-HWY_INLINE Lanes to_float(const Sums& v) {
-  Lanes out;
-  unroll<parts>([&](auto i) SLUICE_INLINE { out.part[i] = hn::ConvertTo(F(), v.part[i]); });
-  return out;
-}
-
 /// Sixteen small integers from bytes.
 template <class Byte>
 HWY_INLINE Lanes load_small(Bytes from) {
@@ -181,53 +175,52 @@ HWY_INLINE Lanes load_halves(Bytes from) {
   return load_half(reinterpret_cast<const std::uint16_t*>(from));
 }
 
-/// What a block's rows multiply with: weight = d * q + m, for each half of the block.
+/// What a block's rows multiply with: weight = d * (q - zero) + m, for each half of the block.
+/// There is an m only where all of the block has one d, and zero is 0.
 template <std::size_t halves>
 struct Scales {
   Lanes d[halves];
-  Lanes m[halves];
+  Lanes m;
 };
 
-// Each format: `small` quants or not, vector j of a block's quants, how many scales a block's row
-// has, and how to read them.
-// `head` is what eight blocks share. Where m is a fixed multiple of d, the dot products begin with
-// that multiple of the activations' sum (`starts`): exact, and for nothing.
+// Each format: `small` quants or not, its zero, vector j of a block's quants, how many scales a
+// block's row has, and how to read them. `head` is what eight blocks share.
 
 struct PackedQ4_0 {
   static constexpr Format format = Format::q4_0;
   static constexpr bool small = true;
+  static constexpr int zero = 8;
   static constexpr std::size_t halves = 1;
   static HWY_INLINE Quants quants(Bytes from, std::size_t j) { return load_nibbles(from, j); }
   static HWY_INLINE Scales<1> scales(Bytes at, Bytes) { return {{load_halves(at)}, {}}; }
-  static HWY_INLINE const std::int32_t* starts(const cpu::QuantizedBlock& x) {
-    return x.starts_8;
-  }
 };
 
 struct PackedQ4_1 {
   static constexpr Format format = Format::q4_1;
   static constexpr bool small = true;
+  static constexpr int zero = 0;
   static constexpr std::size_t halves = 1;
   static HWY_INLINE Quants quants(Bytes from, std::size_t j) { return load_nibbles(from, j); }
   static HWY_INLINE Scales<1> scales(Bytes at, Bytes) {
-    return {{load_halves(at)}, {load_halves(at + 32)}};
+    return {{load_halves(at)}, load_halves(at + 32)};
   }
 };
 
 struct PackedQ5_0 {
   static constexpr Format format = Format::q5_0;
   static constexpr bool small = true;
+  static constexpr int zero = 16;
   static constexpr std::size_t halves = 1;
   static HWY_INLINE Quants quants(Bytes from, std::size_t j) { return load_fives(from, j); }
   static HWY_INLINE Scales<1> scales(Bytes at, Bytes) {
-    const Lanes d = load_halves(at);
-    return {{d}, {set(-16.0F) * d}};
+    return {{load_halves(at)}, {}};
   }
 };
 
 struct PackedQ5_1 {
   static constexpr Format format = Format::q5_1;
   static constexpr bool small = true;
+  static constexpr int zero = 0;
   static constexpr std::size_t halves = 1;
   static HWY_INLINE Quants quants(Bytes from, std::size_t j) { return load_fives(from, j); }
   static HWY_INLINE Scales<1> scales(Bytes at, Bytes head) { return PackedQ4_1::scales(at, head); }
@@ -236,28 +229,28 @@ struct PackedQ5_1 {
 struct PackedQ8_0 {
   static constexpr Format format = Format::q8_0;
   static constexpr bool small = false;
+  static constexpr int zero = 128;
   static constexpr std::size_t halves = 1;
   static HWY_INLINE Quants quants(Bytes from, std::size_t j) { return load_quants(from + 64 * j); }
   static HWY_INLINE Scales<1> scales(Bytes at, Bytes) { return {{load_halves(at)}, {}}; }
-  static HWY_INLINE const std::int32_t* starts(const cpu::QuantizedBlock& x) {
-    return x.starts_128;
-  }
 };
 
 struct PackedQ4_K {
   static constexpr Format format = Format::q4_k;
   static constexpr bool small = true;
+  static constexpr int zero = 0;
   static constexpr std::size_t halves = 1;
   static HWY_INLINE Quants quants(Bytes from, std::size_t j) { return load_nibbles(from, j); }
   static HWY_INLINE Scales<1> scales(Bytes at, Bytes head) {
     return {{load_halves(head) * load_small<std::uint8_t>(at)},
-            {set(0.0F) - load_halves(head + 32) * load_small<std::uint8_t>(at + 16)}};
+            set(0.0F) - load_halves(head + 32) * load_small<std::uint8_t>(at + 16)};
   }
 };
 
 struct PackedQ5_K {
   static constexpr Format format = Format::q5_k;
   static constexpr bool small = true;
+  static constexpr int zero = 0;
   static constexpr std::size_t halves = 1;
   static HWY_INLINE Quants quants(Bytes from, std::size_t j) { return load_fives(from, j); }
   static HWY_INLINE Scales<1> scales(Bytes at, Bytes head) { return PackedQ4_K::scales(at, head); }
@@ -266,13 +259,12 @@ struct PackedQ5_K {
 struct PackedQ6_K {
   static constexpr Format format = Format::q6_k;
   static constexpr bool small = true;
+  static constexpr int zero = 32;
   static constexpr std::size_t halves = 2;
   static HWY_INLINE Quants quants(Bytes from, std::size_t j) { return load_sixes(from, j); }
   static HWY_INLINE Scales<2> scales(Bytes at, Bytes head) {
     const Lanes d = load_halves(head);
-    const Lanes a = d * load_small<std::int8_t>(at);
-    const Lanes b = d * load_small<std::int8_t>(at + 16);
-    return {{a, b}, {set(-32.0F) * a, set(-32.0F) * b}};
+    return {{d * load_small<std::int8_t>(at), d * load_small<std::int8_t>(at + 16)}, {}};
   }
 };
 

@@ -6,6 +6,7 @@
 // After foreach_target, as Highway asks.
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "kernels/cpu/lanes-inl.hpp"
@@ -16,12 +17,14 @@ namespace sluice::kernels::HWY_NAMESPACE {
 
 /// The largest of |x|'s bit patterns: NaNs are above infinity, which is above all that is finite.
 HWY_INLINE std::int32_t largest_bits(const Lanes& x) {
-  const auto magnitude = [](Part part) HWY_ATTR {
-    return hn::And(hn::BitCast(I(), part), hn::Set(I(), 0x7FFFFFFF));
-  };
-  auto most = magnitude(x.part[0]);
-  for (std::size_t i = 1; i < parts; ++i) most = hn::Max(most, magnitude(x.part[i]));
-  return hn::GetLane(hn::MaxOfLanes(I(), most));
+  return static_cast<std::int32_t>(bits_of(fold(x, [](auto a, auto b) HWY_ATTR {
+    const hn::DFromV<decltype(a)> f;
+    const hn::RebindToSigned<decltype(f)> i;
+    const auto magnitude = [&](auto v) HWY_ATTR {
+      return hn::And(hn::BitCast(i, v), hn::Set(i, 0x7FFFFFFF));
+    };
+    return hn::BitCast(f, hn::Max(magnitude(a), magnitude(b)));
+  })));
 }
 
 /// The sum of sixteen bytes.
@@ -38,49 +41,60 @@ HWY_INLINE std::int32_t sum_bytes(const std::int8_t* values) {
 #endif
 }
 
-/// Rounds sixteen values.
-HWY_INLINE void round_block(const Lanes& x, float inverse, std::int8_t* to) {
-  constexpr float round = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer
-  const hn::Rebind<std::int8_t, F> i8;
+/// Rounds sixteen values, of which inverse makes 127 at most.
+HWY_INLINE void round_values(const Lanes& x, float inverse, std::int8_t* to) {
+  // 1.5 * 2^23: adding it rounds to an integer, of which the last bits are then the bits.
+  const Part round = hn::Set(F(), 12582912.0F);
+  const hn::RebindToUnsigned<I> u32;
+  const hn::Rebind<std::uint8_t, F> u8;
   unroll<parts>([&](auto i) SLUICE_INLINE {
-    const Part scaled = hn::Mul(x.part[i], hn::Set(F(), inverse));
-    const Part whole = hn::Sub(hn::Add(scaled, hn::Set(F(), round)), hn::Set(F(), round));
-    hn::StoreU(hn::DemoteTo(i8, hn::ConvertTo(I(), whole)), i8, to + i * part_lanes);
+    const Part whole = hn::Add(hn::Mul(x.part[i], hn::Set(F(), inverse)), round);
+    auto* bytes = reinterpret_cast<std::uint8_t*>(to) + i * part_lanes;
+    hn::StoreU(hn::TruncateTo(u8, hn::BitCast(u32, whole)), u8, bytes);
   });
+}
+
+/// Rounds a half whose largest value has the bits `own`, of a block whose largest has the bits
+/// `top` and is made 127 by `inverse`. Returns 2^-h * (sum of values).
+HWY_INLINE float round_half(const Lanes& x, std::int32_t own, std::int32_t top, float inverse,
+                            cpu::QuantizedBlock& to, std::size_t half) {
+  constexpr std::int32_t most = 31;  // halvings; what is smaller still rounds to zero
+  constexpr std::int32_t power = 1 << 23, one = 127 * power, zero_of_none = 0x4B400000;
+  // Bits' difference is a power of two less where the smaller one's fraction is the larger.
+  const std::int32_t halved = std::min(top - own, most * power) & -power;
+  const auto as_float = [](std::int32_t bits) SLUICE_INLINE {
+    return float_of(static_cast<std::uint32_t>(bits));
+  };
+  std::int8_t* values = to.values + 16 * half;
+  round_values(x, inverse * as_float(one + halved), values);
+  const std::int32_t sum = sum_bytes(values);
+  const std::int32_t zero = zero_of_none - halved;
+  to.zeros[half] = as_float(zero);
+  to.starts_8[half] = zero - 8 * sum;
+  to.starts_128[half] = zero - 128 * sum;
+  return as_float(one - halved) * static_cast<float>(sum);
 }
 
 void quantize(const float* x, std::uint32_t first, std::uint32_t last,
               const cpu::QuantizedView& view, std::size_t r) {
-  constexpr std::uint32_t infinity = 0x7F800000U;
-  constexpr float tiny = 1e-30F;  // below, 127 / largest would not be finite
+  constexpr std::int32_t infinity = 0x7F800000;
+  constexpr float tiny = 1e-25F;  // below, 127 / largest would soon not be finite
   cpu::QuantizedBlock* blocks = view.row(r);
-  // Pass by pass, so that no block waits for the one before.
-  for (std::size_t k = first; k < last; k += 16) {
-    blocks[k / 32].steps[k / 16 % 2] =
-        float_of(static_cast<std::uint32_t>(largest_bits(load(x + k))));
-  }
-  for (std::size_t k = first; k < last; k += 16) {
+  for (std::size_t k = first; k < last; k += 32) {
+    const Lanes low = load(x + k), high = load(x + k + 16);
+    const std::int32_t top_low = largest_bits(low), top_high = largest_bits(high);
+    const std::int32_t top = std::max(top_low, top_high);
+    const float largest = float_of(static_cast<std::uint32_t>(top));
+    const bool some = top < infinity && largest > tiny;
+    const float inverse = some ? 127.0F / largest : 0.0F;
+    const float step = some ? largest / 127.0F : 0.0F;
     cpu::QuantizedBlock& block = blocks[k / 32];
-    float& at = block.steps[k / 16 % 2];
-    const float largest = at;
-    const bool finite = bits_of(largest) < infinity;
-    const float inverse = finite && largest > tiny ? 127.0F / largest : 0.0F;
-    const float step = largest > tiny ? largest / 127.0F : 0.0F;
-    at = finite ? step : std::numeric_limits<float>::quiet_NaN();
-    if (finite) {
-      round_block(load(x + k), inverse, block.values + k % 32);
-    } else {
-      std::memset(block.values + k % 32, 0, 16);
-    }
-  }
-  for (std::size_t b = first / 32; b < last / 32; ++b) {
-    cpu::QuantizedBlock& block = blocks[b];
-    for (std::size_t i = 0; i < 2; ++i) {
-      const std::int32_t sum = sum_bytes(block.values + 16 * i);
-      block.sums[i] = block.steps[i] * static_cast<float>(sum);
-      block.starts_8[i] = -8 * sum;
-      block.starts_128[i] = -128 * sum;
-    }
+    const float sum = round_half(low, top_low, top, inverse, block, 0);
+    block.sum = step * (sum + round_half(high, top_high, top, inverse, block, 1));
+    block.step = step;
+    if (top < infinity) continue;
+    block = {};
+    block.step = std::numeric_limits<float>::quiet_NaN();
   }
 }
 

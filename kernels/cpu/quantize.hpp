@@ -1,8 +1,12 @@
 #pragma once
-// Activations as products with packed weights read them: blocks of sixteen as int8 and one step,
-//   step = largest |x| / 127,  q = x / step rounded to nearest even,  x ~ step * q
-// Sixteen, where most engines take 32, makes the rounding's error in SmolLM2's logits a quarter
-// smaller, for a tenth of the products' time. A block that is not finite becomes NaN.
+// Activations as products with packed weights read them, in int8: a block of 32 columns has a step,
+// and each sixteen of it that step halved as often as its values allow:
+//   step = largest |x| of the block / 127,  x ~ step * 2^-h * q,  q rounded to nearest even
+// Most engines' steps are of 32 columns: that they may be halved makes the rounding's error in
+// SmolLM2's logits a fifth smaller, and costs products nothing. The sum of a dot product's integer
+// and the bits of 1.5 * 2^(23 - h), read as a float, is that float and 2^-h times the integer,
+// exactly: a subtraction, on units that products leave idle, both converts and scales.
+// A block that is not finite becomes NaN.
 
 #include <cstddef>
 #include <cstdint>
@@ -15,11 +19,13 @@ inline constexpr std::uint32_t step_cols = 16;
 /// it needs one address a row.
 struct QuantizedBlock {
   std::int8_t values[32];
-  float steps[2];
-  float sums[2];  ///< step * (sum of values)
-  /// -8 and -128 times (sum of values), where products with Q4_0 and Q8_0 begin
+  float zeros[2];  ///< of each half, 1.5 * 2^(23 - h)
+  /// zeros' bits less 8 and 128 times (sum of the half's values): where products begin with formats
+  /// whose zero is 8 or 128
   std::int32_t starts_8[2];
   std::int32_t starts_128[2];
+  float sum;   ///< of both halves, step * 2^-h * (sum of values)
+  float step;
 };
 static_assert(sizeof(QuantizedBlock) == 64);
 

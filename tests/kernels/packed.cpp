@@ -1,8 +1,8 @@
 // Shows that products of packed weights are what they say: for every format, random weights of
 // ragged shapes times rows (rounded as the format has it, for bfloat16 also as they are) against
 // the sum in double of the same values, alone and in any number of rows to the bit; and that
-// rounding to int8 is to the nearest step of each sixteen, zero where all are zero, NaN where one
-// is not finite.
+// rounding to int8 is to the nearest step of each sixteen, which is its block's halved as often as
+// their values allow, zero where all are zero, NaN where one is not finite.
 
 #include "kernels/cpu/matmul.hpp"
 
@@ -46,8 +46,14 @@ struct Inputs {
   }
 
   double quantized(std::size_t r, std::uint32_t c) const {
+    return step(r, c) * view.int8.row(r)[c / 32].values[c % 32];
+  }
+
+  /// Of the sixteen of column c.
+  double step(std::size_t r, std::uint32_t c) const {
     const cpu::QuantizedBlock& block = view.int8.row(r)[c / 32];
-    return static_cast<double>(block.steps[c / 16 % 2]) * block.values[c % 32];
+    const double unit = static_cast<double>(block.zeros[c / 16 % 2]) / (1.5 * 8388608);  // 2^23
+    return static_cast<double>(block.step) * unit;
   }
 
   /// Rows from r on.
@@ -90,11 +96,14 @@ struct Packed {
   }
 };
 
-void check_products(std::mt19937& random, const Tensor& tensor, cpu::Activations read) {
+constexpr std::uint32_t several = 27;  // tiles of 12, 8, 4, 2 and 1 rows
+constexpr std::uint32_t many = 139;    // and of 128, whose weights are unpacked once
+
+void check_products(std::mt19937& random, const Tensor& tensor, cpu::Activations read,
+                    std::uint32_t count) {
   const Packed packed(tensor);
   const cpu::PackedWeight& weight = packed.weight;
   const std::uint32_t rows = weight.rows, cols = weight.cols;
-  constexpr std::uint32_t count = 27;  // tiles of 12, 2 and 1 rows
   const Inputs in(random_rows(random, count, cols), cpu::padded(cols));
   const bool rounded = read != cpu::Activations::f32;
   std::vector<float> bias(48), out(count * rows, 7.0F);
@@ -135,35 +144,56 @@ BOOST_AUTO_TEST_CASE(every_format_and_shape) {
     for (const std::uint32_t rows : {1U, 16U, 37U}) {
       const auto cols = static_cast<std::uint32_t>(unit * (1 + random() % (unit == 1 ? 99 : 3)));
       const Tensor tensor = random_tensor(random, format, rows, cols, 1.0F);
-      check_products(random, tensor, cpu::activations_of(format));
-      if (format == Format::bf16) check_products(random, tensor, cpu::Activations::f32);
+      check_products(random, tensor, cpu::activations_of(format), several);
+      if (format == Format::bf16) check_products(random, tensor, cpu::Activations::f32, several);
     }
+    if (unit == 1) continue;
+    const std::uint32_t cols = unit == 32 ? 1184 : 1280;  // more than are unpacked at once
+    const Tensor wide = random_tensor(random, format, 37, cols, 0.3F);
+    check_products(random, wide, cpu::activations_of(format), many);
   }
 }
 
 BOOST_AUTO_TEST_CASE(rounding_is_to_the_nearest_step) {
+  constexpr std::uint32_t cols = 160;
   std::mt19937 random(4);
-  std::vector<float> x = random_values(random, 64);
-  std::fill(x.begin(), x.begin() + 16, 0.0F);
-  x[20] = -1000.0F;
-  const Inputs in(x, 64);
+  std::vector<float> x = random_values(random, cols);
+  std::fill(x.begin(), x.begin() + 32, 0.0F);
+  x[40] = -1000.0F;
+  for (std::uint32_t c = 64; c < 128; ++c) x[c] = std::ldexp(x[c], 128 - static_cast<int>(c) * 2);
+  x[130] = x[146] = 100.0F;
+  const Inputs in(x, cols);
   const cpu::QuantizedBlock* blocks = in.view.int8.row(0);
-  BOOST_TEST(blocks[0].steps[0] == 0.0F);
-  BOOST_TEST(blocks[0].values[20] == -127);
-  for (std::uint32_t c = 0; c < 64; ++c) {
-    const double step = blocks[c / 32].steps[c / 16 % 2];
-    BOOST_TEST(std::abs(in.quantized(0, c) - static_cast<double>(x[c])) <= step * 0.500001);
-  }
-  for (std::uint32_t b = 0; b < 4; ++b) {
+  BOOST_TEST(blocks[0].step == 0.0F);
+  BOOST_TEST(blocks[1].values[8] == -127);
+  BOOST_TEST(blocks[4].values[2] == 127);
+  BOOST_TEST(blocks[4].values[18] == 127);
+  for (std::uint32_t b = 0; b < cols / 32; ++b) {
+    const auto step_of_both = static_cast<double>(blocks[b].step);
     double sum = 0;
-    for (std::uint32_t c = 16 * b; c < 16 * b + 16; ++c) sum += in.quantized(0, c);
-    const cpu::QuantizedBlock& block = blocks[b / 2];
-    const auto of_block = static_cast<double>(block.sums[b % 2]);
-    BOOST_TEST(std::abs(sum - of_block) <= 1e-6 * std::abs(sum));
-    int quants = 0;
-    for (std::uint32_t c = 0; c < 16; ++c) quants += block.values[16 * (b % 2) + c];
-    BOOST_TEST(block.starts_8[b % 2] == -8 * quants);
-    BOOST_TEST(block.starts_128[b % 2] == -128 * quants);
+    for (std::uint32_t half = 0; half < 2; ++half) {
+      const std::uint32_t first = 32 * b + 16 * half;
+      const double step = in.step(0, first);
+      double largest = 0;
+      int quants = 0;
+      for (std::uint32_t c = first; c < first + 16; ++c) {
+        const auto value = static_cast<double>(x[c]);
+        BOOST_TEST(std::abs(in.quantized(0, c) - value) <= step * 0.500001);
+        largest = std::max(largest, std::abs(value));
+        quants += blocks[b].values[c % 32];
+      }
+      if (step_of_both > 0) {
+        const double halved = step / step_of_both;
+        BOOST_TEST(std::exp2(std::round(std::log2(halved))) == halved);
+        // Once more would be too often, but for values that are as good as none.
+        BOOST_TEST((largest > step * 127 * 0.499999 || halved == std::exp2(-31)));
+      }
+      const auto zero = std::bit_cast<std::int32_t>(blocks[b].zeros[half]);
+      BOOST_TEST(blocks[b].starts_8[half] == zero - 8 * quants);
+      BOOST_TEST(blocks[b].starts_128[half] == zero - 128 * quants);
+      sum += step * quants;
+    }
+    BOOST_TEST(std::abs(sum - static_cast<double>(blocks[b].sum)) <= 1e-6 * std::abs(sum));
   }
 }
 

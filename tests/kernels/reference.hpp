@@ -344,13 +344,26 @@ class Reference {
     return x;
   }
 
+  static double largest(std::span<const double> values) {
+    double most = 0;
+    for (const double v : values) most = std::max(most, std::abs(v));
+    return most;
+  }
+
   std::vector<double> rounded(std::vector<double> x) const {
-    for (std::size_t first = 0; first < x.size(); first += int8_block_columns_) {
-      const auto block = std::span(x).subspan(first, int8_block_columns_);
-      double largest = 0;
-      for (const double v : block) largest = std::max(largest, std::abs(v));
-      const double step = largest / 127;
-      for (double& v : block) v = step == 0 ? 0 : std::nearbyint(v / step) * step;
+    const auto part = [](std::span<double> of, std::size_t first, std::size_t count) {
+      return of.subspan(first, std::min(count, of.size() - first));
+    };
+    for (std::size_t g = 0; g < x.size(); g += 2 * int8_block_columns_) {
+      const auto group = part(x, g, 2 * int8_block_columns_);
+      const double top = largest(group);
+      for (std::size_t b = 0; b < group.size(); b += int8_block_columns_) {
+        const auto block = part(group, b, int8_block_columns_);
+        const double own = largest(block);
+        double step = top / 127;
+        while (own > 0 && step * 127 >= 2 * own) step /= 2;
+        for (double& v : block) v = own == 0 ? 0 : std::nearbyint(v / step) * step;
+      }
     }
     return x;
   }

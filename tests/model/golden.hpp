@@ -55,6 +55,10 @@ struct Golden {
 /// Of fewer positions, which of two roundings is nearer is chance.
 inline constexpr std::uint32_t positions_compared = 5;
 
+/// So much more of a single prompt is chance too, in the deviation and in the worst difference; of
+/// all prompts together nothing is.
+inline constexpr double rms_chance = 1.1, worst_chance = 1.5;
+
 struct Deviation {
   double worst = 0;
   double square_sum = 0;
@@ -116,8 +120,10 @@ inline void check_golden(const Golden& golden, const std::string& backend) {
                                  << llama_rms << ")");
     BOOST_TEST(apart.worst <= allowed.worst);
     if (!golden.rounds_alike) {
-      if (count >= golden.worst_positions_min) BOOST_TEST(apart.worst <= llama_worst);
-      if (count >= positions_compared) BOOST_TEST(apart.rms() <= llama_rms);
+      if (count >= golden.worst_positions_min) {
+        BOOST_TEST(apart.worst <= worst_chance * llama_worst);
+      }
+      if (count >= positions_compared) BOOST_TEST(apart.rms() <= rms_chance * llama_rms);
     }
     llama_square_sum += llama_rms * llama_rms * static_cast<double>(apart.count);
   }
@@ -136,8 +142,9 @@ inline void check_golden(const Golden& golden, const std::string& backend) {
   BOOST_TEST(sure > golden.sure_min);
 }
 
-/// No logit off by more than the tolerance, nor a prompt further off than llama.cpp is; the same
-/// best token wherever the reference is sure of it; on every backend that is here and is wanted.
+/// No logit off by more than the tolerance, all prompts together no further off than llama.cpp is,
+/// and each hardly further; the same best token wherever the reference is sure of it; on every
+/// backend that is here and is wanted.
 inline void check_golden(const Golden& golden) {
   for (const std::string& backend : usable_backends()) {
     BOOST_TEST_CONTEXT(backend) { check_golden(golden, backend); }
