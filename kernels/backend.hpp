@@ -226,6 +226,10 @@ struct DeviceInfo {
   /// Products with bf16 weights round their input to bf16, but for `float_input`, and take
   /// denormals for zeros.
   bool bf16_inputs = false;
+  /// Where a program, the backend's first, has products with quantized weights, whose input is
+  /// rounded more than that, attention rounds queries (multiplied by its scale), keys, values and
+  /// their weights to bf16; if heads' elements and blocks' tokens are multiples of 16.
+  bool bf16_attention = false;
   /// Attention rounds queries to f16, multiplied by its scale and log2(e), or by scale / soft_cap.
   bool half_queries = false;
   std::uint32_t threads = 0;

@@ -70,6 +70,7 @@ class CpuBackend final : public Backend {
     info_.paths_equal = true;
     info_.int8_block_columns = cpu::step_cols;
     info_.bf16_inputs = true;
+    info_.bf16_attention = true;
     info_.threads = threads;
     info_.memory_free_bytes = cpu::available_memory_bytes();
     driver_ = std::thread([this] { drive(); });
@@ -136,6 +137,7 @@ class CpuBackend final : public Backend {
     if (!allocated_) return fail(ErrorCode::bad_request, "record before allocate");
     std::unique_lock lock(mutex_);
     wait_idle(lock);
+    if (programs_.empty()) kv_.pair(kv_.can_pair() && rounds_to_int8(steps));
     if (auto made = pack(steps); !made) return tl::unexpected(made.error());
     auto program = Program::compile(steps, weights_, shape_, shard_);
     if (!program) return tl::unexpected(program.error());
@@ -181,6 +183,14 @@ class CpuBackend final : public Backend {
   }
 
  private:
+  bool rounds_to_int8(const StepProgram& steps) const {
+    return std::any_of(steps.ops.begin(), steps.ops.end(), [&](const Op& op) {
+      const auto* linear = std::get_if<Linear>(&op);
+      if (linear == nullptr || linear->weight.index >= weights_.size()) return false;
+      return cpu::activations_of(weights_[linear->weight.index].format) == cpu::Activations::int8;
+    });
+  }
+
   /// Packs the weights of products, with all threads, the driver being idle. One after the other,
   /// in the order of their use; what a file's pages held is then read from there no more.
   Result<void> pack(const StepProgram& steps) {

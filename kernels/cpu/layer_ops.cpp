@@ -11,6 +11,7 @@
 
 #include "kernels/cpu/lanes-inl.hpp"
 #include "kernels/cpu/layer_ops.hpp"
+#include "kernels/cpu/narrow-inl.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace sluice::kernels::HWY_NAMESPACE {
@@ -127,6 +128,15 @@ void store_head(const float* key, const float* value, std::uint32_t head_dim, co
   std::uint16_t halves[head_dim_max];
   std::copy(key, key + head_dim, rotated);
   rotate_head(rotated, angles, pairs, order);
+  if (place.paired) {
+    for (std::size_t d = 0; d < head_dim; d += 16) narrow_lanes(load(rotated + d), halves + d);
+    for (std::size_t d = 0; d < head_dim; d += 2) {
+      std::memcpy(place.keys + d / 2 * place.key_stride, halves + d, 2 * sizeof *halves);
+    }
+    for (std::size_t d = 0; d < head_dim; d += 16) narrow_lanes(load(value + d), halves + d);
+    for (std::size_t d = 0; d < head_dim; ++d) place.values[2 * d] = halves[d];
+    return;
+  }
   to_halves(rotated, head_dim, halves);
   for (std::size_t d = 0; d < head_dim; ++d) place.keys[d * place.key_stride] = halves[d];
   to_halves(value, head_dim, place.values);

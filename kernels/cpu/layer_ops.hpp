@@ -33,11 +33,12 @@ void soft_cap_row(float cap, std::uint32_t first, std::uint32_t last, float* val
 void angles_row(std::uint32_t position, const float* inverse_frequencies, std::uint32_t pairs,
                 float magnitude, float* out);
 
-/// Where a row's keys and values go.
+/// Where a row's keys and values go (state.hpp).
 struct KvPlace {
-  std::uint16_t* keys = nullptr;    ///< element d at keys[d * key_stride]
-  std::size_t key_stride = 0;
-  std::uint16_t* values = nullptr;  ///< element d at values[d]
+  bool paired = false;              ///< and rounded to bfloat16
+  std::uint16_t* keys = nullptr;    ///< element d at keys[d * key_stride]; paired, every other one
+  std::size_t key_stride = 0;       ///< at keys[d / 2 * key_stride], the next behind it
+  std::uint16_t* values = nullptr;  ///< element d at values[d], or paired values[2 * d]
 };
 
 /// Rotates one head [head_dim] in place.

@@ -8,22 +8,16 @@
 // After foreach_target, as Highway asks.
 #include <hwy/highway.h>
 
-#include <type_traits>
-
 #include "kernels/cpu/denormals.hpp"
 #include "kernels/cpu/matmul-inl.hpp"
 #include "kernels/cpu/matmul_formats.hpp"
+#include "kernels/cpu/pairs-inl.hpp"
 
 // Arithmetic intensity: a pair of columns of a strip is a line of 64 bytes for one dot product of
 // sixteen lanes a row, where a core gets some 12 bytes a cycle from memory and starts two dot
 // products: up to ten rows run at the speed of memory. For many rows the dot products bound; a
 // register tile of two strips and twelve rows has 24 of them, 12 cycles, for 14 loads, 7 cycles. A
 // dot product takes 6 cycles, so twelve chains are needed: tiles of six rows and more have them.
-//
-// The instruction (AVX512_BF16) multiplies and adds twice, first the odd columns, then the even,
-// rounding to nearest even each time, with zeros for denormals: so what else processors have gives
-// the same bits in this order, with denormals flushed. (ARM's flush looks at a result before it is
-// rounded: there one in the last half step below 2^-126 becomes 0 and elsewhere 2^-126.)
 //
 // Where the product has its activations unrounded, it adds in the same order by multiply-adds: half
 // as fast, which a few rows at the speed of memory do not notice.
@@ -33,84 +27,26 @@ namespace sluice::kernels::HWY_NAMESPACE {
 
 using cpu::Product;
 
-/// Sixteen rows' pairs of columns, or one pair in every lane.
-struct Pairs {
-  hn::Vec<I> part[parts];
+// How pairs of columns are added (pairs-inl.hpp), and what activations are read as.
+
+struct ByParts : PairsByParts {
+  static HWY_INLINE const std::uint16_t* row(const Product& p, std::size_t r) {
+    return p.rounded.bf16.row(r);
+  }
 };
 
-HWY_INLINE Pairs load_pairs(const std::uint8_t* from) {
-  Pairs v;
-  unroll<parts>([&](auto i) SLUICE_INLINE {
-    v.part[i] = hn::LoadU(I(), reinterpret_cast<const std::int32_t*>(from) + i * part_lanes);
-  });
-  return v;
-}
-
-/// Columns 2k and 2k + 1
-HWY_INLINE hn::Vec<I> set_pair(const std::uint16_t* from) {
-  std::int32_t pair;
-  std::memcpy(&pair, from, sizeof pair);
-  return hn::Set(I(), pair);
-}
-
-HWY_INLINE Part odd_part(hn::Vec<I> pairs) {
-  return hn::BitCast(F(), hn::And(pairs, hn::Set(I(), static_cast<std::int32_t>(0xFFFF0000U))));
-}
-HWY_INLINE Part even_part(hn::Vec<I> pairs) { return hn::BitCast(F(), hn::ShiftLeft<16>(pairs)); }
-
-// How a pair is added, `Weight` being sixteen rows' pairs and `Input` a pair of a row of
-// activations, each as the sum wants it.
-
-/// By two multiply-adds; `Value` is what activations are read as.
-template <class Value>
-struct ByParts {
-  static constexpr bool rounded = std::is_same_v<Value, std::uint16_t>;
-  struct Weight {
-    Lanes odd;
-    Lanes even;
-  };
-  struct Input {
-    Part odd;
-    Part even;
-  };
-  static HWY_INLINE Weight weight(const Pairs& pairs) {
-    Weight w;
-    unroll<parts>([&](auto i) SLUICE_INLINE {
-      w.odd.part[i] = odd_part(pairs.part[i]);
-      w.even.part[i] = even_part(pairs.part[i]);
-    });
-    return w;
-  }
-  static HWY_INLINE const Value* row(const Product& p, std::size_t r) {
-    if constexpr (rounded) return p.rounded.bf16.row(r);
-    else return p.in.row(r);
-  }
-  static HWY_INLINE Input input(const Value* pair) {
-    if constexpr (rounded) return {odd_part(set_pair(pair)), even_part(set_pair(pair))};
-    else return {hn::Set(F(), pair[1]), hn::Set(F(), pair[0])};
-  }
-  static HWY_INLINE void add(const Weight& w, const Input& x, Lanes& sum) {
-    unroll<parts>([&](auto i) SLUICE_INLINE {
-      sum.part[i] = fma_part(w.even.part[i], x.even,
-                             fma_part(w.odd.part[i], x.odd, sum.part[i]));
-    });
+/// Of activations as they are.
+struct ByFloatParts : PairsByParts {
+  static HWY_INLINE const float* row(const Product& p, std::size_t r) { return p.in.row(r); }
+  static HWY_INLINE Input input(const float* pair) {
+    return {hn::Set(F(), pair[1]), hn::Set(F(), pair[0])};
   }
 };
 
 #if HWY_TARGET == HWY_AVX3_DL
-/// By the instruction, as assembly: this Highway has no target with it.
-struct ByDots {
-  using Weight = Pairs;
-  using Input = hn::Vec<I>;
-  static HWY_INLINE const Weight& weight(const Pairs& pairs) { return pairs; }
+struct ByDots : PairsByDots {
   static HWY_INLINE const std::uint16_t* row(const Product& p, std::size_t r) {
     return p.rounded.bf16.row(r);
-  }
-  static HWY_INLINE Input input(const std::uint16_t* pair) { return set_pair(pair); }
-  static HWY_INLINE void add(const Weight& w, const Input& x, Lanes& sum) {
-    auto to = sum.part[0].raw;  // a copy: GCC keeps in memory what assembly writes of an array
-    asm("vdpbf16ps %2, %1, %0" : "+v"(to) : "v"(w.part[0].raw), "v"(x.raw));
-    sum.part[0].raw = to;
   }
 };
 
@@ -127,10 +63,9 @@ HWY_NOINLINE bool dots_agree() {
   for (int step = 0; step < 64; ++step) {
     std::uint16_t pairs[34];
     for (std::uint16_t& one : pairs) one = value();
-    const Pairs w = load_pairs(reinterpret_cast<const std::uint8_t*>(pairs));
-    using Parts = ByParts<std::uint16_t>;
+    const Pairs w = load_pairs(pairs);
     ByDots::add(w, ByDots::input(pairs + 32), by_dots);
-    Parts::add(Parts::weight(w), Parts::input(pairs + 32), by_parts);
+    ByParts::add(ByParts::weight(w), ByParts::input(pairs + 32), by_parts);
   }
   float one[16], other[16];
   store(by_dots, one);
@@ -222,11 +157,11 @@ HWY_INLINE void multiply_by(const Product& p, std::uint32_t rows, std::uint32_t 
 void multiply_bf16(const Product& p, std::uint32_t rows, std::uint32_t first,
                    std::uint32_t last) {
   const cpu::NoDenormals flushed;
-  if (p.rounded.bf16.data == nullptr) return multiply_by<ByParts<float>>(p, rows, first, last);
+  if (p.rounded.bf16.data == nullptr) return multiply_by<ByFloatParts>(p, rows, first, last);
 #if HWY_TARGET == HWY_AVX3_DL
   if (bf16_by_dots()) return multiply_by<ByDots>(p, rows, first, last);
 #endif
-  multiply_by<ByParts<std::uint16_t>>(p, rows, first, last);
+  multiply_by<ByParts>(p, rows, first, last);
 }
 
 }  // namespace sluice::kernels::HWY_NAMESPACE

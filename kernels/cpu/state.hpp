@@ -11,9 +11,11 @@
 
 namespace sluice::kernels::cpu {
 
-/// Keys and values, f16: [layer][block][kv_head][keys | values]. Keys lie as [head_dim,
-/// block_tokens], so that one vector holds one element of sixteen positions; values as
-/// [block_tokens, head_dim].
+/// Keys and values of 16 bits: [layer][block][kv_head][keys | values]. In float16, keys lie as
+/// [head_dim, block_tokens], so that one vector holds one element of sixteen positions; values as
+/// [block_tokens, head_dim]. In bfloat16 they lie in pairs, as the processors' dot products read
+/// them: keys as [block_tokens / 16, head_dim / 2, 16, 2], values as [block_tokens / 2, head_dim,
+/// 2].
 ///
 /// Its memory is found as blocks are first written, in all layers at once: 90 pages a block of
 /// SmolLM2-135M, which a stream's every sixteenth token waits for. Blocks are taken the lowest
@@ -27,6 +29,13 @@ class KvPool {
   Result<void> allocate(const PoolShape& shape);
 
   const PoolShape& shape() const { return shape_; }
+
+  /// Whether keys and values can lie in pairs.
+  bool can_pair() const { return shape_.head_dim % 16 == 0 && shape_.block_tokens % 16 == 0; }
+
+  /// Before anything is in it.
+  void pair(bool in_pairs) { paired_ = in_pairs; }
+  bool paired() const { return paired_; }
 
   /// A sequence writes these from now on.
   void use(std::span<const std::uint32_t> blocks);
@@ -50,6 +59,7 @@ class KvPool {
   std::size_t block_bytes() const { return kv_block_bytes(shape_) / shape_.layers; }  ///< a layer's
 
   PoolShape shape_;
+  bool paired_ = false;
   std::size_t half_ = 0;  ///< elements of one head's keys in a block
   ZeroPages pages_;
   std::uint32_t used_ = 0;    ///< no block from here on was ever

@@ -241,9 +241,21 @@ class Reference {
         int8_block_columns_(device.int8_block_columns),
         bf16_products_(device.bf16_products),
         bf16_inputs_(device.bf16_inputs),
-        half_queries_(device.half_queries) {
+        half_queries_(device.half_queries),
+        bf16_attention_(device.bf16_attention && attends_in_pairs(model)) {
     if (!device.bf16_weights) return;
     for (Tensor& tensor : model_.tensors) tensor.values = keep(tensor);
+  }
+
+  /// Whether a device with `bf16_attention` has it for this model.
+  static bool attends_in_pairs(const TinyModel& model) {
+    const Traits& traits = model.traits;
+    if (traits.heads.head_dim % 16 != 0 || traits.block_tokens % 16 != 0) return false;
+    return std::any_of(model.program.ops.begin(), model.program.ops.end(), [&](const Op& op) {
+      const auto* linear = std::get_if<Linear>(&op);
+      if (linear == nullptr) return false;
+      return info(model.tensors[linear->weight.index].host.format).block_elements != 1;
+    });
   }
 
   /// Buffers after the batch ran: [rows][width]
@@ -338,9 +350,7 @@ class Reference {
   }
 
   static std::vector<double> brained(std::vector<double> x) {
-    for (double& v : x) {
-      v = static_cast<double>(bf16_to_f32(f32_to_bf16(static_cast<float>(v))));
-    }
+    for (double& v : x) v = brain(v);
     return x;
   }
 
@@ -410,6 +420,7 @@ class Reference {
   }
 
   static double half(double x) { return f16_to_f32(f32_to_f16(static_cast<float>(x))); }
+  static double brain(double x) { return bf16_to_f32(f32_to_bf16(static_cast<float>(x))); }
 
   /// A row's keys, before their rotation, and values. Of 8 bits they are the device's own, as
   /// queries() says: a neighbour is 2^-3 of an element away.
@@ -435,7 +446,7 @@ class Reference {
         if (op.norms) norm_head(&kv[i * h.head_dim], op.norms->k, op.norms->epsilon);
         rotate(&kv[i * h.head_dim], op, rows_[r].position);
       }
-      for (double& x : kv) x = eight_bits ? e4m3_rounded(x) : half(x);
+      for (double& x : kv) x = eight_bits ? e4m3_rounded(x) : bf16_attention_ ? brain(x) : half(x);
       cache_[rows_[r].slot][op.layer][rows_[r].position] = kv;
     }
   }
@@ -443,13 +454,17 @@ class Reference {
   /// Queries as the backend multiplies them with keys, but for its scale: rows of qkv.
   std::vector<std::vector<double>> queries(const Attention& op) const {
     std::vector<std::vector<double>> rows = buffers[op.qkv.index];
-    if (!half_queries_) return rows;
-    const float scale = op.soft_cap == 0 ? op.scale * std::numbers::log2e_v<float>
-                                         : op.scale / op.soft_cap;
+    if (!half_queries_ && !bf16_attention_) return rows;
+    const float scale = bf16_attention_    ? op.scale
+                        : op.soft_cap == 0 ? op.scale * std::numbers::log2e_v<float>
+                                           : op.scale / op.soft_cap;
     const std::vector<float> device = read_(op.qkv, rows.size());
     std::size_t i = 0;
     for (std::vector<double>& row : rows) {
-      for (double& x : row) x = half(device[i++] * scale) / static_cast<double>(scale);
+      for (double& x : row) {
+        const double scaled = device[i++] * scale;
+        x = (bf16_attention_ ? brain(scaled) : half(scaled)) / static_cast<double>(scale);
+      }
     }
     return rows;
   }
@@ -475,7 +490,10 @@ class Reference {
           weights.push_back(capped(dot * op.scale, op.soft_cap));
           top = std::max(top, weights.back());
         }
-        for (double& w : weights) total += w = std::exp(w - top);
+        for (double& w : weights) {
+          w = std::exp(w - top);
+          total += w = bf16_attention_ ? brain(w) : w;
+        }
         for (std::uint32_t d = 0; d < h.head_dim; ++d) {
           double sum = 0;
           for (std::uint32_t p = begin; p < end; ++p) {
@@ -522,6 +540,7 @@ class Reference {
   bool bf16_products_;
   bool bf16_inputs_;
   bool half_queries_;
+  bool bf16_attention_;
   std::vector<Row> rows_;
   std::vector<std::size_t> sampled_;
   std::map<SlotIndex, std::map<std::uint32_t, std::map<std::uint32_t, std::vector<double>>>> cache_;

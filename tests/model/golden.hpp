@@ -89,7 +89,7 @@ inline void check_golden(const Golden& golden, const std::string& backend) {
   BOOST_TEST(prompts == golden.prompts);
   std::size_t positions = 0;
   std::size_t sure = 0;
-  Deviation all, sums;
+  Deviation all, sums, probabilities;
   double llama_square_sum = 0;
   for (std::uint32_t prompt = 0; prompt < golden.prompts_run(backend); ++prompt) {
     const std::uint32_t count = fixture.u32();
@@ -106,7 +106,11 @@ inline void check_golden(const Golden& golden, const std::string& backend) {
         apart.add(logits[ids[i]] - expected[i]);
         all.add(logits[ids[i]] - expected[i]);
       }
-      sums.add(log_sum_exp(logits) - sum);
+      const double shift = log_sum_exp(logits) - sum;
+      sums.add(shift);
+      for (std::size_t i = 0; i < ids.size(); ++i) {
+        probabilities.add(logits[ids[i]] - expected[i] - shift);
+      }
       const auto best = std::max_element(logits.begin(), logits.end()) - logits.begin();
       if (expected[0] - expected[1] > allowed.margin()) {
         BOOST_TEST(best == ids[0], "prompt " << prompt << ", position " << at << ": token " << best
@@ -129,7 +133,8 @@ inline void check_golden(const Golden& golden, const std::string& backend) {
   }
   BOOST_TEST_MESSAGE(backend << ", " << golden.fixture << ": " << positions << " positions, "
                              << sure << " sure; worst " << all.worst << ", rms " << all.rms()
-                             << ", of sums of exponentials " << sums.rms());
+                             << ", of sums of exponentials " << sums.rms()
+                             << ", of logarithms of probabilities " << probabilities.rms());
   const double llama = std::sqrt(llama_square_sum / static_cast<double>(all.count));
   BOOST_TEST_MESSAGE("llama.cpp over all: rms " << llama);
   const bool some = golden.prompts_run(backend) < prompts;
@@ -137,6 +142,7 @@ inline void check_golden(const Golden& golden, const std::string& backend) {
   if (some) return;
   BOOST_TEST(all.rms() <= allowed.deviation);
   BOOST_TEST(sums.rms() <= allowed.deviation);
+  BOOST_TEST(probabilities.rms() <= allowed.deviation);
   BOOST_TEST(fixture.at_end());
   BOOST_TEST(positions > golden.positions_min);
   BOOST_TEST(sure > golden.sure_min);
