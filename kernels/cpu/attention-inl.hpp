@@ -1,5 +1,5 @@
-// What attention in float32 and in bfloat16 share: which positions a query sees, how the queries of a
-// group become register tiles, and the order in which they come. Included once per target.
+// What attention in float32 and in bfloat16 share: which positions a query sees, how the queries of
+// a group become register tiles, and the order in which they come. Included once per target.
 
 #if defined(SLUICE_KERNELS_CPU_ATTENTION_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef SLUICE_KERNELS_CPU_ATTENTION_INL

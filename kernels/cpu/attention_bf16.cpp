@@ -16,9 +16,9 @@
 
 // Arithmetic intensity: a line of 64 bytes, two elements of sixteen keys or two values of sixteen
 // elements, is one dot product of each query of the register tile: 24 for the 4 lines and 6 queries
-// of a tile of many, 12 cycles where they load in 5. So these bound, at twice the speed of float32's
-// multiply-adds, and nothing is widened. A query that decodes has three or four heads for a line,
-// and waits for memory.
+// of a tile of many, 12 cycles where they load in 5. So these bound, at twice the speed of
+// float32's multiply-adds, and nothing is widened. A query that decodes has three or four heads for
+// a line, and waits for memory.
 
 HWY_BEFORE_NAMESPACE();
 namespace sluice::kernels::HWY_NAMESPACE {

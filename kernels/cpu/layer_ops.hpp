@@ -5,6 +5,7 @@
 
 #include "kernels/backend.hpp"
 #include "kernels/cpu/matmul.hpp"
+#include "kernels/cpu/state.hpp"
 
 namespace sluice::kernels::cpu {
 
@@ -32,14 +33,6 @@ void soft_cap_row(float cap, std::uint32_t first, std::uint32_t last, float* val
 /// position and inverse frequency, as transformers computes it; its functions are exact.
 void angles_row(std::uint32_t position, const float* inverse_frequencies, std::uint32_t pairs,
                 float magnitude, float* out);
-
-/// Where a row's keys and values go (state.hpp).
-struct KvPlace {
-  bool paired = false;              ///< and rounded to bfloat16
-  std::uint16_t* keys = nullptr;    ///< element d at keys[d * key_stride]; paired, every other one
-  std::size_t key_stride = 0;       ///< at keys[d / 2 * key_stride], the next behind it
-  std::uint16_t* values = nullptr;  ///< element d at values[d], or paired values[2 * d]
-};
 
 /// Rotates one head [head_dim] in place.
 void rotate_head(float* head, const float* angles, std::uint32_t pairs, RopePairs order);

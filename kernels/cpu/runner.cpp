@@ -308,20 +308,7 @@ void StepRunner::task(const RopeStage& stage, std::uint32_t index, std::uint32_t
   const std::uint32_t block_tokens = kv_.shape().block_tokens;
   const std::uint32_t position = rows_[r].position;
   const std::uint32_t block = rows_[r].slot->blocks[position / block_tokens];
-  const std::uint32_t token = position % block_tokens;
-  KvPlace place;
-  place.paired = kv_.paired();
-  place.keys = kv_.keys(stage.layer, block, kv_head);
-  place.values = kv_.values(stage.layer, block, kv_head);
-  if (place.paired) {
-    place.keys += token / 16 * 16 * head_dim + token % 16 * 2;
-    place.key_stride = 32;
-    place.values += token / 2 * 2 * head_dim + token % 2;
-  } else {
-    place.keys += token;
-    place.key_stride = block_tokens;
-    place.values += std::size_t{token} * head_dim;
-  }
+  const KvPlace place = kv_.place(stage.layer, block, kv_head, position % block_tokens);
   const float* key = row + (stage.shape.heads + kv_head) * head_dim;
   const float* value = key + stage.shape.kv_heads * head_dim;
   float normed[head_dim_max];

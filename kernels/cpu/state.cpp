@@ -51,6 +51,22 @@ void KvPool::find_memory() {
   }
 }
 
+KvPlace KvPool::place(std::uint32_t layer, std::uint32_t block, std::uint32_t kv_head,
+                      std::uint32_t token) const {
+  const std::size_t head_dim = shape_.head_dim;
+  KvPlace place{paired_, keys(layer, block, kv_head), shape_.block_tokens,
+                values(layer, block, kv_head)};
+  if (paired_) {
+    place.keys += token / 16 * 16 * head_dim + token % 16 * 2;
+    place.key_stride = 32;
+    place.values += token / 2 * 2 * head_dim + token % 2;
+  } else {
+    place.keys += token;
+    place.values += token * head_dim;
+  }
+  return place;
+}
+
 Token Slot::input(std::uint32_t position) const {
   if (position < token_count) return tokens[position];
   SLUICE_ASSERT(error.has_value(), "a row reads a token that no step has drawn");

@@ -11,6 +11,14 @@
 
 namespace sluice::kernels::cpu {
 
+/// Where a position's keys and values of a head go.
+struct KvPlace {
+  bool paired = false;              ///< and rounded to bfloat16
+  std::uint16_t* keys = nullptr;    ///< element d at keys[d * key_stride]; paired, every other one
+  std::size_t key_stride = 0;       ///< at keys[d / 2 * key_stride], the next behind it
+  std::uint16_t* values = nullptr;  ///< element d at values[d], or paired values[2 * d]
+};
+
 /// Keys and values of 16 bits: [layer][block][kv_head][keys | values]. In float16, keys lie as
 /// [head_dim, block_tokens], so that one vector holds one element of sixteen positions; values as
 /// [block_tokens, head_dim]. In bfloat16 they lie in pairs, as the processors' dot products read
@@ -54,6 +62,10 @@ class KvPool {
   std::uint16_t* values(std::uint32_t layer, std::uint32_t block, std::uint32_t kv_head) const {
     return keys(layer, block, kv_head) + half_;
   }
+
+  /// Of a block's token.
+  KvPlace place(std::uint32_t layer, std::uint32_t block, std::uint32_t kv_head,
+                std::uint32_t token) const;
 
  private:
   std::size_t block_bytes() const { return kv_block_bytes(shape_) / shape_.layers; }  ///< a layer's

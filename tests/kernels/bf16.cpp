@@ -3,16 +3,12 @@
 // over random bits of any exponent, denormals, infinities and NaNs among them, with odd numbers of
 // columns, and in tiles of every size; and that activations are rounded as f32_to_bf16 rounds.
 
-#define HWY_WANT_AVX3_DL
-#include "kernels/cpu/targets.hpp"
-// The targets must be chosen before Highway's headers.
-#include <hwy/targets.h>
-
+#include "tests/kernels/cpu_targets.hpp"
+// Before all that includes Highway's.
 #include <bit>
 #include <boost/test/unit_test.hpp>
 #include <cmath>
 #include <fstream>
-#include <functional>
 #include <limits>
 #include <random>
 #include <string>
@@ -24,18 +20,6 @@
 
 namespace sluice::kernels::test {
 namespace {
-
-/// Calls check() with the kernels held to each instruction set.
-void on_every_target(const std::function<void()>& check) {
-  const std::int64_t supported = hwy::SupportedTargets() & HWY_TARGETS;
-  for (std::int64_t rest = supported; rest != 0; rest &= rest - 1) {
-    hwy::SetSupportedTargetsForTest(rest & -rest);
-    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-    BOOST_TEST_CONTEXT(hwy::TargetName(rest & -rest)) { check(); }
-    hwy::SetSupportedTargetsForTest(0);
-    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-  }
-}
 
 float flushed(float x) { return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.0F, x) : x; }
 

@@ -185,8 +185,10 @@ BOOST_AUTO_TEST_CASE(rope_in_halves_partial_and_scaled) {
 }
 
 BOOST_AUTO_TEST_CASE(windows_shorter_and_longer_than_a_tile) {
-  check({.window = 5});
-  check({.window = 37});
+  for (const Format format : {Format::q4_1, Format::f16}) {  // in bfloat16, and in float32
+    check({.format = format, .window = 5});
+    check({.format = format, .window = 37});
+  }
 }
 
 BOOST_AUTO_TEST_CASE(biases_and_gelu) {

@@ -3,10 +3,8 @@
 // pool blocks, and on every instruction set this machine has; logits must be equal to the bit, and
 // so must the tokens drawn. Run against every backend this machine has (tested.hpp).
 
-#include "kernels/cpu/targets.hpp"
-// The targets must be chosen before Highway's headers.
-#include <hwy/targets.h>
-
+#include "tests/kernels/cpu_targets.hpp"
+// Before all that includes Highway's.
 #include <bit>
 #include <boost/test/unit_test.hpp>
 #include <cmath>
@@ -396,24 +394,11 @@ BOOST_AUTO_TEST_CASE(resuming_does_not_matter) {
 }
 
 BOOST_AUTO_TEST_CASE(instruction_sets_do_not_matter) {
-  const std::int64_t supported = hwy::SupportedTargets() & HWY_TARGETS;
-#if defined(__x86_64__)
-  BOOST_TEST(hwy::PopCount(static_cast<std::uint64_t>(supported)) >=
-             2U);  // else nothing is compared
-#endif
   for (std::size_t f = 0; f < format_count; ++f) {
     const TinyModel model = model_of(static_cast<Format>(f));
     const Trace best = trace(model, on_cpu(1), 20, 2);
-    for (std::int64_t rest = supported; rest != 0; rest &= rest - 1) {
-      const std::int64_t target = rest & -rest;
-      hwy::SetSupportedTargetsForTest(target);
-      hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-      const Trace same = trace(model, on_cpu(1), 20, 2);
-      hwy::SetSupportedTargetsForTest(0);
-      hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-      BOOST_TEST_CONTEXT(info(static_cast<Format>(f)).name << " on " << hwy::TargetName(target)) {
-        BOOST_CHECK(same == best);
-      }
+    BOOST_TEST_CONTEXT(info(static_cast<Format>(f)).name) {
+      on_every_target([&] { BOOST_CHECK(trace(model, on_cpu(1), 20, 2) == best); });
     }
   }
 }

@@ -1,0 +1,199 @@
+// Shows that the CPU's attention over keys and values, in float16 and in pairs of bfloat16, is what
+// its header says, against sums in double of the same rounded values: for heads of all sorts, with
+// windows that begin and end in the middle of a pair and of a tile, on every instruction set and to
+// the bit whether rows come alone or in groups; and that nothing in the pool counts but what a
+// query sees, be it NaN.
+
+#include "tests/kernels/cpu_targets.hpp"
+// Before all that includes Highway's.
+#include "kernels/cpu/attention.hpp"
+
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "kernels/cpu/layer_ops.hpp"
+#include "kernels/quant.hpp"
+
+namespace sluice::kernels::test {
+namespace {
+
+constexpr std::uint32_t block_tokens = 16;
+constexpr std::uint16_t nan_of_both = 0x7FFF;  ///< NaN as float16 and as bfloat16
+
+struct Wanted {
+  bool paired;
+  HeadShape heads;
+  std::uint32_t positions;
+  std::uint32_t window = 0;
+};
+
+/// Keys and values of one sequence, and queries at all its positions.
+class Sequence {
+ public:
+  explicit Sequence(const Wanted& wanted) : wanted_(wanted) {
+    const HeadShape& heads = wanted.heads;
+    PoolShape shape;
+    shape.layers = 2;
+    shape.kv_heads = heads.kv_heads;
+    shape.head_dim = heads.head_dim;
+    shape.block_tokens = block_tokens;
+    shape.blocks = 2 * (wanted.positions / block_tokens + 1);
+    shape.context_tokens = wanted.positions;
+    shape.slots = shape.rows_max = shape.vocabulary = 1;
+    BOOST_REQUIRE(pool_.allocate(shape));
+    if (wanted.paired) BOOST_REQUIRE(pool_.can_pair());
+    pool_.pair(wanted.paired);
+    const std::size_t elements = kv_block_bytes(shape) * shape.blocks / sizeof nan_of_both;
+    std::fill_n(pool_.keys(0, 0, 0), elements, nan_of_both);
+    for (std::uint32_t b = 0; b < shape.blocks / 2; ++b) slot_.blocks.push_back(2 * b + 1);
+
+    std::mt19937 random(5);
+    std::normal_distribution<float> value(0.0F, 1.0F);
+    const std::size_t width = (heads.heads + 2 * heads.kv_heads) * heads.head_dim;
+    qkv_.resize(wanted.positions * width);
+    for (float& x : qkv_) x = value(random);
+    work_.qkv = {qkv_.data(), width};
+    work_.shape = heads;
+    work_.layer = 1;
+    work_.scale = 0.7F;
+    work_.window = wanted.window;
+    scratch_.resize(cpu::attention_floats(heads, wanted.positions));
+    for (std::uint32_t p = 0; p < wanted.positions; ++p) store(p);
+  }
+
+  /// Of all rows, so many at once.
+  std::vector<float> attended(std::uint32_t rows_at_once) {
+    const HeadShape& heads = wanted_.heads;
+    const std::uint32_t shared = heads.heads / heads.kv_heads;
+    const std::uint32_t together = std::min(shared, cpu::group_heads);
+    std::vector<float> out(wanted_.positions * heads.heads * heads.head_dim, 7.0F);
+    work_.out = {out.data(), std::size_t{heads.heads} * heads.head_dim};
+    for (std::uint32_t row = 0; row < wanted_.positions; row += rows_at_once) {
+      const std::uint32_t rows = std::min(rows_at_once, wanted_.positions - row);
+      for (std::uint32_t head = 0; head < heads.heads;) {
+        const std::uint32_t left = shared - head % shared;
+        cpu::QueryGroup group{&slot_, row, row, rows, head, std::min(left, together)};
+        cpu::attend(work_, pool_, group, scratch_.data());
+        head += group.heads;
+      }
+    }
+    return out;
+  }
+
+  /// The furthest that `out` is off from sums in double.
+  double off(const std::vector<float>& out) const {
+    const HeadShape& heads = wanted_.heads;
+    double most = 0;
+    for (std::uint32_t p = 0; p < wanted_.positions; ++p) {
+      for (std::uint32_t h = 0; h < heads.heads; ++h) {
+        const std::vector<double> expected = expected_of(p, h);
+        const float* got = &out[(std::size_t{p} * heads.heads + h) * heads.head_dim];
+        for (std::size_t d = 0; d < heads.head_dim; ++d) {
+          const double apart = std::abs(expected[d] - static_cast<double>(got[d]));
+          if (!(apart <= most)) most = apart;  // NaN is the furthest
+        }
+      }
+    }
+    return most;
+  }
+
+ private:
+  const float* key(std::uint32_t position, std::uint32_t kv_head) const {
+    return work_.qkv.row(position) + (wanted_.heads.heads + kv_head) * wanted_.heads.head_dim;
+  }
+  const float* value(std::uint32_t position, std::uint32_t kv_head) const {
+    return key(position, wanted_.heads.kv_heads + kv_head);
+  }
+  double rounded(float x) const {
+    return static_cast<double>(wanted_.paired ? bf16_to_f32(f32_to_bf16(x))
+                                              : f16_to_f32(f32_to_f16(x)));
+  }
+  double rounded_weight(double w) const {
+    return wanted_.paired ? rounded(static_cast<float>(w)) : w;
+  }
+  double query(float x) const {
+    return wanted_.paired ? rounded(x * work_.scale) : static_cast<double>(x) * work_.scale;
+  }
+
+  void store(std::uint32_t position) {
+    for (std::uint32_t h = 0; h < wanted_.heads.kv_heads; ++h) {
+      const cpu::KvPlace place = pool_.place(1, slot_.blocks[position / block_tokens], h,
+                                             position % block_tokens);
+      cpu::store_head(key(position, h), value(position, h), wanted_.heads.head_dim, nullptr, 0,
+                      RopePairs::halves, place);
+    }
+  }
+
+  std::vector<double> expected_of(std::uint32_t position, std::uint32_t head) const {
+    const std::uint32_t dim = wanted_.heads.head_dim;
+    const std::uint32_t kv_head = head / (wanted_.heads.heads / wanted_.heads.kv_heads);
+    const std::uint32_t end = position + 1;
+    const std::uint32_t begin = wanted_.window != 0 && end > wanted_.window ? end - wanted_.window
+                                                                            : 0;
+    const float* q = work_.qkv.row(position) + head * dim;
+    std::vector<double> weights, sum(dim);
+    for (std::uint32_t p = begin; p < end; ++p) {
+      double score = 0;
+      for (std::uint32_t d = 0; d < dim; ++d) score += query(q[d]) * rounded(key(p, kv_head)[d]);
+      weights.push_back(score);
+    }
+    const double top = *std::max_element(weights.begin(), weights.end());
+    double total = 0;
+    for (std::uint32_t p = begin; p < end; ++p) {
+      const double weight = rounded_weight(std::exp(weights[p - begin] - top));
+      total += weight;
+      for (std::uint32_t d = 0; d < dim; ++d) sum[d] += weight * rounded(value(p, kv_head)[d]);
+    }
+    for (double& x : sum) x /= total;
+    return sum;
+  }
+
+  Wanted wanted_;
+  cpu::KvPool pool_;
+  cpu::Slot slot_;
+  cpu::AttentionWork work_;
+  std::vector<float> qkv_, scratch_;
+};
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(attention)
+
+BOOST_AUTO_TEST_CASE(is_what_the_header_says) {
+  std::vector<Wanted> all;
+  for (const std::uint32_t window : {0U, 1U, 5U, 16U, 38U}) {
+    all.push_back({true, {3, 1, 64}, 83, window});
+    all.push_back({false, {3, 1, 64}, 83, window});
+  }
+  for (const HeadShape heads : {HeadShape{1, 1, 16}, HeadShape{4, 2, 80}, HeadShape{8, 1, 128},
+                                HeadShape{5, 1, 48}}) {
+    all.push_back({true, heads, 70, 33});
+    all.push_back({false, heads, 70, 33});
+  }
+  all.push_back({false, {6, 2, 10}, 70, 33});
+  for (const Wanted& wanted : all) {
+    BOOST_TEST_CONTEXT((wanted.paired ? "pairs, " : "float16, ")
+                       << wanted.heads.heads << " heads of " << wanted.heads.head_dim
+                       << ", window " << wanted.window) {
+      Sequence sequence(wanted);
+      const std::vector<float> alone = sequence.attended(1);
+      // A weight in the middle between two bfloat16s may go the other way: 2^-8 of it.
+      BOOST_TEST(sequence.off(alone) < (wanted.paired ? 4e-3 : 2e-5));
+      on_every_target([&] {
+        BOOST_TEST(same_bits(sequence.attended(1), alone));
+        BOOST_TEST(same_bits(sequence.attended(3), alone));
+        BOOST_TEST(same_bits(sequence.attended(cpu::group_rows), alone));
+      });
+    }
+  }
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace sluice::kernels::test
