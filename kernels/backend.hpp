@@ -227,8 +227,9 @@ struct DeviceInfo {
   /// denormals for zeros.
   bool bf16_inputs = false;
   /// Where a program, the backend's first, has products with quantized weights, whose input is
-  /// rounded more than that, attention rounds queries (multiplied by its scale), keys, values and
-  /// their weights to bf16; if heads' elements and blocks' tokens are multiples of 16.
+  /// rounded more than that, attention rounds queries (multiplied by its scale, and by log2(e)
+  /// unless scores are capped), keys, values and their weights to bf16; if heads' elements and
+  /// blocks' tokens are multiples of 16.
   bool bf16_attention = false;
   /// Attention rounds queries to f16, multiplied by its scale and log2(e), or by scale / soft_cap.
   bool half_queries = false;

@@ -59,25 +59,40 @@ constexpr std::size_t tiles_at_once(std::size_t queries) {
 // How far ahead of their use values are asked for where few queries wait for memory.
 constexpr std::uint32_t ahead_blocks = 4;
 
-/// cap * tanh(score / cap) for scores [0, count), count a multiple of 16
-HWY_INLINE void cap_scores(float cap, std::size_t count, float* scores) {
+/// cap * tanh(score / cap) * unit for scores [0, count), count a multiple of 16
+HWY_INLINE void cap_scores(float cap, float unit, std::size_t count, float* scores) {
   for (std::size_t i = 0; i < count; i += 16) {
-    store(tanh(load(scores + i) * set(1.0F / cap)) * set(cap), scores + i);
+    store(tanh(load(scores + i) * set(1.0F / cap)) * set(cap * unit), scores + i);
   }
+}
+
+/// Of sixteen scores those from `first` to `last`, minus infinity for the others.
+HWY_INLINE Lanes only(const Lanes& scores, float first, float last) {
+  Lanes v;
+  unroll<parts>([&](auto i) SLUICE_INLINE {
+    const Part lane = hn::Iota(F(), static_cast<float>(i * part_lanes));
+    const auto in = hn::And(hn::Ge(lane, hn::Set(F(), first)), hn::Lt(lane, hn::Set(F(), last)));
+    v.part[i] = hn::IfThenElse(in, scores.part[i],
+                               hn::Set(F(), -std::numeric_limits<float>::infinity()));
+  });
+  return v;
 }
 
 /// The highest of a query's scores, which start at position `base`. Of the first and the last tile,
 /// lanes outside the range become minus infinity.
 HWY_INLINE Lanes mask_scores(float* scores, std::uint32_t base, Range range) {
-  const std::uint32_t first = range.begin / 16 * 16;
-  for (std::uint32_t p = first; p < range.begin; ++p) {
-    scores[p - base] = -std::numeric_limits<float>::infinity();
-  }
-  for (std::uint32_t p = range.end; p < round16(range.end); ++p) {
-    scores[p - base] = -std::numeric_limits<float>::infinity();
-  }
-  Lanes top = set(-std::numeric_limits<float>::infinity());
-  for (std::uint32_t p = first; p < range.end; p += 16) top = max(top, load(scores + (p - base)));
+  const std::uint32_t first = range.begin / 16 * 16, last = (range.end - 1) / 16 * 16;
+  const auto mask = [&](std::uint32_t tile) SLUICE_INLINE {
+    const auto lane = [&](std::uint32_t position) SLUICE_INLINE {
+      return static_cast<float>(static_cast<std::int32_t>(position - tile));
+    };
+    const Lanes seen_ones = only(load(scores + (tile - base)), lane(range.begin), lane(range.end));
+    store(seen_ones, scores + (tile - base));
+    return seen_ones;
+  };
+  Lanes top = mask(first);
+  for (std::uint32_t p = first + 16; p < last; p += 16) top = max(top, load(scores + (p - base)));
+  if (last != first) top = max(top, mask(last));
   return set(highest(top));
 }
 
@@ -196,7 +211,7 @@ HWY_INLINE void attend_by(How how, const AttentionWork& work, const QueryGroup& 
   }
   together(std::integral_constant<std::uint32_t, 1>());
   for (std::uint32_t q = 0; q < queries; ++q) {
-    if (work.soft_cap > 0) cap_scores(work.soft_cap, stride, scores + q * stride);
+    if (work.soft_cap > 0) cap_scores(work.soft_cap, How::unit_of_e, stride, scores + q * stride);
     const Range range = seen(work, group.position + q / group.heads);
     weighted[q].norm = how.softmax(scores + q * stride, base, range);
   }

@@ -3,9 +3,9 @@
 //   score[p] = scale * q . k[p], one chain of multiply-adds over the head's elements; then capped
 //   weight[p] = exp(score[p] - highest score), summed in sixteen lanes, p in lane p mod 16
 //   out = sum of weight[p] * v[p], one chain per element in position order, times 1 / sum
-// Of keys and values in pairs (state.hpp), scale * q and the weights are rounded to bfloat16, and
-// chains take of each pair of elements, or of positions, the odd one first, denormals taken for
-// zeros.
+// Of keys and values in pairs (state.hpp), scale * q and the weights are rounded to bfloat16, the
+// scale with a factor of log2(e) so that weights are powers of two, within 2^-18; chains take of
+// each pair of elements, or of positions, the odd one first, denormals taken for zeros.
 // Tiles of sixteen positions start at multiples of sixteen, so a row's result does not depend on
 // how the sequence was cut into segments.
 

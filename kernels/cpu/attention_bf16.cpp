@@ -8,6 +8,8 @@
 // After foreach_target, as Highway asks.
 #include <hwy/highway.h>
 
+#include <numbers>
+
 #include "kernels/cpu/attention-inl.hpp"
 #include "kernels/cpu/denormals.hpp"
 #include "kernels/cpu/matmul_formats.hpp"
@@ -23,6 +25,40 @@
 HWY_BEFORE_NAMESPACE();
 namespace sluice::kernels::HWY_NAMESPACE {
 
+/// 2^x for x <= 0, within 2^-18 of it; 0 below 2^-126.
+HWY_INLINE Lanes power_of_two(const Lanes& x) {
+  // 2^r for |r| <= 1/2, 1 where r is 0
+  constexpr float factors[] = {0x1.3a02cap-7F, 0x1.c9fc46p-5F, 0x1.ec0378p-3F, 0x1.62e12cp-1F, 1};
+  Lanes v;
+  unroll<parts>([&](auto i) SLUICE_INLINE {
+    const Part round = hn::Set(F(), 12582912.0F);  // 1.5 * 2^23
+    const Part shifted = hn::Add(x.part[i], round);
+    const Part r = hn::Sub(x.part[i], hn::Sub(shifted, round));
+    Part p = hn::Set(F(), factors[0]);
+    for (int f = 1; f < 5; ++f) p = fma_part(p, r, hn::Set(F(), factors[f]));
+    const auto exponent = hn::ShiftLeft<23>(hn::BitCast(I(), shifted));
+    const Part scaled = hn::BitCast(F(), hn::Add(hn::BitCast(I(), p), exponent));
+    v.part[i] = hn::IfThenZeroElse(hn::Lt(x.part[i], hn::Set(F(), -126.0F)), scaled);
+  });
+  return v;
+}
+
+/// Stores sixteen weights rounded to bfloat16, nearest even; returns what they are then. NaN, which
+/// here has no low bits, stays NaN.
+HWY_INLINE Lanes round_weights(const Lanes& weights, std::uint16_t* to) {
+  const hn::RebindToUnsigned<I> u32;
+  const hn::Rebind<std::uint16_t, F> u16;
+  Lanes v;
+  unroll<parts>([&](auto i) SLUICE_INLINE {
+    const auto bits = hn::BitCast(u32, weights.part[i]);
+    const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(u32, 1));
+    const auto sum = hn::Add(bits, hn::Add(odd, hn::Set(u32, 0x7FFF)));
+    hn::StoreU(hn::TruncateTo(u16, hn::ShiftRight<16>(sum)), u16, to + i * part_lanes);
+    v.part[i] = hn::BitCast(F(), hn::And(sum, hn::Set(u32, 0xFFFF0000U)));
+  });
+  return v;
+}
+
 /// In bfloat16, of keys and values that lie in pairs; `By` adds them.
 template <class By>
 class InPairs {
@@ -31,6 +67,7 @@ class InPairs {
   using Weight = std::uint16_t;
   using KeyTile = const std::uint16_t*;  ///< [head_dim / 2][16 positions][2]
   static constexpr std::uint32_t unit = 2;
+  static constexpr float unit_of_e = std::numbers::log2e_v<float>;  ///< exponents of 2
 
   /// `queries`: room for a group's, in bfloat16.
   HWY_INLINE InPairs(const AttentionWork& work, const KvPool& pool, const QueryGroup& group,
@@ -40,7 +77,7 @@ class InPairs {
         layer_(work.layer),
         kv_head_(group.head / (work.shape.heads / work.shape.kv_heads)),
         head_dim_(work.shape.head_dim),
-        scale_(work.scale),
+        scale_(work.soft_cap > 0 ? work.scale : work.scale * unit_of_e),
         queries_(reinterpret_cast<std::uint16_t*>(queries)) {}
 
   /// Scaled, then rounded.
@@ -94,8 +131,8 @@ class InPairs {
     auto* weights = reinterpret_cast<std::uint16_t*>(scores);
     Lanes total = set(0.0F);
     for (std::uint32_t p = range.begin / 16 * 16; p < range.end; p += 16) {
-      const Lanes weight = exp(load(scores + (p - base)) - peak);
-      total = total + narrow_lanes(weight, weights + (p - base));
+      const Lanes weight = power_of_two(load(scores + (p - base)) - peak);
+      total = total + round_weights(weight, weights + (p - base));
     }
     return 1.0F / sum(total);
   }

@@ -13,7 +13,8 @@ HWY_BEFORE_NAMESPACE();
 namespace sluice::kernels::HWY_NAMESPACE {
 
 /// f32_to_bf16 in each lane, to the bit
-HWY_INLINE hn::Vec<I> narrowed(Part x) {
+HWY_INLINE void narrow_part(Part x, std::uint16_t* to) {
+  const hn::Rebind<std::uint16_t, F> u16;
   const auto bits = hn::BitCast(I(), x);
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(I(), 1));
   // Of a number that is not finite the sum may pass into the sign, which the shift gives back.
@@ -21,24 +22,12 @@ HWY_INLINE hn::Vec<I> narrowed(Part x) {
   const hn::RebindToUnsigned<I> u32;
   const auto upper = hn::BitCast(I(), hn::ShiftRight<16>(hn::BitCast(u32, sum)));
   const auto is_nan = hn::Gt(hn::And(bits, hn::Set(I(), 0x7FFFFFFF)), hn::Set(I(), 0x7F800000));
-  return hn::IfThenElse(is_nan, hn::Set(I(), 0x7FFF), upper);
-}
-
-/// Stores them, rounded to bfloat16; returns what they are then.
-HWY_INLINE Part narrow_part(Part x, std::uint16_t* to) {
-  const hn::Rebind<std::uint16_t, F> u16;
-  const auto bits = narrowed(x);
-  hn::StoreU(hn::DemoteTo(u16, bits), u16, to);
-  return hn::BitCast(F(), hn::ShiftLeft<16>(bits));
+  hn::StoreU(hn::DemoteTo(u16, hn::IfThenElse(is_nan, hn::Set(I(), 0x7FFF), upper)), u16, to);
 }
 
 /// The same of sixteen.
-HWY_INLINE Lanes narrow_lanes(const Lanes& x, std::uint16_t* to) {
-  Lanes v;
-  unroll<parts>([&](auto i) SLUICE_INLINE {
-    v.part[i] = narrow_part(x.part[i], to + i * part_lanes);
-  });
-  return v;
+HWY_INLINE void narrow_lanes(const Lanes& x, std::uint16_t* to) {
+  unroll<parts>([&](auto i) SLUICE_INLINE { narrow_part(x.part[i], to + i * part_lanes); });
 }
 
 }  // namespace sluice::kernels::HWY_NAMESPACE

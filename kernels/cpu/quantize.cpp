@@ -54,47 +54,50 @@ HWY_INLINE void round_values(const Lanes& x, float inverse, std::int8_t* to) {
   });
 }
 
-/// Rounds a half whose largest value has the bits `own`, of a block whose largest has the bits
-/// `top` and is made 127 by `inverse`. Returns 2^-h * (sum of values).
-HWY_INLINE float round_half(const Lanes& x, std::int32_t own, std::int32_t top, float inverse,
-                            cpu::QuantizedBlock& to, std::size_t half) {
-  constexpr std::int32_t most = 31;  // halvings; what is smaller still rounds to zero
-  constexpr std::int32_t power = 1 << 23, one = 127 * power, zero_of_none = 0x4B400000;
-  // Bits' difference is a power of two less where the smaller one's fraction is the larger.
-  const std::int32_t halved = std::min(top - own, most * power) & -power;
-  const auto as_float = [](std::int32_t bits) SLUICE_INLINE {
-    return float_of(static_cast<std::uint32_t>(bits));
-  };
-  std::int8_t* values = to.values + 16 * half;
-  round_values(x, inverse * as_float(one + halved), values);
-  const std::int32_t sum = sum_bytes(values);
-  const std::int32_t zero = zero_of_none - halved;
-  to.zeros[half] = as_float(zero);
-  to.starts_8[half] = zero - 8 * sum;
-  to.starts_128[half] = zero - 128 * sum;
-  return as_float(one - halved) * static_cast<float>(sum);
-}
-
 void quantize(const float* x, std::uint32_t first, std::uint32_t last,
               const cpu::QuantizedView& view, std::size_t r) {
-  constexpr std::int32_t infinity = 0x7F800000;
+  constexpr std::int32_t infinity = 0x7F800000, power = 1 << 23, one = 127 * power;
+  constexpr std::int32_t halvings_most = 31;  // what is smaller still rounds to zero
+  constexpr std::int32_t zero_of_none = 0x4B400000;  // 1.5 * 2^23
   constexpr float tiny = 1e-25F;  // below, 127 / largest would soon not be finite
+  const auto as_float = [](std::int32_t bits) HWY_ATTR {
+    return float_of(static_cast<std::uint32_t>(bits));
+  };
   cpu::QuantizedBlock* blocks = view.row(r);
+  // Pass by pass, so that no block waits for the one before.
+  for (std::size_t k = first; k < last; k += 16) {
+    blocks[k / 32].starts_8[k / 16 % 2] = largest_bits(load(x + k));  // for the time being
+  }
   for (std::size_t k = first; k < last; k += 32) {
-    const Lanes low = load(x + k), high = load(x + k + 16);
-    const std::int32_t top_low = largest_bits(low), top_high = largest_bits(high);
-    const std::int32_t top = std::max(top_low, top_high);
-    const float largest = float_of(static_cast<std::uint32_t>(top));
+    cpu::QuantizedBlock& block = blocks[k / 32];
+    const std::int32_t top = std::max(block.starts_8[0], block.starts_8[1]);
+    const float largest = as_float(top);
     const bool some = top < infinity && largest > tiny;
     const float inverse = some ? 127.0F / largest : 0.0F;
-    const float step = some ? largest / 127.0F : 0.0F;
-    cpu::QuantizedBlock& block = blocks[k / 32];
-    const float sum = round_half(low, top_low, top, inverse, block, 0);
-    block.sum = step * (sum + round_half(high, top_high, top, inverse, block, 1));
-    block.step = step;
+    block.step = some ? largest / 127.0F : 0.0F;
+    for (std::size_t half = 0; half < 2; ++half) {
+      // Bits' difference is a power of two less where the smaller one's fraction is the larger.
+      const std::int32_t difference = top - block.starts_8[half];
+      const std::int32_t halved = std::min(difference, halvings_most * power) & -power;
+      block.zeros[half] = as_float(zero_of_none - halved);
+      round_values(load(x + k + 16 * half), inverse * as_float(one + halved),
+                   block.values + 16 * half);
+    }
     if (top < infinity) continue;
     block = {};
     block.step = std::numeric_limits<float>::quiet_NaN();
+  }
+  for (std::size_t b = first / 32; b < last / 32; ++b) {
+    cpu::QuantizedBlock& block = blocks[b];
+    float units = 0.0F;
+    for (std::size_t half = 0; half < 2; ++half) {
+      const std::int32_t sum = sum_bytes(block.values + 16 * half);
+      const auto zero = static_cast<std::int32_t>(bits_of(block.zeros[half]));
+      block.starts_8[half] = zero - 8 * sum;
+      block.starts_128[half] = zero - 128 * sum;
+      units += as_float(zero - zero_of_none + one) * static_cast<float>(sum);
+    }
+    block.sum = block.step * units;
   }
 }
 

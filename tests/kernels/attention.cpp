@@ -10,6 +10,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <numbers>
 #include <random>
 #include <vector>
 
@@ -114,7 +115,9 @@ class Sequence {
     return wanted_.paired ? rounded(static_cast<float>(w)) : w;
   }
   double query(float x) const {
-    return wanted_.paired ? rounded(x * work_.scale) : static_cast<double>(x) * work_.scale;
+    const float scale = wanted_.paired ? work_.scale * std::numbers::log2e_v<float> : work_.scale;
+    const double scaled = wanted_.paired ? rounded(x * scale) : static_cast<double>(x) * scale;
+    return scaled / scale * work_.scale;
   }
 
   void store(std::uint32_t position) {

@@ -455,9 +455,9 @@ class Reference {
   std::vector<std::vector<double>> queries(const Attention& op) const {
     std::vector<std::vector<double>> rows = buffers[op.qkv.index];
     if (!half_queries_ && !bf16_attention_) return rows;
-    const float scale = bf16_attention_    ? op.scale
-                        : op.soft_cap == 0 ? op.scale * std::numbers::log2e_v<float>
-                                           : op.scale / op.soft_cap;
+    const float scale = op.soft_cap == 0   ? op.scale * std::numbers::log2e_v<float>
+                        : bf16_attention_ ? op.scale
+                                          : op.scale / op.soft_cap;
     const std::vector<float> device = read_(op.qkv, rows.size());
     std::size_t i = 0;
     for (std::vector<double>& row : rows) {
