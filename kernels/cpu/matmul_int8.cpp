@@ -229,8 +229,11 @@ struct Unpacked {
 };
 
 // Of many rows, a pair of strips is unpacked once for all tiles, so many columns at once, which
-// with a tile's activations stay in a first-level cache of 32 KiB.
-constexpr std::size_t many_rows = 32;
+// with a tile's activations stay in a first-level cache of 32 KiB. It takes as long as a tile; what
+// it saves a tile is a quarter of one where a quant's bits lie apart, else hardly anything, but for
+// strips that leave that cache.
+template <class Kind>
+constexpr std::size_t many_rows = Kind::apart ? 16 : 128;
 constexpr std::size_t unpacked_blocks = 18;
 constexpr std::size_t unpacked_rows = 128;
 
@@ -404,7 +407,7 @@ void multiply_int8(const Product& p, std::uint32_t rows, std::uint32_t first,
     for (; rows >= 2 * pair_rows && s + pair_strips <= last; s += pair_strips) {
       const std::size_t tiles = rows / pair_rows;
       constexpr std::size_t together = unpacked_rows / pair_rows;
-      if (rows < many_rows) {
+      if (rows < many_rows<Kind>) {
         multiply_tiles_packed<Kind>(p, tiles, s);
       } else {
         for (std::size_t t = 0; t < tiles; t += together) {

@@ -183,12 +183,14 @@ struct Scales {
   Lanes m;
 };
 
-// Each format: `small` quants or not, its zero, vector j of a block's quants, how many scales a
-// block's row has, and how to read them. `head` is what eight blocks share.
+// Each format: `small` quants or not, their bits `apart` or not, its zero, vector j of a block's
+// quants, how many scales a block's row has, and how to read them. `head` is what eight blocks
+// share.
 
 struct PackedQ4_0 {
   static constexpr Format format = Format::q4_0;
   static constexpr bool small = true;
+  static constexpr bool apart = false;
   static constexpr int zero = 8;
   static constexpr std::size_t halves = 1;
   static HWY_INLINE Quants quants(Bytes from, std::size_t j) { return load_nibbles(from, j); }
@@ -198,6 +200,7 @@ struct PackedQ4_0 {
 struct PackedQ4_1 {
   static constexpr Format format = Format::q4_1;
   static constexpr bool small = true;
+  static constexpr bool apart = false;
   static constexpr int zero = 0;
   static constexpr std::size_t halves = 1;
   static HWY_INLINE Quants quants(Bytes from, std::size_t j) { return load_nibbles(from, j); }
@@ -209,6 +212,7 @@ struct PackedQ4_1 {
 struct PackedQ5_0 {
   static constexpr Format format = Format::q5_0;
   static constexpr bool small = true;
+  static constexpr bool apart = true;
   static constexpr int zero = 16;
   static constexpr std::size_t halves = 1;
   static HWY_INLINE Quants quants(Bytes from, std::size_t j) { return load_fives(from, j); }
@@ -220,6 +224,7 @@ struct PackedQ5_0 {
 struct PackedQ5_1 {
   static constexpr Format format = Format::q5_1;
   static constexpr bool small = true;
+  static constexpr bool apart = true;
   static constexpr int zero = 0;
   static constexpr std::size_t halves = 1;
   static HWY_INLINE Quants quants(Bytes from, std::size_t j) { return load_fives(from, j); }
@@ -229,6 +234,7 @@ struct PackedQ5_1 {
 struct PackedQ8_0 {
   static constexpr Format format = Format::q8_0;
   static constexpr bool small = false;
+  static constexpr bool apart = false;
   static constexpr int zero = 128;
   static constexpr std::size_t halves = 1;
   static HWY_INLINE Quants quants(Bytes from, std::size_t j) { return load_quants(from + 64 * j); }
@@ -238,6 +244,7 @@ struct PackedQ8_0 {
 struct PackedQ4_K {
   static constexpr Format format = Format::q4_k;
   static constexpr bool small = true;
+  static constexpr bool apart = false;
   static constexpr int zero = 0;
   static constexpr std::size_t halves = 1;
   static HWY_INLINE Quants quants(Bytes from, std::size_t j) { return load_nibbles(from, j); }
@@ -250,6 +257,7 @@ struct PackedQ4_K {
 struct PackedQ5_K {
   static constexpr Format format = Format::q5_k;
   static constexpr bool small = true;
+  static constexpr bool apart = true;
   static constexpr int zero = 0;
   static constexpr std::size_t halves = 1;
   static HWY_INLINE Quants quants(Bytes from, std::size_t j) { return load_fives(from, j); }
@@ -259,6 +267,7 @@ struct PackedQ5_K {
 struct PackedQ6_K {
   static constexpr Format format = Format::q6_k;
   static constexpr bool small = true;
+  static constexpr bool apart = true;
   static constexpr int zero = 32;
   static constexpr std::size_t halves = 2;
   static HWY_INLINE Quants quants(Bytes from, std::size_t j) { return load_sixes(from, j); }
