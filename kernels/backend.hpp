@@ -215,8 +215,8 @@ struct DeviceInfo {
   std::string device;        ///< "AMD EPYC, AVX3, 2 threads"
   std::string arithmetic;    ///< part of the numerics id: whatever may change a result's bits
   bool paths_equal = false;  ///< prompt and decode arithmetic agree to the bit
-  /// Products with quantized weights round their input to int8, so many columns to a step, which is
-  /// that of twice as many halved as often as their values allow; 0: not.
+  /// Products with quantized weights round their input to int8, so many columns to a step; 0: not.
+  /// Twice as many share one, which either half halves as often as its values allow.
   std::uint32_t int8_block_columns = 0;
   /// Products round their input and weights to bf16, but for float32 weights.
   bool bf16_products = false;
@@ -226,8 +226,8 @@ struct DeviceInfo {
   /// Products with bf16 weights round their input to bf16, but for `float_input`, and take
   /// denormals for zeros.
   bool bf16_inputs = false;
-  /// Where a program, the backend's first, has products with quantized weights, whose input is
-  /// rounded more than that, attention rounds queries (multiplied by its scale, and by log2(e)
+  /// Where a program has products with quantized weights, whose input is rounded more than that,
+  /// attention rounds queries (multiplied by its scale, and by log2(e)
   /// unless scores are capped), keys, values and their weights to bf16; if heads' elements and
   /// blocks' tokens are multiples of 16.
   bool bf16_attention = false;

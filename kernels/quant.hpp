@@ -37,8 +37,8 @@ std::size_t row_bytes(Format format, std::size_t elements);
 /// the reference package `gguf`; kernels are tested against it.
 void dequantize(Format format, std::span<const std::byte> row, std::span<float> out);
 
-/// Elements of keys and values as the KV pool keeps them: halves, or 8-bit floats with 4 bits of
-/// exponent and 3 of fraction.
+/// Elements of keys and values as the KV pool keeps them: 16 bits (a CPU's pool has bfloat16 for
+/// float16 where weights are quantized), or 8-bit floats with 4 bits of exponent and 3 of fraction.
 enum class KvFormat : std::uint8_t { f16, e4m3 };
 
 SLUICE_HOST_DEVICE constexpr std::uint32_t element_bytes(KvFormat format) {

@@ -182,7 +182,7 @@ class InFloat {
 void attend_in_float(const AttentionWork& work, const KvPool& pool, const QueryGroup& group,
                      float* scratch) {
   const InFloat how(work, pool, group, scratch);
-  attend_by(how, work, group, scratch + cpu::key_copies * 8 * work.shape.head_dim);
+  attend_by(how, work, group, scratch + cpu::scores_at(work.shape.head_dim));
 }
 
 }  // namespace sluice::kernels::HWY_NAMESPACE
@@ -197,7 +197,7 @@ namespace cpu {
 std::size_t attention_floats(const HeadShape& shape, std::uint32_t context_tokens) {
   // A window may begin up to 15 positions into its first tile, and the last tile may be part full.
   const std::size_t scores = std::size_t{context_tokens} + 32;
-  return key_copies * 8 * std::size_t{shape.head_dim} + group_rows * group_heads * scores;
+  return scores_at(shape.head_dim) + group_rows * group_heads * scores;
 }
 
 void attend(const AttentionWork& work, const KvPool& pool, const QueryGroup& group,

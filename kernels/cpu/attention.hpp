@@ -45,6 +45,12 @@ inline constexpr std::uint32_t group_heads = 4;
 /// Tiles of keys that are copied at once, where blocks are smaller than a tile.
 inline constexpr std::uint32_t key_copies = 4;
 
+/// Where in attend()'s scratch scores begin: before, copies of keys, or a group's rounded queries.
+constexpr std::size_t scores_at(std::size_t head_dim) {
+  static_assert(group_rows * group_heads <= 16 * key_copies);
+  return key_copies * 8 * head_dim;
+}
+
 /// Scratch of attend(), in floats.
 std::size_t attention_floats(const HeadShape& shape, std::uint32_t context_tokens);
 

@@ -25,7 +25,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace sluice::kernels::HWY_NAMESPACE {
 
-/// 2^x for x <= 0, within 2^-18 of it; 0 below 2^-126.
+/// 2^x for x <= 0, within 2^-18 of it; 0 below 2^-126. NaN, which here has no low bits, stays NaN.
 HWY_INLINE Lanes power_of_two(const Lanes& x) {
   // 2^r for |r| <= 1/2, 1 where r is 0
   constexpr float factors[] = {0x1.3a02cap-7F, 0x1.c9fc46p-5F, 0x1.ec0378p-3F, 0x1.62e12cp-1F, 1};
@@ -43,8 +43,8 @@ HWY_INLINE Lanes power_of_two(const Lanes& x) {
   return v;
 }
 
-/// Stores sixteen weights rounded to bfloat16, nearest even; returns what they are then. NaN, which
-/// here has no low bits, stays NaN.
+/// Stores sixteen weights rounded to bfloat16, nearest even; returns what they are then. NaN stays
+/// NaN, as above.
 HWY_INLINE Lanes round_weights(const Lanes& weights, std::uint16_t* to) {
   const hn::RebindToUnsigned<I> u32;
   const hn::Rebind<std::uint16_t, F> u16;
@@ -219,7 +219,7 @@ template <class By>
 HWY_NOINLINE void attend_pairs(const AttentionWork& work, const KvPool& pool,
                                const QueryGroup& group, float* scratch) {
   const InPairs<By> how(work, pool, group, scratch);
-  attend_by(how, work, group, scratch + cpu::key_copies * 8 * work.shape.head_dim);
+  attend_by(how, work, group, scratch + cpu::scores_at(work.shape.head_dim));
 }
 
 void attend_in_pairs(const AttentionWork& work, const KvPool& pool, const QueryGroup& group,

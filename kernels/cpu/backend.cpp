@@ -137,7 +137,14 @@ class CpuBackend final : public Backend {
     if (!allocated_) return fail(ErrorCode::bad_request, "record before allocate");
     std::unique_lock lock(mutex_);
     wait_idle(lock);
-    if (programs_.empty()) kv_.pair(kv_.can_pair() && rounds_to_int8(steps));
+    const bool in_pairs = kv_.can_pair() && rounds_to_int8(steps);
+    if (programs_.empty()) {
+      kv_.pair(in_pairs);
+    } else if (in_pairs != kv_.paired()) {
+      return fail(ErrorCode::bad_request,
+                  "programs with quantized weights and without cannot share a KV pool: give each a "
+                  "backend of its own");
+    }
     if (auto made = pack(steps); !made) return tl::unexpected(made.error());
     auto program = Program::compile(steps, weights_, shape_, shard_);
     if (!program) return tl::unexpected(program.error());

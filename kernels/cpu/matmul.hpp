@@ -53,9 +53,9 @@ struct RoundedRows {
 /// `last` one too or the row's end, behind which x is padded to one.
 inline void round_row(const float* x, std::uint32_t first, std::uint32_t last,
                       const RoundedRows& to, std::size_t r) {
-  if (to.int8.data != nullptr) quantize(x, first, last, to.int8, r);
-  if (to.bf16.data == nullptr) return;
-  narrow(x, first, static_cast<std::uint32_t>(padded(last)), to.bf16, r);
+  const auto end = static_cast<std::uint32_t>(padded(last));
+  if (to.int8.data != nullptr) quantize(x, first, end, to.int8, r);
+  if (to.bf16.data != nullptr) narrow(x, first, end, to.bf16, r);
 }
 
 struct Product {

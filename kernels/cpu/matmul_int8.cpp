@@ -15,11 +15,11 @@
 // Arithmetic intensity: a block of 16 x 32 weights is 288 to 576 bytes; one activation row takes 8
 // dot products of 64 bytes of it and 5 or 6 float operations, 30 instructions with the unpacking,
 // where a core gets some 6 bytes a cycle from memory. So few rows run at the speed of memory, and
-// from eight rows on the dot products bound: a row takes the two units that do them 8, a product of
-// scales and one multiply-add (another for scales' offsets): 0.8 of their peak, or 0.73.
-// (Subtractions and sums are other units'.) Then strips are unpacked once for all
-// rows, and a tile is of two, so that four activations are loaded once for two dot products: with
-// one strip a core that loads twice a cycle needs longer for the loads than for the products.
+// from eight rows on the dot products bound. The two units that do them also do, for a row, one
+// product of scales and one multiply-add (another for scales' offsets), while subtractions and sums
+// are other units': 8 of 10 are dot products, or of 11. Then a tile is of two strips, so that four
+// activations are loaded once for two dot products: with one strip a core that loads twice a cycle
+// needs longer for the loads than for the products.
 
 HWY_BEFORE_NAMESPACE();
 namespace sluice::kernels::HWY_NAMESPACE {
@@ -54,34 +54,35 @@ constexpr int few_rows_locality = 3;
 // Weights that stay in the first-level cache, beside a tile of activations, for all rows.
 constexpr std::size_t cached_bytes = std::size_t{24} << 10;
 
-/// Where a half's dot products for a row begin: at the bits of its zero, less the format's zero.
+/// Where a half's dot products for a row begin: at the bits of its origin, less the format's zero
+/// times the sum of its values.
 template <class Kind>
 HWY_INLINE hn::Vec<I> start(const QuantizedBlock& x, std::size_t half) {
   if constexpr (Kind::zero == 8) return hn::Set(I(), x.starts_8[half]);
   if constexpr (Kind::zero == 128) return hn::Set(I(), x.starts_128[half]);
-  const auto none = hn::BitCast(I(), hn::Set(F(), x.zeros[half]));
+  const auto none = hn::BitCast(I(), hn::Set(F(), x.origins[half]));
   if constexpr (Kind::zero == 0) return none;
   const auto eight = hn::Sub(hn::Set(I(), x.starts_8[half]), none);
   return hn::Add(none, hn::ShiftLeft<Kind::zero == 16 ? 1 : 2>(eight));
 }
 
-/// A half's zero in every lane, for in_steps.
-HWY_INLINE Part zero_of(const QuantizedBlock& x, std::size_t half) {
+/// A half's origin in every lane, for in_steps.
+HWY_INLINE Part origin_of(const QuantizedBlock& x, std::size_t half) {
 #if HWY_CAP_GE512
   // As assembly: GCC else keeps it in a register from where the products began, one too many.
-  __m512 zero;
-  asm("vbroadcastss %1, %0" : "=v"(zero) : "m"(x.zeros[half]));
-  return Part{zero};
+  __m512 origin;
+  asm("vbroadcastss %1, %0" : "=v"(origin) : "m"(x.origins[half]));
+  return Part{origin};
 #else
-  return hn::Set(F(), x.zeros[half]);
+  return hn::Set(F(), x.origins[half]);
 #endif
 }
 
 /// What a half's dot products give, in the block's steps.
-HWY_INLINE Lanes in_steps(const Sums& dots, Part zero) {
+HWY_INLINE Lanes in_steps(const Sums& dots, Part origin) {
   Lanes v;
   unroll<parts>([&](auto i) SLUICE_INLINE {
-    v.part[i] = hn::Sub(hn::BitCast(F(), dots.part[i]), zero);
+    v.part[i] = hn::Sub(hn::BitCast(F(), dots.part[i]), origin);
   });
   return v;
 }
@@ -164,7 +165,7 @@ HWY_INLINE void multiply_strip(const cpu::PackedWeight& weight, std::uint32_t st
         add_dots<Kind::small>(q[j], in.values + 4 * j, a);
         add_dots<Kind::small>(q[4 + j], in.values + 16 + 4 * j, c);
       });
-      const Lanes low = in_steps(a, zero_of(in, 0)), high = in_steps(c, zero_of(in, 1));
+      const Lanes low = in_steps(a, origin_of(in, 0)), high = in_steps(c, origin_of(in, 1));
       add_block<Kind>(low, high, in, scale, sums[n]);
     });
     at.leave();
@@ -315,8 +316,8 @@ HWY_INLINE void multiply_pair(Pair at, std::size_t blocks,
         });
       });
       unroll<N>([&](auto n) SLUICE_INLINE {
-        const Part zero = zero_of(x[n][b], half);
-        unroll<S>([&](auto s) SLUICE_INLINE { to[S * n + s] = in_steps(acc[S * n + s], zero); });
+        const Part origin = origin_of(x[n][b], half);
+        unroll<S>([&](auto s) SLUICE_INLINE { to[S * n + s] = in_steps(acc[S * n + s], origin); });
       });
       settle(to);
     };
@@ -369,7 +370,7 @@ HWY_INLINE void multiply_tiles_packed(const Product& p, std::size_t tiles, std::
 
 /// The same of rows from r on.
 template <class Kind>
-HWY_INLINE void multiply_tiles_unpacked(const Product& p, std::size_t r, std::size_t tiles,
+HWY_NOINLINE void multiply_tiles_unpacked(const Product& p, std::size_t r, std::size_t tiles,
                                         std::uint32_t strip) {
   const std::size_t blocks = p.weight->blocks();
   const std::size_t passes = (blocks + unpacked_blocks - 1) / unpacked_blocks;
@@ -384,9 +385,11 @@ HWY_INLINE void multiply_tiles_unpacked(const Product& p, std::size_t r, std::si
     for (std::size_t t = 0; t < tiles; ++t) {
       const TileRows x(p, r + t * pair_rows, first);
       if (first == 0) {
+        unroll<pair_strips * pair_rows>([&](auto i) SLUICE_INLINE { sums[t][i] = set(0.0F); });
+      }
+      if (first == 0 && r == 0) {
         const Bytes behind = p.weight->strip(strip + pair_strips) + t * asked;
         for (std::size_t line = 0; line < asked; line += 64) __builtin_prefetch(behind + line);
-        unroll<pair_strips * pair_rows>([&](auto i) SLUICE_INLINE { sums[t][i] = set(0.0F); });
       }
       multiply_pair(UnpackedPair<Kind>{unpacked}, last - first, x.row, sums[t]);
       if (last == blocks) finish_tile(p, r + t * pair_rows, strip, sums[t]);
@@ -397,7 +400,7 @@ HWY_INLINE void multiply_tiles_unpacked(const Product& p, std::size_t r, std::si
 #endif
 
 void multiply_int8(const Product& p, std::uint32_t rows, std::uint32_t first,
-                     std::uint32_t last) {
+                   std::uint32_t last) {
   with_packed(p.weight->format, [&](auto kind) SLUICE_INLINE {
     const auto cached = static_cast<std::uint32_t>(cached_bytes / p.weight->strip_bytes);
     const std::uint32_t chunk = std::max(1U, cached);
@@ -406,12 +409,13 @@ void multiply_int8(const Product& p, std::uint32_t rows, std::uint32_t first,
 #if HWY_CAP_GE512
     for (; rows >= 2 * pair_rows && s + pair_strips <= last; s += pair_strips) {
       const std::size_t tiles = rows / pair_rows;
-      constexpr std::size_t together = unpacked_rows / pair_rows;
       if (rows < many_rows<Kind>) {
         multiply_tiles_packed<Kind>(p, tiles, s);
       } else {
-        for (std::size_t t = 0; t < tiles; t += together) {
-          multiply_tiles_unpacked<Kind>(p, t * pair_rows, std::min(together, tiles - t), s);
+        const std::size_t times = (tiles * pair_rows + unpacked_rows - 1) / unpacked_rows;
+        for (std::size_t i = 0; i < times; ++i) {
+          const std::size_t t = tiles * i / times;
+          multiply_tiles_unpacked<Kind>(p, t * pair_rows, tiles * (i + 1) / times - t, s);
         }
       }
       multiply_tiles<Kind, pair_rows / 2>(p, tiles * pair_rows, rows, s, s + pair_strips);

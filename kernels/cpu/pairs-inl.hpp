@@ -4,7 +4,7 @@
 // rounding to nearest even each time, with zeros for denormals: so what else processors have gives
 // the same bits in this order, with denormals flushed (denormals.hpp). (ARM's flush looks at a
 // result before it is rounded: there one in the last half step below 2^-126 becomes 0 and elsewhere
-// 2^-126.)
+// 2^-126. So do the other results of code that flushes for these.)
 
 #if defined(SLUICE_KERNELS_CPU_PAIRS_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef SLUICE_KERNELS_CPU_PAIRS_INL

@@ -57,8 +57,8 @@ HWY_INLINE void round_values(const Lanes& x, float inverse, std::int8_t* to) {
 void quantize(const float* x, std::uint32_t first, std::uint32_t last,
               const cpu::QuantizedView& view, std::size_t r) {
   constexpr std::int32_t infinity = 0x7F800000, power = 1 << 23, one = 127 * power;
-  constexpr std::int32_t halvings_most = 31;  // what is smaller still rounds to zero
-  constexpr std::int32_t zero_of_none = 0x4B400000;  // 1.5 * 2^23
+  constexpr std::int32_t halvings_most = 31;  // smaller values are as good as none
+  constexpr std::int32_t origin = 0x4B400000;  // 1.5 * 2^23
   constexpr float tiny = 1e-25F;  // below, 127 / largest would soon not be finite
   const auto as_float = [](std::int32_t bits) HWY_ATTR {
     return float_of(static_cast<std::uint32_t>(bits));
@@ -79,7 +79,7 @@ void quantize(const float* x, std::uint32_t first, std::uint32_t last,
       // Bits' difference is a power of two less where the smaller one's fraction is the larger.
       const std::int32_t difference = top - block.starts_8[half];
       const std::int32_t halved = std::min(difference, halvings_most * power) & -power;
-      block.zeros[half] = as_float(zero_of_none - halved);
+      block.origins[half] = as_float(origin - halved);
       round_values(load(x + k + 16 * half), inverse * as_float(one + halved),
                    block.values + 16 * half);
     }
@@ -92,10 +92,10 @@ void quantize(const float* x, std::uint32_t first, std::uint32_t last,
     float units = 0.0F;
     for (std::size_t half = 0; half < 2; ++half) {
       const std::int32_t sum = sum_bytes(block.values + 16 * half);
-      const auto zero = static_cast<std::int32_t>(bits_of(block.zeros[half]));
-      block.starts_8[half] = zero - 8 * sum;
-      block.starts_128[half] = zero - 128 * sum;
-      units += as_float(zero - zero_of_none + one) * static_cast<float>(sum);
+      const auto begin = static_cast<std::int32_t>(bits_of(block.origins[half]));
+      block.starts_8[half] = begin - 8 * sum;
+      block.starts_128[half] = begin - 128 * sum;
+      units += as_float(begin - origin + one) * static_cast<float>(sum);
     }
     block.sum = block.step * units;
   }

@@ -6,7 +6,7 @@
 // SmolLM2's logits a fifth smaller, and costs products nothing. The sum of a dot product's integer
 // and the bits of 1.5 * 2^(23 - h), read as a float, is that float and 2^-h times the integer,
 // exactly: a subtraction, on units that products leave idle, both converts and scales.
-// A block that is not finite becomes NaN.
+// A block that is not finite becomes NaN, one below 1e-25 all zeros.
 
 #include <cstddef>
 #include <cstdint>
@@ -19,9 +19,9 @@ inline constexpr std::uint32_t step_cols = 16;
 /// it needs one address a row.
 struct QuantizedBlock {
   std::int8_t values[32];
-  float zeros[2];  ///< of each half, 1.5 * 2^(23 - h)
-  /// zeros' bits less 8 and 128 times (sum of the half's values): where products begin with formats
-  /// whose zero is 8 or 128
+  float origins[2];  ///< of each half, 1.5 * 2^(23 - h)
+  /// Their bits less 8 and 128 times (sum of the half's values): where products begin with formats
+  /// whose zero is 8 or 128.
   std::int32_t starts_8[2];
   std::int32_t starts_128[2];
   float sum;   ///< of both halves, step * 2^-h * (sum of values)

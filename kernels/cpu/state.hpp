@@ -11,12 +11,14 @@
 
 namespace sluice::kernels::cpu {
 
-/// Where a position's keys and values of a head go.
+/// Where a position's keys and values of a head go: element d at keys[d * key_stride] and
+/// values[d]; paired, and rounded to bfloat16, at keys[d / 2 * key_stride + d % 2] and
+/// values[2 * d].
 struct KvPlace {
-  bool paired = false;              ///< and rounded to bfloat16
-  std::uint16_t* keys = nullptr;    ///< element d at keys[d * key_stride]; paired, every other one
-  std::size_t key_stride = 0;       ///< at keys[d / 2 * key_stride], the next behind it
-  std::uint16_t* values = nullptr;  ///< element d at values[d], or paired values[2 * d]
+  bool paired = false;
+  std::uint16_t* keys = nullptr;
+  std::size_t key_stride = 0;
+  std::uint16_t* values = nullptr;
 };
 
 /// Keys and values of 16 bits: [layer][block][kv_head][keys | values]. In float16, keys lie as

@@ -2,7 +2,7 @@
 // its header says, against sums in double of the same rounded values: for heads of all sorts, with
 // windows that begin and end in the middle of a pair and of a tile, on every instruction set and to
 // the bit whether rows come alone or in groups; and that nothing in the pool counts but what a
-// query sees, be it NaN.
+// query sees, be it NaN, while NaN among that stays NaN.
 
 #include "tests/kernels/cpu_targets.hpp"
 // Before all that includes Highway's.
@@ -10,6 +10,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numbers>
 #include <random>
 #include <vector>
@@ -81,6 +82,23 @@ class Sequence {
       }
     }
     return out;
+  }
+
+  /// All that a position has becomes this.
+  void spoil(std::uint32_t position, float value) {
+    std::fill_n(work_.qkv.row(position), work_.qkv.stride, value);
+    store(position);
+  }
+
+  bool finite(const std::vector<float>& out, std::uint32_t first, std::uint32_t last) const {
+    const std::size_t width = work_.out.stride;
+    return std::all_of(out.data() + first * width, out.data() + last * width,
+                       [](float x) { return std::isfinite(x); });
+  }
+  bool none_finite(const std::vector<float>& out, std::uint32_t row) const {
+    const std::size_t width = work_.out.stride;
+    return std::none_of(out.data() + row * width, out.data() + (row + 1) * width,
+                        [](float x) { return std::isfinite(x); });
   }
 
   /// The furthest that `out` is off from sums in double.
@@ -193,6 +211,23 @@ BOOST_AUTO_TEST_CASE(is_what_the_header_says) {
         BOOST_TEST(same_bits(sequence.attended(3), alone));
         BOOST_TEST(same_bits(sequence.attended(cpu::group_rows), alone));
       });
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(what_is_not_finite_stays_so) {
+  for (const bool paired : {true, false}) {
+    for (const float bad : {std::numeric_limits<float>::quiet_NaN(),
+                            -std::numeric_limits<float>::quiet_NaN()}) {
+      BOOST_TEST_CONTEXT((paired ? "pairs, " : "float16, ") << bad) {
+        Sequence sequence({paired, {3, 1, 64}, 40});
+        sequence.spoil(17, bad);
+        on_every_target([&] {
+          const std::vector<float> out = sequence.attended(4);
+          BOOST_TEST(sequence.finite(out, 0, 17));
+          for (std::uint32_t row = 17; row < 40; ++row) BOOST_TEST(sequence.none_finite(out, row));
+        });
+      }
     }
   }
 }

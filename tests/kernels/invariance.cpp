@@ -135,8 +135,8 @@ BOOST_AUTO_TEST_CASE(chunks_do_not_matter_whatever_heads_share) {
 
 /// Long enough for several tiles, splits and blocks of queries; cheap but for its attention.
 TinyModel long_model(HeadShape heads, std::uint32_t pool_contexts = 8,
-                     KvFormat kv_format = KvFormat::f16) {
-  return tiny_model({.format = Format::f16,
+                     KvFormat kv_format = KvFormat::f16, Format format = Format::f16) {
+  return tiny_model({.format = format,
                      .hidden = 32,
                      .heads = heads,
                      .feed_forward = 32,
@@ -195,6 +195,23 @@ BOOST_AUTO_TEST_CASE(chunks_of_long_prompts_do_not_matter) {
       const auto whole = logits_of(model, make, {293});
       BOOST_CHECK(logits_of(model, make, {150, 100, 40, 1, 1, 1}) == whole);
       BOOST_CHECK(logits_of(model, make, {3, 289, 1}) == whole);
+    }
+  }
+}
+
+// A CPU unpacks weights once for so many rows, and attends in pairs.
+BOOST_AUTO_TEST_CASE(chunks_of_long_prompts_do_not_matter_to_quantized_weights) {
+  for (const Format format : {Format::q4_0, Format::q5_0, Format::q8_0}) {
+    for (const HeadShape heads : {HeadShape{6, 2, 32}, HeadShape{1, 1, 64}}) {
+      const TinyModel model = long_model(heads, 8, KvFormat::f16, format);
+      BOOST_TEST_CONTEXT(info(format).name << ", " << heads.heads << " heads") {
+        const auto whole = logits_of(model, on_cpu(2), {293});
+        on_every_target([&] {
+          BOOST_CHECK(logits_of(model, on_cpu(1), {293}) == whole);
+          BOOST_CHECK(logits_of(model, on_cpu(1), {150, 100, 40, 1, 1, 1}) == whole);
+          BOOST_CHECK(logits_of(model, on_cpu(1), {3, 289, 1}) == whole);
+        });
+      }
     }
   }
 }

@@ -4,6 +4,8 @@
 // rounding to int8 is to the nearest step of each sixteen, which is its block's halved as often as
 // their values allow, zero where all are zero, NaN where one is not finite.
 
+#include "tests/kernels/cpu_targets.hpp"
+// Before all that includes Highway's.
 #include "kernels/cpu/matmul.hpp"
 
 #include <bit>
@@ -52,7 +54,7 @@ struct Inputs {
   /// Of the sixteen of column c.
   double step(std::size_t r, std::uint32_t c) const {
     const cpu::QuantizedBlock& block = view.int8.row(r)[c / 32];
-    const double unit = static_cast<double>(block.zeros[c / 16 % 2]) / (1.5 * 8388608);  // 2^23
+    const double unit = static_cast<double>(block.origins[c / 16 % 2]) / (1.5 * 8388608);  // 2^23
     return static_cast<double>(block.step) * unit;
   }
 
@@ -150,7 +152,7 @@ BOOST_AUTO_TEST_CASE(every_format_and_shape) {
     if (unit == 1) continue;
     const std::uint32_t cols = unit == 32 ? 1184 : 1280;  // more than are unpacked at once
     const Tensor wide = random_tensor(random, format, 37, cols, 0.3F);
-    check_products(random, wide, cpu::activations_of(format), many);
+    on_every_target([&] { check_products(random, wide, cpu::activations_of(format), many); });
   }
 }
 
@@ -188,7 +190,7 @@ BOOST_AUTO_TEST_CASE(rounding_is_to_the_nearest_step) {
         // Once more would be too often, but for values that are as good as none.
         BOOST_TEST((largest > step * 127 * 0.499999 || halved == std::exp2(-31)));
       }
-      const auto zero = std::bit_cast<std::int32_t>(blocks[b].zeros[half]);
+      const auto zero = std::bit_cast<std::int32_t>(blocks[b].origins[half]);
       BOOST_TEST(blocks[b].starts_8[half] == zero - 8 * quants);
       BOOST_TEST(blocks[b].starts_128[half] == zero - 128 * quants);
       sum += step * quants;

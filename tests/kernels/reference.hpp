@@ -422,12 +422,14 @@ class Reference {
   static double half(double x) { return f16_to_f32(f32_to_f16(static_cast<float>(x))); }
   static double brain(double x) { return bf16_to_f32(f32_to_bf16(static_cast<float>(x))); }
 
-  /// A row's keys, before their rotation, and values. Of 8 bits they are the device's own, as
-  /// queries() says: a neighbour is 2^-3 of an element away.
+  /// A row's keys, before their rotation, and values. Of 8 bits and in bfloat16 they are the
+  /// device's own, as queries() says: a neighbour is 2^-3 of an element away, or 2^-8.
   std::vector<double> keys_and_values(const RopeStore& op, std::size_t r) const {
     const auto first = op.shape.heads * op.shape.head_dim;
     const std::vector<double>& row = buffers[op.qkv.index][r];
-    if (model_.traits.kv_format == KvFormat::f16) return {row.begin() + first, row.end()};
+    if (model_.traits.kv_format == KvFormat::f16 && !bf16_attention_) {
+      return {row.begin() + first, row.end()};
+    }
     const std::vector<float> device = read_(op.qkv, r + 1);
     return {device.end() - static_cast<std::ptrdiff_t>(row.size() - first), device.end()};
   }
