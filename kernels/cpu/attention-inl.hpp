@@ -40,6 +40,7 @@ HWY_INLINE Range seen(const AttentionWork& work, std::uint32_t position) {
 // Of a register tile: queries, tiles of keys whose scores it holds for them, and sixteens of a head
 // whose sums it holds for them. As many chains of multiply-adds as leave room for the loads, of
 // which each then serves several: a core loads no faster than it multiplies and adds.
+// (An arithmetic whose operands need more registers has tiles of fewer queries.)
 constexpr std::size_t query_tile = 6;
 #if HWY_CAP_GE512
 constexpr std::size_t key_tiles = 4, value_tile = 4;  // 24 and 24 of 32 registers
@@ -118,9 +119,10 @@ HWY_INLINE void normalize(const Weighted<Weight>& query, std::size_t head_dim) {
 /// several rows at once where a register tile holds them, over the positions that they all see, to
 /// whole multiples of `unit`, before and after which each goes alone over the others that it sees,
 /// in order of positions.
-template <std::size_t N, std::uint32_t unit, class Sum>
+template <class How, std::size_t N, class Sum>
 HWY_INLINE void sum_rows(const AttentionWork& work, const QueryGroup& group, Sum sum) {
-  constexpr std::uint32_t rows = std::min<std::uint32_t>(query_tile / N, cpu::group_rows);
+  constexpr std::uint32_t unit = How::unit;
+  constexpr std::uint32_t rows = std::min<std::uint32_t>(How::tile_queries / N, cpu::group_rows);
   constexpr std::integral_constant<std::size_t, N> one;
   std::uint32_t row = 0;
   if constexpr (rows > 1) {
@@ -202,7 +204,7 @@ HWY_INLINE void attend_by(How how, const AttentionWork& work, const QueryGroup& 
     for (; tile + (tiles - 1) * tile_tokens < end; tile += tiles * tile_tokens) {
       typename How::KeyTile keys[tiles];
       for (std::uint32_t t = 0; t < tiles; ++t) keys[t] = how.keys(tile + t * tile_tokens, t);
-      score_queries<query_tile, tiles>(how, query, queries, keys, scores + (tile - base), stride);
+      score_queries<How::tile_queries, tiles>(how, query, queries, keys, scores + (tile - base), stride);
     }
   };
   if constexpr (key_tiles > 1) {
@@ -224,12 +226,11 @@ HWY_INLINE void attend_by(How how, const AttentionWork& work, const QueryGroup& 
       how.template add_values<n, 1>(range, base, d, go_on, weighted + first);
     }
   };
-  constexpr std::uint32_t unit = How::unit;
   switch (group.heads) {
-    case 1: sum_rows<1, unit>(work, group, sum); break;
-    case 2: sum_rows<2, unit>(work, group, sum); break;
-    case 3: sum_rows<3, unit>(work, group, sum); break;
-    default: sum_rows<cpu::group_heads, unit>(work, group, sum); break;
+    case 1: sum_rows<How, 1>(work, group, sum); break;
+    case 2: sum_rows<How, 2>(work, group, sum); break;
+    case 3: sum_rows<How, 3>(work, group, sum); break;
+    default: sum_rows<How, cpu::group_heads>(work, group, sum); break;
   }
   for (std::uint32_t q = 0; q < queries; ++q) normalize(weighted[q], head_dim);
 }

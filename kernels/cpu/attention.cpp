@@ -31,6 +31,7 @@ class InFloat {
   using Query = const float*;
   using Weight = float;
   static constexpr std::uint32_t unit = 1;
+  static constexpr std::size_t tile_queries = query_tile;
   static constexpr float unit_of_e = 1.0F;  ///< scores are exponents of e
 
   /// Halves of a tile of keys: element d of its sixteen positions at data[d * stride].

@@ -67,6 +67,7 @@ class InPairs {
   using Weight = std::uint16_t;
   using KeyTile = const std::uint16_t*;  ///< [head_dim / 2][16 positions][2]
   static constexpr std::uint32_t unit = 2;
+  static constexpr std::size_t tile_queries = By::twice ? (HWY_CAP_GE512 ? 5 : 4) : query_tile;
   static constexpr float unit_of_e = std::numbers::log2e_v<float>;  ///< exponents of 2
 
   /// `queries`: room for a group's, in bfloat16.

@@ -48,6 +48,7 @@ HWY_INLINE Part even_part(hn::Vec<I> pairs) { return hn::BitCast(F(), hn::ShiftL
 
 /// By two multiply-adds.
 struct PairsByParts {
+  static constexpr bool twice = true;  ///< as many registers for operands
   struct Weight {
     Lanes odd;
     Lanes even;
@@ -78,6 +79,7 @@ struct PairsByParts {
 #if HWY_TARGET == HWY_AVX3_DL
 /// By the instruction, as assembly: this Highway has no target with it.
 struct PairsByDots {
+  static constexpr bool twice = false;
   using Weight = Pairs;
   using Input = hn::Vec<I>;
   static HWY_INLINE const Weight& weight(const Pairs& pairs) { return pairs; }
