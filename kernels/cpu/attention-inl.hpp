@@ -204,7 +204,8 @@ HWY_INLINE void attend_by(How how, const AttentionWork& work, const QueryGroup& 
     for (; tile + (tiles - 1) * tile_tokens < end; tile += tiles * tile_tokens) {
       typename How::KeyTile keys[tiles];
       for (std::uint32_t t = 0; t < tiles; ++t) keys[t] = how.keys(tile + t * tile_tokens, t);
-      score_queries<How::tile_queries, tiles>(how, query, queries, keys, scores + (tile - base), stride);
+      score_queries<How::tile_queries, tiles>(how, query, queries, keys, scores + (tile - base),
+                                              stride);
     }
   };
   if constexpr (key_tiles > 1) {
