@@ -280,7 +280,11 @@ HWY_NOINLINE void unpack(PackedPair<Kind, false>& from, std::size_t first, std::
 /// registers than there are.
 template <std::size_t N>
 HWY_INLINE void settle(Lanes (&v)[N]) {
-  unroll<N>([&](auto i) SLUICE_INLINE { asm volatile("" : "+v"(v[i].part[0].raw)); });
+  unroll<N>([&](auto i) SLUICE_INLINE {
+    auto one = v[i].part[0].raw;  // Clang takes nothing else of a lambda's function
+    asm volatile("" : "+v"(one));
+    v[i].part[0].raw = one;
+  });
 }
 
 using Tile = Lanes[pair_strips * pair_rows];
