@@ -37,6 +37,32 @@ HWY_INLINE Range seen(const AttentionWork& work, std::uint32_t position) {
   return {work.window != 0 && end > work.window ? end - work.window : 0, end};
 }
 
+/// The blocks of keys and values that a group attends to.
+class SeenBlocks {
+ public:
+  HWY_INLINE SeenBlocks(const AttentionWork& work, const KvPool& pool, const QueryGroup& group)
+      : pool_(pool),
+        slot_(*group.slot),
+        layer_(work.layer),
+        kv_head_(group.head / (work.shape.heads / work.shape.kv_heads)) {}
+
+  HWY_INLINE std::uint32_t tokens() const { return pool_.shape().block_tokens; }
+
+  /// Where the block begins that holds a position's.
+  HWY_INLINE const std::uint16_t* keys(std::uint32_t position) const {
+    return pool_.keys(layer_, slot_.blocks[position / tokens()], kv_head_);
+  }
+  HWY_INLINE const std::uint16_t* values(std::uint32_t position) const {
+    return pool_.values(layer_, slot_.blocks[position / tokens()], kv_head_);
+  }
+
+ private:
+  const KvPool& pool_;
+  const Slot& slot_;
+  std::uint32_t layer_;
+  std::uint32_t kv_head_;
+};
+
 // Of a register tile: queries, tiles of keys whose scores it holds for them, and sixteens of a head
 // whose sums it holds for them. As many chains of multiply-adds as leave room for the loads, of
 // which each then serves several: a core loads no faster than it multiplies and adds.

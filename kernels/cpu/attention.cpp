@@ -43,10 +43,7 @@ class InFloat {
   /// `copies`: room for key_copies tiles.
   HWY_INLINE InFloat(const AttentionWork& work, const KvPool& pool, const QueryGroup& group,
                      float* copies)
-      : pool_(pool),
-        slot_(*group.slot),
-        layer_(work.layer),
-        kv_head_(group.head / (work.shape.heads / work.shape.kv_heads)),
+      : blocks_(work, pool, group),
         end_(group.position + group.rows),
         head_dim_(work.shape.head_dim),
         scale_(work.scale),
@@ -54,20 +51,16 @@ class InFloat {
 
   HWY_INLINE Query query(const float* head, std::size_t) const { return head; }
   HWY_INLINE const Weight* weights(const float* scores) const { return scores; }
-  HWY_INLINE bool in_place() const { return pool_.shape().block_tokens >= tile_tokens; }
+  HWY_INLINE bool in_place() const { return blocks_.tokens() >= tile_tokens; }
 
   /// The keys of positions tile .. tile + 15, in place where a block holds them all, else copied
   /// from the blocks that the group sees.
   HWY_INLINE KeyTile keys(std::uint32_t tile, std::size_t copy) const {
-    const std::uint32_t block_tokens = pool_.shape().block_tokens;
-    if (in_place()) {
-      const std::uint16_t* block = pool_.keys(layer_, slot_.blocks[tile / block_tokens], kv_head_);
-      return {block + tile % block_tokens, block_tokens};
-    }
+    const std::uint32_t block_tokens = blocks_.tokens();
+    if (in_place()) return {blocks_.keys(tile) + tile % block_tokens, block_tokens};
     std::uint16_t* to = copies_ + copy * 16 * head_dim_;
     for (std::uint32_t p = tile; p < std::min(end_, tile + tile_tokens); ++p) {
-      const std::uint16_t* from =
-          pool_.keys(layer_, slot_.blocks[p / block_tokens], kv_head_) + p % block_tokens;
+      const std::uint16_t* from = blocks_.keys(p) + p % block_tokens;
       for (std::size_t d = 0; d < head_dim_; ++d) to[d * 16 + (p - tile)] = from[d * block_tokens];
     }
     return {to, 16};
@@ -116,10 +109,9 @@ class InFloat {
   /// queries and D sixteens of their heads from element d on.
   template <std::size_t N, std::size_t D>
   HWY_INLINE void add_values(Range range, std::uint32_t base, std::size_t d, bool go_on,
-                      const Weighted<Weight>* queries) const {
-    const std::uint32_t block_tokens = pool_.shape().block_tokens;
-    const std::size_t head_dim = head_dim_;
-    const std::size_t last = std::min<std::size_t>(16, head_dim - d - 16 * (D - 1));
+                             const Weighted<Weight>* queries) const {
+    const std::uint32_t block_tokens = blocks_.tokens();
+    const std::size_t last = std::min<std::size_t>(16, head_dim_ - d - 16 * (D - 1));
     const auto whole = [&](std::size_t i) SLUICE_INLINE { return i + 1 < D || last == 16; };
     const float* weights[N];
     Lanes acc[N * D];
@@ -135,13 +127,10 @@ class InFloat {
     for (std::uint32_t p = range.begin; p < range.end;) {
       const std::uint32_t at = p % block_tokens;
       const std::uint32_t run = std::min(block_tokens - at, range.end - p);
-      const std::uint16_t* from =
-          pool_.values(layer_, slot_.blocks[p / block_tokens], kv_head_) + at * head_dim + d;
+      const std::uint16_t* from = blocks_.values(p) + at * head_dim_ + d;
       const std::uint32_t later = p + run + (ahead_blocks - 1) * block_tokens;
-      const std::uint16_t* next =
-          later < range.end ? pool_.values(layer_, slot_.blocks[later / block_tokens], kv_head_) + d
-                            : from;
-      for (std::uint32_t t = 0; t < run; ++t, from += head_dim, next += head_dim) {
+      const std::uint16_t* next = later < range.end ? blocks_.values(later) + d : from;
+      for (std::uint32_t t = 0; t < run; ++t, from += head_dim_, next += head_dim_) {
         for (std::size_t i = 0; N <= few_queries && i < D; i += 2) {
           __builtin_prefetch(next + 16 * i);  // 64 bytes
         }
@@ -170,10 +159,7 @@ class InFloat {
   }
 
  private:
-  const KvPool& pool_;
-  const Slot& slot_;
-  std::uint32_t layer_;
-  std::uint32_t kv_head_;
+  SeenBlocks blocks_;
   std::uint32_t end_;
   std::size_t head_dim_;
   float scale_;

@@ -73,10 +73,7 @@ class InPairs {
   /// `queries`: room for a group's, in bfloat16.
   HWY_INLINE InPairs(const AttentionWork& work, const KvPool& pool, const QueryGroup& group,
                      float* queries)
-      : pool_(pool),
-        slot_(*group.slot),
-        layer_(work.layer),
-        kv_head_(group.head / (work.shape.heads / work.shape.kv_heads)),
+      : blocks_(work, pool, group),
         head_dim_(work.shape.head_dim),
         scale_(work.soft_cap > 0 ? work.scale : work.scale * unit_of_e),
         queries_(reinterpret_cast<std::uint16_t*>(queries)) {}
@@ -96,9 +93,7 @@ class InPairs {
   HWY_INLINE bool in_place() const { return true; }
 
   HWY_INLINE KeyTile keys(std::uint32_t tile, std::size_t) const {
-    const std::uint32_t block_tokens = pool_.shape().block_tokens;
-    return pool_.keys(layer_, slot_.blocks[tile / block_tokens], kv_head_) +
-           tile % block_tokens * head_dim_;
+    return blocks_.keys(tile) + tile % blocks_.tokens() * head_dim_;
   }
 
   /// Scores of N queries against T tiles of keys at once; asks for the `next` ones meanwhile, if
@@ -194,9 +189,7 @@ class InPairs {
  private:
   /// Where the pair of a position is: [block_tokens / 2][head_dim][2]
   HWY_INLINE const std::uint16_t* values(std::uint32_t position) const {
-    const std::uint32_t block_tokens = pool_.shape().block_tokens;
-    return pool_.values(layer_, slot_.blocks[position / block_tokens], kv_head_) +
-           position % block_tokens / 2 * 2 * head_dim_;
+    return blocks_.values(position) + position % blocks_.tokens() / 2 * 2 * head_dim_;
   }
 
   static HWY_INLINE Pairs masked(const std::uint16_t* pairs, std::uint32_t mask) {
@@ -207,10 +200,7 @@ class InPairs {
     return v;
   }
 
-  const KvPool& pool_;
-  const Slot& slot_;
-  std::uint32_t layer_;
-  std::uint32_t kv_head_;
+  SeenBlocks blocks_;
   std::size_t head_dim_;
   float scale_;
   std::uint16_t* queries_;

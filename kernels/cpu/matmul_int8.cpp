@@ -203,7 +203,6 @@ constexpr std::size_t pair_strips = 2, pair_rows = 4;
 /// as well. (A branch for that in the loop costs up to a fifth: its end is often not foreseen.)
 template <class Kind, bool asks>
 struct PackedPair {
-  using As = Kind;
   Cursor<Kind> strips[pair_strips];
   std::size_t ahead;
 
@@ -219,14 +218,6 @@ struct PackedPair {
   HWY_INLINE void leave() {
     unroll<pair_strips>([&](auto s) SLUICE_INLINE { strips[s].leave(); });
   }
-};
-
-/// What a product must know of a format once it is unpacked.
-template <class Kind>
-struct Unpacked {
-  static constexpr bool small = Kind::small;
-  static constexpr int zero = Kind::zero;
-  static constexpr std::size_t halves = Kind::halves;
 };
 
 // Of many rows, a pair of strips is unpacked once for all tiles, so many columns at once, which
@@ -246,16 +237,15 @@ struct PairBlock {
 };
 
 /// The same as `PackedPair`, from blocks unpacked.
-template <class Kind>
+template <std::size_t halves>
 struct UnpackedPair {
-  using As = Unpacked<Kind>;
-  const PairBlock<Kind::halves>* at;
+  const PairBlock<halves>* at;
 
   HWY_INLINE void enter(std::size_t) {}
   HWY_INLINE Quants vector(std::size_t s, std::size_t j) const {
     return load_quants(at->quants[j][s]);
   }
-  HWY_INLINE Scales<Kind::halves> scale(std::size_t s) const { return at->scales[s]; }
+  HWY_INLINE Scales<halves> scale(std::size_t s) const { return at->scales[s]; }
   HWY_INLINE void leave() { ++at; }
 };
 
@@ -281,7 +271,7 @@ HWY_NOINLINE void unpack(PackedPair<Kind, false>& from, std::size_t first, std::
 template <std::size_t N>
 HWY_INLINE void settle(Lanes (&v)[N]) {
   unroll<N>([&](auto i) SLUICE_INLINE {
-    auto one = v[i].part[0].raw;  // Clang takes nothing else of a lambda's function
+    auto one = v[i].part[0].raw;  // a copy: Clang lets no assembly write what a lambda captured
     asm volatile("" : "+v"(one));
     v[i].part[0].raw = one;
   });
@@ -291,10 +281,9 @@ using Tile = Lanes[pair_strips * pair_rows];
 
 /// sums[pair_strips * n + s] += what so many blocks of strip s give for activation row n, whose
 /// first of these is x[n].
-template <class Pair>
+template <class Kind, class Pair>
 HWY_INLINE void multiply_pair(Pair at, std::size_t blocks,
-                                const QuantizedBlock* const (&x)[pair_rows], Tile& sums) {
-  using Kind = typename Pair::As;
+                              const QuantizedBlock* const (&x)[pair_rows], Tile& sums) {
   constexpr std::size_t S = pair_strips, N = pair_rows;
   Tile sum;  // a copy: else GCC keeps these in memory
   unroll<S * N>([&](auto i) SLUICE_INLINE { sum[i] = sums[i]; });
@@ -364,9 +353,10 @@ HWY_INLINE void multiply_tiles_packed(const Product& p, std::size_t tiles, std::
     Tile sums = {};
     if (t < pair_strips) {
       const PackedPair<Kind, true> at(*p.weight, strip, pair_strips + t);
-      multiply_pair(at, p.weight->blocks(), x.row, sums);
+      multiply_pair<Kind>(at, p.weight->blocks(), x.row, sums);
     } else {
-      multiply_pair(PackedPair<Kind, false>(*p.weight, strip), p.weight->blocks(), x.row, sums);
+      const PackedPair<Kind, false> at(*p.weight, strip);
+      multiply_pair<Kind>(at, p.weight->blocks(), x.row, sums);
     }
     finish_tile(p, r, strip, sums);
   }
@@ -375,7 +365,7 @@ HWY_INLINE void multiply_tiles_packed(const Product& p, std::size_t tiles, std::
 /// The same of rows from r on.
 template <class Kind>
 HWY_NOINLINE void multiply_tiles_unpacked(const Product& p, std::size_t r, std::size_t tiles,
-                                        std::uint32_t strip) {
+                                          std::uint32_t strip) {
   const std::size_t blocks = p.weight->blocks();
   const std::size_t passes = (blocks + unpacked_blocks - 1) / unpacked_blocks;
   const std::size_t each = (blocks + passes - 1) / passes;
@@ -395,7 +385,8 @@ HWY_NOINLINE void multiply_tiles_unpacked(const Product& p, std::size_t r, std::
         const Bytes behind = p.weight->strip(strip + pair_strips) + t * asked;
         for (std::size_t line = 0; line < asked; line += 64) __builtin_prefetch(behind + line);
       }
-      multiply_pair(UnpackedPair<Kind>{unpacked}, last - first, x.row, sums[t]);
+      const UnpackedPair<Kind::halves> at{unpacked};
+      multiply_pair<Kind>(at, last - first, x.row, sums[t]);
       if (last == blocks) finish_tile(p, r + t * pair_rows, strip, sums[t]);
     }
   }

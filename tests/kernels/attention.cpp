@@ -8,6 +8,7 @@
 // Before all that includes Highway's.
 #include "kernels/cpu/attention.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
