@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # What one long prompt does to streams that decode: their inter-token latency with and without it,
 # and its own time to first token beside them and on an idle node. Figures need a quiet machine.
-#   bench/long-prompt.sh            variables: streams=8 prompt=4096 rounds=3
+#   bench/long-prompt.sh            variables: streams=8 prompt=4096 rounds=3 tokens=2048
 # Needs scripts/setup.sh and a release build.
 set -euo pipefail
 # shellcheck source=scripts/steps.sh
 . "$(dirname "$0")/../scripts/steps.sh"
 [[ ${1:-} == --help ]] && { sed -n '2,5s/^# \{0,1\}//p' "$0"; exit 0; }
 
-streams=${streams:-8} prompt=${prompt:-4096} rounds=${rounds:-3}
+streams=${streams:-8} prompt=${prompt:-4096} rounds=${rounds:-3} tokens=${tokens:-2048}
 out=$root/build/long-prompt
 mkdir -p "$out"
 
@@ -24,13 +24,16 @@ measure() {
   decode "$1" 32 >"$out/warm-up.json"
   for ((round = 0; round < rounds; ++round)); do
     read_prompt "$1" >"$out/idle-$round.json"
-    decode "$1" 128 >"$out/alone-$round.json"
-    # Long enough to go on until the prompt is through.
-    decode "$1" 512 >"$out/beside-$round.json" &
+    decode "$1" "$tokens" >"$out/alone-$round.json"
+    decode "$1" "$tokens" >"$out/beside-$round.json" &
     load=$!
-    sleep 2
+    sleep 1
     seed=$((seed + 1000))
     read_prompt "$1" >"$out/busy-$round.json"
+    if ! kill -0 "$load" 2>/dev/null; then
+      echo "the streams ended before the prompt was through: give them more than tokens=$tokens" >&2
+      return 1
+    fi
     wait "$load"
   done
 }

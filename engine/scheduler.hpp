@@ -6,10 +6,10 @@
 // pool is empty. A sequence gets blocks for all its
 // known tokens when it is admitted, those of a prefix that was computed before included, and one
 // more whenever it crosses into a new block. Who waits for a prefix that is being computed lets
-// others go first. While
-// others decode, a step takes only as many prompt rows as keep it short (StepTime). Plans run
-// ahead of results: a row is planned before its input token is known. What must be dropped later (a
-// row too many after a stop, a row of a preempted sequence) is known by its slot's generation.
+// others go first. While others decode, a step takes only as many prompt rows as keep it short, but
+// for short prompts now and then (StepTime). Plans run ahead of results: a row is planned before
+// its input token is known. What must be dropped later (a row too many after a stop, a row of a
+// preempted sequence) is known by its slot's generation.
 
 #include <cstdint>
 #include <memory>

@@ -10,6 +10,7 @@ namespace sluice::engine {
 std::optional<StepPlan> Scheduler::plan(Nanoseconds now) {
   State& s = *state_;
   s.expire(now);
+  s.step_time.pass(now);
   if (s.in_flight.size() >= s.config.steps_in_flight) return std::nullopt;
   if (!s.in_flight.empty() && s.in_flight.back().owes_masks) return std::nullopt;
 
@@ -17,7 +18,7 @@ std::optional<StepPlan> Scheduler::plan(Nanoseconds now) {
   StepInFlight step;
   plan.batch.segments.reserve(s.running.size() + 1);
   step.segments.reserve(s.running.size() + 1);
-  s.rows_left = s.config.rows_max;
+  s.rows_left = s.rows_free = s.config.rows_max;
   s.plan_decodes(step, plan.batch);
   step.decode_rows = s.config.rows_max - s.rows_left;
   s.rows_left = std::min(s.rows_left, s.step_time.prompt_rows(step.decode_rows, s.config.itl_target,
@@ -214,16 +215,24 @@ bool Scheduler::State::grant(Sequence& q, std::uint32_t tokens, Batch& batch) {
 
 // Plans as many of a sequence's next positions as there are rows: prompt positions take the prompt
 // path and generated ones the decode path (design section 6.6), so a segment ends at the border.
+// What a prompt's first token still needs may go beyond what keeps the step short.
 void Scheduler::State::add_segment(Sequence& q, StepInFlight& step, Batch& batch) {
   const Path path = q.planned < q.prompt ? Path::prompt : Path::decode;
   const std::uint32_t border = path == Path::prompt ? q.prompt : q.length;
-  const std::uint32_t rows = std::min(rows_left, border - q.planned);
+  const std::uint32_t wanted = border - q.planned;
+  std::uint32_t rows = std::min(rows_left, wanted);
+  if (path == Path::prompt && border == q.length && rows < wanted && wanted <= rows_free &&
+      config.itl_target == 0 && step_time.may_pause(wanted - rows)) {
+    step_time.pause(wanted - rows);
+    rows = wanted;
+  }
   const bool sample = q.planned + rows == q.length;
   batch.segments.push_back({q.slot, q.planned, rows, path, sample});
   q.planned += rows;
   step.segments.push_back({q.request.id, q.slot, rows, q.planned, sample});
   q.length += sample ? 1 : 0;
-  rows_left -= rows;
+  rows_free -= rows;
+  rows_left -= std::min(rows_left, rows);
 }
 
 // It waits again, and goes on later by recomputing what is known. Tokens underway are dropped with

@@ -107,7 +107,8 @@ struct Scheduler::State {
   std::deque<StepInFlight> in_flight;
   Ticket lost = 0;              // plans up to this one ran on devices that are lost
   StepTime step_time{config.prompt_rows_min};
-  std::uint32_t rows_left = 0;  // of the step being planned
+  std::uint32_t rows_free = 0;  // of the step being planned: what `rows_max` leaves
+  std::uint32_t rows_left = 0;  // and what of it prompts may have
   Applied pending;              // events that arose outside `apply`
   std::uint64_t arrivals = 0;
   SchedulerStats counters;

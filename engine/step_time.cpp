@@ -44,18 +44,30 @@ std::uint32_t StepTime::prompt_rows(std::uint32_t decode_rows, std::uint64_t tar
   const double decode = decode_ns(decode_rows);
   if (decode == 0 || prompt_ns_ == 0) return rows_max;
   const auto target = static_cast<double>(target_ns);
-  const double whole = target > 1.2 * decode ? target : 1.6 * decode;
-  const double rows = (whole - decode) * prompt_rows_ / prompt_ns_;
+  const double whole =
+      target > 1.2 * decode ? target : std::max(1.6 * decode, decode + unnoticed_ns);
+  const double rows = (whole - decode) / row_ns();
   return static_cast<std::uint32_t>(
       std::min<double>(rows_max, std::max<double>(rows, prompt_rows_min_)));
+}
+
+bool StepTime::may_pause(std::uint32_t rows) const {
+  return rows * row_ns() <= std::min(pause_max_ns, allowance_ns_);
+}
+
+void StepTime::pause(std::uint32_t rows) { allowance_ns_ -= rows * row_ns(); }
+
+void StepTime::pass(std::uint64_t now) {
+  const double passed = now > now_ ? static_cast<double>(now - now_) : 0.0;
+  allowance_ns_ = std::min(allowance_max_ns, allowance_ns_ + allowance_share * passed);
+  now_ = now;
 }
 
 double StepTime::prompt_ns(std::uint64_t tokens, std::uint32_t decode_rows,
                            std::uint64_t target_ns, std::uint32_t rows_max) const {
   if (prompt_rows_ == 0) return 0;
   const double rows = std::max(1U, prompt_rows(decode_rows, target_ns, rows_max));
-  const double row_ns = prompt_ns_ / prompt_rows_;
-  return static_cast<double>(tokens) * (row_ns + decode_ns(decode_rows) / rows);
+  return static_cast<double>(tokens) * (row_ns() + decode_ns(decode_rows) / rows);
 }
 
 }  // namespace sluice::engine

@@ -391,20 +391,27 @@ BOOST_AUTO_TEST_CASE(full_queue_says_when_to_return) {
   BOOST_REQUIRE(engine.scheduler.submit(request(5, 3, 5), 0));
 }
 
-/// Three streams decode, on a device whose time is 1,000 ns a row.
+/// Three streams decode, on a device whose time is `row_us` a row.
 struct Decoding : Engine {
   static SchedulerConfig roomy(Nanoseconds itl_target) {
     SchedulerConfig config = small();
+    config.slots = 8;
     config.context_tokens = 512;
     config.blocks = 512;
     config.rows_max = 256;
     config.itl_target = itl_target;
     return config;
   }
-  explicit Decoding(Nanoseconds itl_target) : Engine(roomy(itl_target)) {
+  explicit Decoding(Nanoseconds itl_target, std::uint64_t a_row_us = 1)
+      : Engine(roomy(itl_target)), row_us(a_row_us) {
     for (SequenceId id = 1; id <= 3; ++id)
       BOOST_REQUIRE(scheduler.submit(request(id, 3, 100), now));
-    for (int i = 0; i < 10; ++i) apply(device.run(*step()));
+    for (int i = 0; i < 10; ++i) run(*step());
+  }
+  void run(const StepPlan& plan) {
+    StepResult result = device.run(plan);
+    result.device_ns *= row_us;  // of its 1,000 ns a row
+    apply(result);
   }
   /// Rows of the prompt in each step until it is through.
   std::vector<std::uint32_t> read_prompt(std::uint32_t tokens) {
@@ -416,18 +423,19 @@ struct Decoding : Engine {
       BOOST_REQUIRE_EQUAL(all.size(), 4U);
       for (std::size_t i = 0; i < 3; ++i) BOOST_REQUIRE_EQUAL(all[i].rows, 1U);
       chunks.push_back(all[3].rows);
-      apply(device.run(*plan));
+      run(*plan);
     }
     return chunks;
   }
+  std::uint64_t row_us;
 };
 
 BOOST_AUTO_TEST_CASE(a_prompt_takes_only_what_the_target_leaves_beside_who_decodes) {
   // 3 us go to the decode rows; what a prompt row costs was seen when the streams began.
   BOOST_TEST(Decoding(103'000).read_prompt(300) == (std::vector{100U, 100U, 100U}),
              boost::test_tools::per_element());
-  // Without a target, 4/5 of 3 us would be two rows: a few always go.
-  BOOST_TEST(Decoding(0).read_prompt(14) == (std::vector{4U, 4U, 4U, 2U}),
+  // Without a target, 3/5 of 30 ms would be two rows: a few always go.
+  BOOST_TEST(Decoding(0, 10'000).read_prompt(18) == (std::vector{4U, 4U, 4U, 6U}),
              boost::test_tools::per_element());
   Decoding engine(0);
   engine.read_prompt(300);
@@ -435,6 +443,25 @@ BOOST_AUTO_TEST_CASE(a_prompt_takes_only_what_the_target_leaves_beside_who_decod
   for (const SequenceId id : {1, 2, 3})
     BOOST_TEST(ended.at(id).tokens == run_alone(request(id, 3, 100), 512).tokens,
                boost::test_tools::per_element());
+}
+
+// A prompt that streams wait 50 ms for at most is read at once, until they waited for too many.
+BOOST_AUTO_TEST_CASE(a_short_prompt_may_hold_up_who_decodes) {
+  BOOST_TEST(Decoding(0).read_prompt(200) == std::vector{200U}, boost::test_tools::per_element());
+  BOOST_TEST(Decoding(4'000, 1).read_prompt(12) == (std::vector{4U, 4U, 4U}),
+             boost::test_tools::per_element());  // never beyond a target
+  Decoding engine(0, 1'000);
+  std::vector<std::uint32_t> firsts;
+  for (SequenceId id = 11; id <= 23; ++id) {
+    BOOST_REQUIRE(engine.scheduler.submit(request(id, 40, 1), engine.now));
+    const auto plan = engine.step();
+    BOOST_REQUIRE_EQUAL(rows(plan).size(), 4U);
+    firsts.push_back(rows(plan)[3].rows);
+    engine.run(*plan);
+    engine.scheduler.cancel(id, FinishReason::cancelled, {}, engine.now);
+  }
+  BOOST_TEST(std::ranges::count(firsts, 40U) == 12);  // 32 ms each beyond the 8 that always may be
+  BOOST_TEST(firsts.back() <= 8U);
 }
 
 BOOST_AUTO_TEST_CASE(nobody_decodes_nothing_is_limited) {
