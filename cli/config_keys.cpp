@@ -167,7 +167,8 @@ const std::vector<EngineKey>& engine_keys() {
       {"engine", "step_rows", SLUICE_FIELD(EngineConfig, step_rows),
        "rows of a step: smaller keeps stalls short, larger reads prompts faster", 1, 65536},
       {"engine", "itl_target_ms", SLUICE_FIELD(EngineConfig, itl_target_ms),
-       "what a step that reads prompts may take while others decode; 0: 8/5 of one that does not",
+       "what a step that reads prompts may take while others decode; 0: 8/5 of one that does not "
+       "or 8 ms more, and at times 50 ms more for a short prompt",
        0, 60'000},
       {"engine", "prefix_cache", SLUICE_FIELD(EngineConfig, prefix_cache),
        "use the keys and values of a prompt's beginning again that was seen before"},
