@@ -16,7 +16,7 @@ struct SchedulerConfig {
   std::uint32_t context_tokens = 0;    ///< longest sequence; a smaller pool limits it further
   std::uint32_t rows_max = 512;        ///< rows of a step: decode rows first, then prompt chunks
   /// What a step with prompt rows may take while others decode, in ns; 0: 8/5 of a step without
-  /// or 8 ms more, and now and then as long as a short prompt takes (StepTime::may_pause).
+  /// or 8 ms more, and now and then as long as a short prompt takes (StepTime::pause).
   Nanoseconds itl_target = 0;
   std::uint32_t prompt_rows_min = 4;   ///< prompt rows of such a step, whatever it takes
   std::uint32_t queue_max = 1024;      ///< waiting sequences of a tenant; beyond: `overloaded`

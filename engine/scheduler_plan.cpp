@@ -222,8 +222,7 @@ void Scheduler::State::add_segment(Sequence& q, StepInFlight& step, Batch& batch
   const std::uint32_t wanted = border - q.planned;
   std::uint32_t rows = std::min(rows_left, wanted);
   if (path == Path::prompt && border == q.length && rows < wanted && wanted <= rows_free &&
-      config.itl_target == 0 && step_time.may_pause(wanted - rows)) {
-    step_time.pause(wanted - rows);
+      config.itl_target == 0 && step_time.pause(wanted - rows)) {
     rows = wanted;
   }
   const bool sample = q.planned + rows == q.length;

@@ -44,21 +44,23 @@ std::uint32_t StepTime::prompt_rows(std::uint32_t decode_rows, std::uint64_t tar
   const double decode = decode_ns(decode_rows);
   if (decode == 0 || prompt_ns_ == 0) return rows_max;
   const auto target = static_cast<double>(target_ns);
-  const double whole =
-      target > 1.2 * decode ? target : std::max(1.6 * decode, decode + unnoticed_ns);
+  double whole = target > 1.2 * decode ? target : 1.6 * decode;
+  if (target_ns == 0) whole = std::max(whole, decode + longer_ns);
   const double rows = (whole - decode) / row_ns();
   return static_cast<std::uint32_t>(
       std::min<double>(rows_max, std::max<double>(rows, prompt_rows_min_)));
 }
 
-bool StepTime::may_pause(std::uint32_t rows) const {
-  return rows * row_ns() <= std::min(pause_max_ns, allowance_ns_);
+bool StepTime::pause(std::uint32_t rows) {
+  const double takes = rows * row_ns();
+  if (takes > std::min(pause_max_ns, allowance_ns_)) return false;
+  allowance_ns_ -= takes;
+  return true;
 }
 
-void StepTime::pause(std::uint32_t rows) { allowance_ns_ -= rows * row_ns(); }
-
 void StepTime::pass(std::uint64_t now) {
-  const double passed = now > now_ ? static_cast<double>(now - now_) : 0.0;
+  if (now <= now_) return;
+  const auto passed = static_cast<double>(now - now_);
   allowance_ns_ = std::min(allowance_max_ns, allowance_ns_ + allowance_share * passed);
   now_ = now;
 }

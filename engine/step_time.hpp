@@ -18,21 +18,18 @@ class StepTime {
   double decode_ns(std::uint32_t rows) const;
 
   /// Prompt rows that may join so many decode rows: as many as keep the step within `target_ns`,
-  /// or, where that is 0 or less than decoding alone nearly takes, within 8/5 of decoding alone, or
-  /// 8 ms more than it, which nobody sees: on a fast device few rows would cost nearly as much as
+  /// or, where decoding alone nearly takes that, within 8/5 of decoding alone. Without a target (0)
+  /// within 8/5 or 8 ms more than decoding alone: on a fast device few rows cost nearly as much as
   /// many. `prompt_rows_min` always may, so that a prompt goes on however slow the device is, and
   /// `rows_max` where there is nothing to stall or nothing is known.
   std::uint32_t prompt_rows(std::uint32_t decode_rows, std::uint64_t target_ns,
                             std::uint32_t rows_max) const;
 
   /// Whether a step may hold decoding streams up for so many prompt rows more, because a prompt's
-  /// first token comes of it: for 50 ms at most, and within an allowance of 400 ms, to which a
-  /// tenth of the time that passes is added. So a few short prompts are read at once, while of many
-  /// in a row few are.
-  bool may_pause(std::uint32_t rows) const;
-  /// It will: takes that from the allowance.
-  void pause(std::uint32_t rows);
-  /// It is `now`, in ns.
+  /// first token comes of it: for 50 ms at most, and within an allowance of 400 ms, of which it
+  /// takes its part if so. So a few short prompts are read at once, while of many in a row few are.
+  bool pause(std::uint32_t rows);
+  /// It is `now`, in ns: a tenth of the time that has passed is added to that allowance.
   void pass(std::uint64_t now);
 
   /// Time until `tokens` of prompts are computed in such steps, in ns; 0 while nothing is known.
@@ -47,7 +44,7 @@ class StepTime {
     double operator()(double at) const;
   };
 
-  static constexpr double unnoticed_ns = 8e6;
+  static constexpr double longer_ns = 8e6;
   static constexpr double pause_max_ns = 50e6, allowance_max_ns = 400e6, allowance_share = 0.1;
 
   double row_ns() const { return prompt_rows_ > 0 ? prompt_ns_ / prompt_rows_ : 0; }
