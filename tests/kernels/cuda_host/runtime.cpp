@@ -13,7 +13,6 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <thread>
 #include <utility>
 
@@ -40,7 +39,8 @@ struct Device {
   std::size_t shared_bytes_most = std::size_t{227} << 10;  ///< an sm_90 block's
   int major = 9, driver = 13000;
   std::map<const void*, std::size_t> shared_limits;
-  std::set<CudaHostStream*> streams;
+  /// Shared with who waits for them, so that another may destroy them meanwhile.
+  std::map<CudaHostStream*, std::shared_ptr<CudaHostStream>> streams;
 };
 
 Device& device() {
@@ -141,12 +141,11 @@ namespace {
 
 /// Freeing waits for what is under way, as on a device.
 void wait_for_streams() {
-  std::set<CudaHostStream*> streams;
-  {
+  const auto streams = [] {
     const std::lock_guard lock(device().mutex);
-    streams = device().streams;
-  }
-  for (CudaHostStream* stream : streams) stream->wait();
+    return device().streams;
+  }();
+  for (const auto& [handle, stream] : streams) stream->wait();
 }
 
 }  // namespace
@@ -427,17 +426,18 @@ cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   BEGIN("cudaStreamCreate");
-  *stream = new CudaHostStream;
+  auto made = std::make_shared<CudaHostStream>();
+  *stream = made.get();
   const std::lock_guard lock(device().mutex);
-  device().streams.insert(*stream);
+  device().streams.emplace(*stream, std::move(made));
   return cudaSuccess;
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  {
+  const auto taken = [&] {
     const std::lock_guard lock(device().mutex);
-    device().streams.erase(stream);
-  }
+    return device().streams.extract(stream);
+  }();
   stream->wait();
   {
     const std::lock_guard lock(stream->mutex);
@@ -445,7 +445,6 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     stream->changed.notify_all();
   }
   stream->thread.join();
-  delete stream;
   return cudaSuccess;
 }
 
