@@ -225,8 +225,9 @@ Result<LoadedEngine> load(const EngineConfig& config, const SiteConfig& site,
   auto pool = plan_pool(config, *part, device,
                         model::device_bytes(*tensors, **file, *quantization) / shard.size);
   if (!pool) return tl::unexpected(pool.error());
-  // Before the weights load: a backend that copies them gives the file's pages back.
-  const std::string weights = model::weights_fingerprint(**file) + config.quantization +
+  const auto fingerprint = model::weights_fingerprint(**file);
+  if (!fingerprint) return tl::unexpected(fingerprint.error());
+  const std::string weights = *fingerprint + config.quantization +
                               (pool->kv_format == kernels::KvFormat::f16 ? "" : "-kv-fp8");
   if (group) {
     if (auto agreed = agree(*group, numerics_id(weights, "", device, shard.size), *pool); !agreed)

@@ -16,6 +16,7 @@
 #include "kernels/batch.hpp"
 #include "kernels/communicator.hpp"
 #include "kernels/core.hpp"
+#include "kernels/file_source.hpp"
 #include "kernels/quant.hpp"
 
 namespace sluice::kernels {
@@ -27,8 +28,7 @@ struct HostTensor {
   std::uint32_t rows = 0;
   std::uint32_t cols = 0;
   std::span<const std::byte> data;
-  /// A mapped file's: a backend with a copy may give the pages back to the system, to be read anew.
-  bool paged = false;
+  FileSource source{};  ///< of `data`, where a backend with a copy of its own may read it
   /// To be kept as 8-bit floats (e4m3) with a scale for each row, which halves what a product with
   /// bf16 weights reads. Its products alone can use it.
   bool as_e4m3 = false;

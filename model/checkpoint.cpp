@@ -11,7 +11,7 @@ kernels::HostTensor Tensor::matrix() const {
   std::uint64_t rows = 1;
   for (std::size_t d = 1; d < shape.size(); ++d) rows *= shape[d];
   return {format, static_cast<std::uint32_t>(rows), static_cast<std::uint32_t>(shape.front()),
-          data, paged};
+          data, source};
 }
 
 Result<std::shared_ptr<const Checkpoint>> open_checkpoint(const std::string& path) {

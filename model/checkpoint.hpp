@@ -24,7 +24,7 @@ struct Tensor {
   kernels::Format format = kernels::Format::f32;
   std::vector<std::uint64_t> shape;  ///< innermost (row) first; 1 to 4 dimensions, none zero
   std::span<const std::byte> data;
-  bool paged = false;  ///< `data` lies in a mapped file
+  kernels::FileSource source;  ///< of `data`, unless it was made while the file was read
 
   /// As a matrix of `shape[0]` columns.
   kernels::HostTensor matrix() const;

@@ -422,8 +422,7 @@ GgufFile::~GgufFile() = default;
 
 Result<std::shared_ptr<const GgufFile>> GgufFile::parse(std::unique_ptr<State> state) {
   if (auto parsed = Parser(*state).run(); !parsed) return tl::unexpected<Error>(parsed.error());
-  const bool paged = !state->file.bytes().empty();
-  for (Tensor& tensor : state->tensors) tensor.paged = paged;
+  for (Tensor& tensor : state->tensors) tensor.source = state->file.source();
   return std::shared_ptr<const GgufFile>(new GgufFile(std::move(state)));
 }
 

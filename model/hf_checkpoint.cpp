@@ -76,7 +76,7 @@ class HfCheckpoint final : public Checkpoint {
            (name == "lm_head.weight" && config_->config.tied_embeddings);
   }
   void adopt_tensors();
-  Result<Tensor> adopt(const SafetensorsTensor& tensor);
+  Result<Tensor> adopt(const SafetensorsFile& file, const SafetensorsTensor& tensor);
   std::span<std::byte> hold(std::size_t bytes);
   std::span<const std::byte> as_floats(const SafetensorsTensor& tensor, Format format);
   void check_biases();
@@ -114,7 +114,8 @@ std::span<const std::byte> HfCheckpoint::as_floats(const SafetensorsTensor& tens
   return held;
 }
 
-Result<Tensor> HfCheckpoint::adopt(const SafetensorsTensor& tensor) {
+Result<Tensor> HfCheckpoint::adopt(const SafetensorsFile& file,
+                                   const SafetensorsTensor& tensor) {
   constexpr std::uint64_t size_max = std::numeric_limits<std::uint32_t>::max();
   if (!tensor.type->format) {
     return fail(ErrorCode::unsupported, "{}: tensor {} is of {}; supported are F32, F16 and BF16: "
@@ -145,7 +146,7 @@ Result<Tensor> HfCheckpoint::adopt(const SafetensorsTensor& tensor) {
     std::copy(out.data.begin(), out.data.end(), held.begin());
     out.data = held;
   }
-  out.paged = out.data.data() == tensor.data.data();
+  if (out.data.data() == tensor.data.data()) out.source = file.source();
   return out;
 }
 
@@ -153,7 +154,7 @@ void HfCheckpoint::adopt_tensors() {
   for (const auto& file : files_) {
     for (const SafetensorsTensor& tensor : file->tensors()) {
       if (idle(tensor.name)) continue;
-      auto adopted = adopt(tensor);
+      auto adopted = adopt(*file, tensor);
       if (!adopted) {
         config_ = tl::unexpected<Error>(adopted.error());
         return;

@@ -43,7 +43,9 @@ Result<FileDescription> describe_file(const std::string& path) {
     out.refusal = config.error();
     return out;
   }
-  out.fingerprint = weights_fingerprint(checkpoint);
+  auto fingerprint = weights_fingerprint(checkpoint);
+  if (!fingerprint) return tl::unexpected(fingerprint.error());
+  out.fingerprint = std::move(*fingerprint);
   if (const auto tensors = find_tensors(checkpoint, *config); !tensors) {
     out.refusal = tensors.error();
   }

@@ -26,7 +26,7 @@ Result<MappedFile> MappedFile::open(const std::string& path, std::size_t bytes_m
     address = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, descriptor, 0);
     if (address == MAP_FAILED) map_errno = errno;
   }
-  ::close(descriptor);
+  if (address == MAP_FAILED) ::close(descriptor);
   if (stat_errno != 0) {
     return fail(ErrorCode::io, "cannot read model file {}: {}", path, std::strerror(stat_errno));
   }
@@ -41,17 +41,23 @@ Result<MappedFile> MappedFile::open(const std::string& path, std::size_t bytes_m
   }
   MappedFile file;
   file.bytes_ = {static_cast<const std::byte*>(address), size};
+  file.descriptor_ = descriptor;
   return file;
 }
 
 MappedFile::~MappedFile() {
-  if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
+  if (bytes_.empty()) return;
+  ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
+  ::close(descriptor_);
 }
 
-MappedFile::MappedFile(MappedFile&& other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
+MappedFile::MappedFile(MappedFile&& other) noexcept
+    : bytes_(std::exchange(other.bytes_, {})),
+      descriptor_(std::exchange(other.descriptor_, -1)) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(bytes_, other.bytes_);
+  std::swap(descriptor_, other.descriptor_);
   return *this;
 }
 

@@ -1,7 +1,5 @@
 #include "model/pipeline.hpp"
 
-#include <sodium.h>
-
 #include <algorithm>
 #include <array>
 #include <deque>
@@ -249,30 +247,6 @@ void add_known_end_tokens(const Vocabulary& vocabulary, std::vector<Token>& end_
     const TokenKind kind = vocabulary.kind(*id);
     if (kind == TokenKind::control || kind == TokenKind::user_defined) end_tokens.push_back(*id);
   }
-}
-
-std::string fingerprint_of(std::span<const std::string_view> parts) {
-  crypto_hash_sha256_state state;
-  crypto_hash_sha256_init(&state);
-  std::string block;  // Tokens are short: fewer, larger updates.
-  const auto flush = [&] {
-    crypto_hash_sha256_update(&state, reinterpret_cast<const unsigned char*>(block.data()),
-                              block.size());
-    block.clear();
-  };
-  for (const std::string_view part : parts) {
-    for (unsigned shift = 0; shift < 64; shift += 8) {
-      block.push_back(static_cast<char>((std::uint64_t{part.size()} >> shift) & 0xFF));
-    }
-    block.append(part);
-    if (block.size() > 16 * 1024) flush();
-  }
-  flush();
-  std::array<unsigned char, crypto_hash_sha256_BYTES> digest{};
-  crypto_hash_sha256_final(&state, digest.data());
-  std::string hex;
-  for (const unsigned char byte : digest) hex += fmt::format("{:02x}", byte);
-  return hex;
 }
 
 }  // namespace sluice::model

@@ -45,7 +45,4 @@ std::shared_ptr<const Tokenizer> make_pipeline(PipelineParts parts);
 /// if they are control or user-defined tokens.
 void add_known_end_tokens(const Vocabulary& vocabulary, std::vector<Token>& end_tokens);
 
-/// Lower-case hex of the SHA-256 of `parts`, each preceded by its length.
-std::string fingerprint_of(std::span<const std::string_view> parts);
-
 }  // namespace sluice::model

@@ -365,6 +365,7 @@ Result<std::shared_ptr<const SafetensorsFile>> SafetensorsFile::parse(
 
 const std::string& SafetensorsFile::name() const { return state_->name; }
 std::size_t SafetensorsFile::file_bytes() const { return state_->bytes.size(); }
+kernels::FileSource SafetensorsFile::source() const { return state_->file.source(); }
 std::span<const SafetensorsTensor> SafetensorsFile::tensors() const { return state_->tensors; }
 std::span<const std::pair<std::string, std::string>> SafetensorsFile::metadata() const {
   return state_->metadata;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kernels/core.hpp"
+#include "kernels/file_source.hpp"
 #include "kernels/quant.hpp"
 
 namespace sluice::model {
@@ -46,6 +47,7 @@ class SafetensorsFile {
 
   const std::string& name() const;
   std::size_t file_bytes() const;
+  kernels::FileSource source() const;  ///< none where parse() made this
   std::span<const std::pair<std::string, std::string>> metadata() const;  ///< `__metadata__`
   std::span<const SafetensorsTensor> tensors() const;  ///< in the order of their bytes
   const SafetensorsTensor* find(std::string_view name) const;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "model/digest.hpp"
 #include "model/gguf.hpp"
 #include "model/pipeline.hpp"
 
@@ -320,12 +321,15 @@ std::string fingerprint(const Metadata& read, const PipelineParts& parts) {
   for (Token id = 0; id < parts.vocabulary->size(); ++id) {
     flags.push_back(static_cast<char>('0' + static_cast<int>(parts.vocabulary->kind(id))));
   }
-  std::vector<std::string_view> all{flags, read.character_map};
-  all.emplace_back(reinterpret_cast<const char*>(read.scores.data()),
-                   read.scores.size() * sizeof(float));
-  all.insert(all.end(), read.tokens.begin(), read.tokens.end());
-  all.insert(all.end(), read.merges.begin(), read.merges.end());
-  return fingerprint_of(all);
+  Digest digest;
+  digest.add(std::string_view(flags));
+  digest.add(std::string_view(read.character_map));
+  digest.add(read.scores.size());
+  digest.add(std::as_bytes(std::span(read.scores)));
+  digest.add(read.tokens.size());
+  for (const std::string_view token : read.tokens) digest.add(token);
+  for (const std::string_view merge : read.merges) digest.add(merge);
+  return digest.hexadecimal();
 }
 
 }  // namespace

@@ -57,7 +57,7 @@ class Tokenizer {
   /// The id with exactly this spelling, control tokens included.
   virtual std::optional<Token> find(std::string_view spelling) const = 0;
 
-  /// SHA-256 over everything that decides ids, as hex; part of the numerics id.
+  /// A Digest of everything that decides ids, as hex; part of the numerics id.
   virtual std::string_view fingerprint() const = 0;
 };
 

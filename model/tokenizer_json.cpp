@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "model/digest.hpp"
 #include "model/json_parts.hpp"
 #include "model/mapped_file.hpp"
 #include "model/pipeline.hpp"
@@ -333,8 +334,12 @@ std::string fingerprint(std::string_view text, const PipelineParts& parts) {
   std::string rest = fmt::format("{} {}", parts.vocabulary->size(),
                                  parts.begin_of_text.value_or(kNoToken));
   for (const Token end : parts.end_tokens) rest += fmt::format(" {}", end);
-  const std::string_view hashed[] = {"tokenizer.json", text, rest};
-  return fingerprint_of(hashed);
+  Digest digest;
+  for (const std::string_view part : {std::string_view("tokenizer.json"), text,
+                                      std::string_view(rest)}) {
+    digest.add(part);
+  }
+  return digest.hexadecimal();
 }
 
 Result<std::shared_ptr<const Tokenizer>> build(const Json& root, std::string_view text,

@@ -1,12 +1,11 @@
 #include "model/weights.hpp"
 
-#include <sodium.h>
-
 #include <algorithm>
-#include <array>
 #include <optional>
 #include <string_view>
 #include <unordered_set>
+
+#include "model/digest.hpp"
 
 namespace sluice::model {
 namespace {
@@ -113,32 +112,26 @@ LayerTensors find_layer(TensorFinder& in, const ModelConfig& config, std::uint32
 }
 
 constexpr std::size_t sampled_above_bytes = std::size_t{32} << 10;
-constexpr std::size_t stretch_bytes = 512;
-constexpr std::size_t stretches = 16;
+constexpr std::size_t stretch_bytes = 256;
+constexpr std::size_t stretches = 8;
 
-class Digest {
- public:
-  Digest() { crypto_hash_sha256_init(&state_); }
-
-  void add(std::span<const std::byte> bytes) {
-    crypto_hash_sha256_update(&state_, reinterpret_cast<const unsigned char*>(bytes.data()),
-                              bytes.size());
+/// All bytes of a small tensor, else stretches at even distances, first and last bytes among them.
+Result<void> add_bytes(const Tensor& tensor, Digest& digest) {
+  const bool whole = tensor.data.size() <= sampled_above_bytes;
+  const std::size_t size = whole ? tensor.data.size() : stretch_bytes;
+  const std::size_t last = tensor.data.size() - size;
+  std::vector<std::byte> copy(size);
+  for (std::size_t i = 0; i < (whole ? 1 : stretches); ++i) {
+    const std::size_t first = i + 1 == stretches ? last : last / (stretches - 1) * i;
+    std::span<const std::byte> bytes = tensor.data.subspan(first, size);
+    if (tensor.source) {
+      if (auto read = tensor.source.read(bytes.data(), copy); !read) return read;
+      bytes = copy;
+    }
+    digest.add(bytes);
   }
-  void add(std::uint64_t number) { add(std::as_bytes(std::span(&number, 1))); }
-  void add(std::string_view text) {
-    add(std::uint64_t{text.size()});
-    add(std::as_bytes(std::span(text)));
-  }
-
-  std::string hexadecimal() {
-    std::array<unsigned char, crypto_hash_sha256_BYTES> bytes{};
-    crypto_hash_sha256_final(&state_, bytes.data());
-    return fmt::format("{:02x}", fmt::join(bytes, ""));
-  }
-
- private:
-  crypto_hash_sha256_state state_;
-};
+  return {};
+}
 
 }  // namespace
 
@@ -187,7 +180,7 @@ std::size_t device_bytes(const ModelTensors& tensors, const Checkpoint& file,
   return bytes;
 }
 
-std::string weights_fingerprint(const Checkpoint& file) {
+Result<std::string> weights_fingerprint(const Checkpoint& file) {
   std::vector<const Tensor*> tensors;
   for (const Tensor& tensor : file.tensors()) tensors.push_back(&tensor);
   std::sort(tensors.begin(), tensors.end(),
@@ -200,15 +193,7 @@ std::string weights_fingerprint(const Checkpoint& file) {
     digest.add(info(tensor->format).name);
     digest.add(tensor->shape.size());
     for (const std::uint64_t size : tensor->shape) digest.add(size);
-    if (tensor->data.size() <= sampled_above_bytes) {
-      digest.add(tensor->data);
-      continue;
-    }
-    const std::size_t last = tensor->data.size() - stretch_bytes;
-    for (std::size_t i = 0; i + 1 < stretches; ++i) {
-      digest.add(tensor->data.subspan(last / (stretches - 1) * i, stretch_bytes));
-    }
-    digest.add(tensor->data.last(stretch_bytes));
+    if (auto added = add_bytes(*tensor, digest); !added) return tl::unexpected(added.error());
   }
   return digest.hexadecimal();
 }

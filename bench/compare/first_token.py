@@ -19,7 +19,8 @@ model = llama_cpp.llama_model_load_from_file(
     sys.argv[1].encode(), llama_cpp.llama_model_default_params())
 vocab = llama_cpp.llama_model_get_vocab(model)
 text = sys.argv[3].encode()
-ids = (llama_cpp.llama_token * (len(text) + 8))()
+# A byte may become a token, and a space three.
+ids = (llama_cpp.llama_token * (3 * len(text) + 8))()
 count = llama_cpp.llama_tokenize(vocab, text, len(text), ids, len(ids), True, False)
 params = llama_cpp.llama_context_default_params()
 params.n_ctx = 256

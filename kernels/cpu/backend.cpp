@@ -36,10 +36,12 @@ using cpu::Program;
 
 constexpr std::uint32_t threads_max = 1024;
 
-// Of a file, packed at a time by one thread: little enough that all end together, and that no more
-// of the file is in memory than needed; enough that giving it back, which stops the other cores for
-// some microseconds, does not count.
-constexpr std::size_t pack_bytes = std::size_t{1} << 20;
+// Of a file, packed at a time by one thread: little enough for a core's second-level cache, and
+// that all end together; enough that the call that reads it does not count.
+constexpr std::size_t pack_bytes = std::size_t{256} << 10;
+
+// Of a file, not read in place: a page that is touched brings fifteen others.
+constexpr std::size_t copied_bytes = std::size_t{32} << 10;
 
 // Who has had nothing to do for so long is a service between streams, and not a command that is
 // about to end and needs no memory ahead.
@@ -95,7 +97,15 @@ class CpuBackend final : public Backend {
                   "the cpu backend has no 8-bit floats: leave the quantization out, or use a file "
                   "in Q8_0 or Q4_K_M");
     }
-    weights_.push_back({*shape, row_stride(tensor), tensor.data.data(), tensor.paged, nullptr});
+    CpuWeight weight{*shape, row_stride(tensor), tensor.data.data(), tensor.source, nullptr};
+    if (tensor.source && tensor.data.size() <= copied_bytes) {
+      std::vector<std::byte> copy(tensor.data.size());
+      auto read = tensor.source.read(tensor.data.data(), copy);
+      if (!read) return tl::unexpected(read.error());
+      weight.data = copies_.emplace_back(std::move(copy)).data();
+      weight.source = {};
+    }
+    weights_.push_back(weight);
     return Weight{static_cast<std::uint32_t>(weights_.size() - 1)};
   }
 
@@ -199,7 +209,7 @@ class CpuBackend final : public Backend {
   }
 
   /// Packs the weights of products, with all threads, the driver being idle. One after the other,
-  /// in the order of their use; what a file's pages held is then read from there no more.
+  /// in the order of their use. `io`: their file cannot be read.
   Result<void> pack(const StepProgram& steps) {
     std::vector<CpuWeight*> fresh;
     std::size_t bytes = 0;
@@ -228,9 +238,23 @@ class CpuBackend final : public Backend {
       ++packed;
     }
     std::atomic<std::size_t> next{0};
+    std::mutex failing;
+    Result<void> done;
     pool_.run([&](std::uint32_t) {
-      for (std::size_t i = next++; i < stretches.size(); i = next++) pack(stretches[i]);
+      std::vector<std::byte> read;
+      for (std::size_t i = next++; i < stretches.size(); i = next++) {
+        auto packed_one = pack(stretches[i], read);
+        if (packed_one) continue;
+        const std::lock_guard lock(failing);
+        done = std::move(packed_one);
+        return;
+      }
     });
+    if (!done) {
+      for (CpuWeight* weight : fresh) weight->packed = nullptr;
+      packed_.resize(packed_.size() - fresh.size());
+      return done;
+    }
     packed_pages_.push_back(std::move(*pages));
     return {};
   }
@@ -243,17 +267,24 @@ class CpuBackend final : public Backend {
     std::uint32_t last = 0;
   };
 
-  static void pack(const Stretch& stretch) {
+  /// `read`: room to be used again.
+  static Result<void> pack(const Stretch& stretch, std::vector<std::byte>& read) {
     const auto& [weight, packed, first, last] = stretch;
-    for (std::uint32_t strip = first; strip < last; ++strip) {
-      packed->fill(strip, weight->data, weight->row_stride);
-    }
-    if (!weight->paged) return;
     const std::size_t strip_bytes = weight->row_stride * cpu::strip_rows;  // in the file
-    const std::size_t bytes =
-        (weight->rows - 1) * weight->row_stride + row_bytes(weight->format, weight->cols);
-    const std::size_t end = std::min(bytes, last * strip_bytes);
-    cpu::give_pages_back(weight->data + first * strip_bytes, end - first * strip_bytes);
+    const std::byte* rows = weight->data + first * strip_bytes;
+    if (weight->source) {
+      const std::size_t bytes =
+          (weight->rows - 1) * weight->row_stride + row_bytes(weight->format, weight->cols);
+      read.resize(std::max(read.size(), (last - first) * strip_bytes));
+      const std::size_t end = std::min(bytes, last * strip_bytes);
+      auto done = weight->source.read(rows, std::span(read).first(end - first * strip_bytes));
+      if (!done) return done;
+      rows = read.data();
+    }
+    for (std::uint32_t strip = first; strip < last; ++strip) {
+      packed->fill(strip, rows + (strip - first) * strip_bytes, weight->row_stride);
+    }
+    return {};
   }
 
   /// A step, or with `masks_came` the second half of one.
@@ -378,6 +409,7 @@ class CpuBackend final : public Backend {
   bool allocated_ = false;
   Ticket last_ticket_ = 0;
   std::vector<CpuWeight> weights_;
+  std::vector<std::vector<std::byte>> copies_;
   std::deque<cpu::PackedWeight> packed_;
   std::vector<cpu::ZeroPages> packed_pages_;  ///< one a program that brought new weights
   std::deque<Program> programs_;  ///< never moves one that a step may be running

@@ -31,7 +31,7 @@ constexpr std::size_t padded(std::size_t width) {
 struct CpuWeight : WeightShape {
   std::size_t row_stride = 0;  ///< bytes
   const std::byte* data = nullptr;
-  bool paged = false;  ///< `data` lies in a mapped file
+  FileSource source;  ///< of `data`
   const PackedWeight* packed = nullptr;
 };
 

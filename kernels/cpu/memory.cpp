@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdint>
 #include <utility>
 
 namespace sluice::kernels::cpu {
@@ -48,13 +47,6 @@ bool ZeroPages::populate(std::size_t first, std::size_t bytes) const {
 #else
   return first + bytes == 0;
 #endif
-}
-
-void give_pages_back(const std::byte* from, std::size_t bytes) {
-  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto first = (reinterpret_cast<std::uintptr_t>(from) + page - 1) / page * page;
-  const auto last = (reinterpret_cast<std::uintptr_t>(from) + bytes) / page * page;
-  if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 }
 
 }  // namespace sluice::kernels::cpu

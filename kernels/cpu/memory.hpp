@@ -36,8 +36,4 @@ class ZeroPages {
   std::size_t bytes_ = 0;
 };
 
-/// Tells the system that the whole pages of a mapped file's stretch are needed no more; who reads
-/// them has them read from the file again.
-void give_pages_back(const std::byte* from, std::size_t bytes);
-
 }  // namespace sluice::kernels::cpu

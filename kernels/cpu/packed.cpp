@@ -129,10 +129,13 @@ void write_scales(Bytes block, std::uint32_t g, std::uint32_t r, std::uint8_t* s
 template <Format format>
 void write_row(Bytes row, std::uint32_t r, const PackedWeight& weight, std::uint8_t* to) {
   constexpr PackedLayout layout = packed_layout(format);
-  const FormatInfo& f = info(format);
+  // What the loop needs, known to it: what it writes may be anything else.
+  constexpr std::uint32_t groups = layout.head_bytes == 0 ? 1 : 8;  // of 32 columns in a block
+  const std::size_t block_bytes = info(format).block_bytes;
+  const std::uint32_t blocks = weight.blocks();
   std::uint8_t* quants = to + weight.quants_at;
-  for (std::uint32_t b = 0; b < weight.blocks(); ++b) {
-    Bytes block = row + std::size_t{b} * block_cols / f.block_elements * f.block_bytes;
+  for (std::uint32_t b = 0; b < blocks; ++b) {
+    Bytes block = row + b / groups * block_bytes;
     write_scales<format>(block, b % 8, r, to + layout.scale_at(b));
     write_quants<format>(read_quants<format>(block, b % 8), r, quants + b * layout.quant_bytes);
   }
@@ -173,9 +176,8 @@ PackedWeight PackedWeight::of(const WeightShape& shape) {
 void PackedWeight::fill(std::uint32_t index, const std::byte* rows_in_file,
                         std::size_t row_stride) {
   std::uint8_t* to = data + strip_at(index);
-  const std::uint32_t first = index * strip_rows;
-  for (std::uint32_t r = 0; r < std::min(strip_rows, rows - first); ++r) {
-    Bytes row = reinterpret_cast<Bytes>(rows_in_file) + (first + r) * row_stride;
+  for (std::uint32_t r = 0; r < std::min(strip_rows, rows - index * strip_rows); ++r) {
+    Bytes row = reinterpret_cast<Bytes>(rows_in_file) + r * row_stride;
     switch (format) {
       case Format::f32: write_floats<std::uint32_t>(row, r, cols, to); break;
       case Format::f16: write_floats<std::uint16_t>(row, r, cols, to); break;

@@ -96,8 +96,8 @@ struct PackedWeight {
   /// Of this shape; `data` is for the caller to give.
   static PackedWeight of(const WeightShape& shape);
 
-  /// Fills a strip from the weight's rows as the file has them, `row_stride` bytes apart. Any
-  /// thread, a strip each.
+  /// Fills a strip from its rows as the file has them, `row_stride` bytes apart. Any thread, a
+  /// strip each.
   void fill(std::uint32_t index, const std::byte* rows_in_file, std::size_t row_stride);
 
  private:

@@ -58,7 +58,8 @@ struct Case {
     std::vector<std::uint8_t> bytes(packed.bytes());
     packed.data = bytes.data();
     for (std::uint32_t s = 0; s < packed.strips(); ++s) {
-      packed.fill(s, reinterpret_cast<const std::byte*>(weight.data()), std::size_t{2} * cols);
+      const std::uint16_t* first = weight.data() + std::size_t{s} * cpu::strip_rows * cols;
+      packed.fill(s, reinterpret_cast<const std::byte*>(first), std::size_t{2} * cols);
     }
     const auto padded = static_cast<std::uint32_t>(cpu::padded(cols));
     std::vector<std::uint16_t> rounded(std::size_t{count} * padded);

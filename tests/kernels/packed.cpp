@@ -92,8 +92,9 @@ struct Packed {
       : weight(cpu::PackedWeight::of({tensor.host.format, tensor.host.rows, tensor.host.cols})),
         bytes(weight.bytes()) {
     weight.data = bytes.data();
+    const std::size_t row = row_bytes(weight.format, weight.cols);
     for (std::uint32_t s = 0; s < weight.strips(); ++s) {
-      weight.fill(s, tensor.bytes.data(), row_bytes(weight.format, weight.cols));
+      weight.fill(s, tensor.bytes.data() + s * cpu::strip_rows * row, row);
     }
   }
 };

@@ -113,7 +113,7 @@ void refuses_to_load(const Copy& copy, ErrorCode code, const std::string& part) 
 }
 
 std::string fingerprint(const std::string& path) {
-  return weights_fingerprint(*require(open_checkpoint(path)));
+  return require(weights_fingerprint(*require(open_checkpoint(path))));
 }
 
 /// The same weights and settings as a GGUF file, as its converter would write them.
