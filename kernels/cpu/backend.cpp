@@ -243,6 +243,9 @@ class CpuBackend final : public Backend {
     pool_.run([&](std::uint32_t) {
       std::vector<std::byte> read;
       for (std::size_t i = next++; i < stretches.size(); i = next++) {
+        // A core that others want is theirs: one thread makes the tokenizer meanwhile, and all of
+        // this one's work can be anybody's later.
+        std::this_thread::yield();
         auto packed_one = pack(stretches[i], read);
         if (packed_one) continue;
         const std::lock_guard lock(failing);
