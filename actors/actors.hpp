@@ -73,11 +73,6 @@ struct StreamEnd {
   Error error;
 };
 
-/// What an executor reports once its model is loaded.
-struct EngineReady {
-  std::size_t engine = 0;
-  EngineFactsPtr facts;
-};
 
 /// What an executor reports when its model cannot be loaded.
 struct EngineFailed {
@@ -86,9 +81,16 @@ struct EngineFailed {
 };
 
 /// Runs plans on its device, in order; answers each with one result to the batcher. Owns the
-/// backend; spawned detached, so that nothing else delays a step.
+/// backend; spawned detached, for loading blocks, and nothing else delays a step.
 using ExecutorActor = caf::typed_actor<caf::reacts_to<run_atom, engine::StepPlan>,
                                        caf::reacts_to<sample_atom, engine::StepMasks>>;
+
+/// What an executor reports once its model is loaded.
+struct EngineReady {
+  std::size_t engine = 0;
+  EngineFactsPtr facts;
+  ExecutorActor steps;  ///< takes the plans: it, or one that ends with it
+};
 
 /// Where an executor's results go: to a batcher, or towards one on another node.
 using ResultSink = caf::typed_actor<caf::reacts_to<engine::StepResult>>;

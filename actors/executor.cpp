@@ -5,24 +5,58 @@
 
 namespace sluice::actors {
 
-void ResultRoute::open(ExecutorActor from, ResultSink to) {
-  const std::lock_guard lock(mutex_);
-  from_ = std::move(from);
-  to_ = std::move(to);
+void StepRoute::open(LoadedEngine& engine) {
+  const std::lock_guard lock(device_mutex_);
+  engine_ = &engine;
 }
 
-void ResultRoute::close() {
+void StepRoute::close() {
+  {
+    const std::lock_guard lock(device_mutex_);
+    engine_ = nullptr;
+  }
   ExecutorActor from;  // let go of outside the lock
   ResultSink to;
-  const std::lock_guard lock(mutex_);
+  const std::lock_guard lock(result_mutex_);
   std::swap(from, from_);
   std::swap(to, to_);
 }
 
-void ResultRoute::send(kernels::StepResult&& result) {
-  const std::lock_guard lock(mutex_);
+void StepRoute::run(ExecutorActor from, ResultSink to, engine::StepPlan& plan) {
+  const std::lock_guard lock(device_mutex_);
+  if (engine_ == nullptr) return;
+  // Not for every plan: a result's sender, once the batcher is awake, may wait for a core.
+  if (!std::exchange(routed_, true)) {
+    const std::lock_guard result_lock(result_mutex_);
+    from_ = std::move(from);
+    to_ = std::move(to);
+  }
+  engine_->backend->submit(engine_->program, plan.ticket, std::move(plan.batch));
+}
+
+void StepRoute::sample(engine::StepMasks& masks) {
+  const std::lock_guard lock(device_mutex_);
+  if (engine_ != nullptr) engine_->backend->sample(masks.ticket, std::move(masks.masks));
+}
+
+void StepRoute::send(kernels::StepResult&& result) {
+  const std::lock_guard lock(result_mutex_);
   if (to_) caf::send_as(from_, to_, std::move(result));
 }
+
+namespace {
+
+ExecutorActor::behavior_type takes_steps(ExecutorActor::pointer self,
+                                         std::shared_ptr<StepRoute> route) {
+  return {
+      [self, route](run_atom, engine::StepPlan& plan) {
+        route->run(self, caf::actor_cast<ResultSink>(self->current_sender()), plan);
+      },
+      [route](sample_atom, engine::StepMasks& masks) { route->sample(masks); },
+  };
+}
+
+}  // namespace
 
 ExecutorActor::behavior_type executor(ExecutorActor::stateful_pointer<ExecutorState> self,
                                       std::size_t engine, EngineLoader load, LoadNews news) {
@@ -41,19 +75,13 @@ ExecutorActor::behavior_type executor(ExecutorActor::stateful_pointer<ExecutorSt
     self->quit();
   } else {
     self->state.engine = std::move(*loaded);
-    self->send(news, ready_atom::value, EngineReady{engine, self->state.engine.facts});
+    self->state.route->open(self->state.engine);
+    const bool queues = self->state.engine.backend->device().queues_steps;
+    const ExecutorActor steps =
+        queues ? self->spawn<caf::linked>(takes_steps, self->state.route) : ExecutorActor(self);
+    self->send(news, ready_atom::value, EngineReady{engine, self->state.engine.facts, steps});
   }
-  return {
-      [self](run_atom, engine::StepPlan& plan) {
-        if (!std::exchange(self->state.routed, true))
-          self->state.route->open(self, caf::actor_cast<ResultSink>(self->current_sender()));
-        self->state.engine.backend->submit(self->state.engine.program, plan.ticket,
-                                           std::move(plan.batch));
-      },
-      [self](sample_atom, engine::StepMasks& masks) {
-        self->state.engine.backend->sample(masks.ticket, std::move(masks.masks));
-      },
-  };
+  return takes_steps(self, self->state.route);
 }
 
 }  // namespace sluice::actors

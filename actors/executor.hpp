@@ -17,18 +17,26 @@ using EngineLoader = std::function<Result<LoadedEngine>(kernels::Completion)>;
 using RankLoader = std::function<Result<LoadedEngine>(
     kernels::Completion, const std::shared_ptr<kernels::Communicator>&)>;
 
-/// Where the backend's completions go: straight to the batcher, on the backend's thread, as the
-/// executor's messages. A hop through the executor would cost every token two switches of threads.
-class ResultRoute {
+/// Both ways between a batcher and a backend, for as long as the executor owns it. Results go
+/// straight to the batcher, on the backend's thread, as messages of whoever takes the plans: each
+/// hop through the executor's thread would cost every token two switches of threads.
+class StepRoute {
  public:
-  /// From the first plan on.
-  void open(ExecutorActor from, ResultSink to);
-  /// From now on results are dropped: nothing follows an executor's end.
+  void open(LoadedEngine& engine);
+  /// Waits for a call that is on its way; from now on plans and results are dropped: nothing
+  /// follows an executor's end.
   void close();
+
+  /// The first plan's sender gets the results.
+  void run(ExecutorActor from, ResultSink to, engine::StepPlan& plan);
+  void sample(engine::StepMasks& masks);
   void send(kernels::StepResult&& result);
 
  private:
-  std::mutex mutex_;
+  std::mutex device_mutex_;
+  LoadedEngine* engine_ = nullptr;
+  bool routed_ = false;
+  std::mutex result_mutex_;  ///< not the other: a backend may tell a result while it takes a plan
   ExecutorActor from_;
   ResultSink to_;
 };
@@ -37,13 +45,13 @@ struct ExecutorState {
   static inline const char* name = "executor";
   ~ExecutorState() { route->close(); }  // before the backend finishes what it was given
 
-  std::shared_ptr<ResultRoute> route = std::make_shared<ResultRoute>();
-  bool routed = false;
+  std::shared_ptr<StepRoute> route = std::make_shared<StepRoute>();
   LoadedEngine engine;
 };
 
-/// Tells `news` that it is `ready` with the engine's facts, or that it failed, and then ends.
-/// The batcher is whoever sends the first plan.
+/// Tells `news` that it is `ready` with the engine's facts and who takes plans, or that it failed,
+/// and then ends. That is an actor without a thread of its own where the backend queues steps. The
+/// batcher is whoever sends the first plan.
 ExecutorActor::behavior_type executor(ExecutorActor::stateful_pointer<ExecutorState> self,
                                       std::size_t engine, EngineLoader load, LoadNews news);
 

@@ -66,7 +66,8 @@ void take_ready(Self self, std::size_t rank) {
   state.ranks[rank].ready = true;
   if (state.serving || !std::ranges::all_of(state.ranks, &GroupState::Rank::ready)) return;
   state.serving = true;
-  self->send(state.setup.news, ready_atom::value, EngineReady{state.setup.engine, state.facts});
+  self->send(state.setup.news, ready_atom::value,
+             EngineReady{state.setup.engine, state.facts, ExecutorActor(self)});
 }
 
 /// What rank 0 elsewhere says of the engine.
@@ -238,13 +239,13 @@ GroupActor::behavior_type group(Self self, GroupSetup setup) {
         keep_watch(self);
         if (state.check) state.check->planned(plan);
         send_to_others(state, transport::NodeMessage(plan));
-        if (state.executor) self->send(state.executor, run_atom::value, std::move(plan));
+        if (state.own_steps) self->send(state.own_steps, run_atom::value, std::move(plan));
       },
       [self](sample_atom, engine::StepMasks& masks) {
         auto& state = self->state;
         if (state.check) state.check->planned(masks);
         send_to_others(state, transport::NodeMessage(masks));
-        if (state.executor) self->send(state.executor, sample_atom::value, std::move(masks));
+        if (state.own_steps) self->send(state.own_steps, sample_atom::value, std::move(masks));
       },
       [self](channel_atom, const ChannelRef& channel, transport::NodeMessage& message) {
         receive(self, rank_of(self->state, channel), message);
@@ -256,6 +257,7 @@ GroupActor::behavior_type group(Self self, GroupSetup setup) {
       },
       [self](ready_atom, const EngineReady& ready) {
         self->state.facts = ready.facts;
+        self->state.own_steps = ready.steps;
         take_ready(self, 0);
       },
       [self](ready_atom, const EngineFailed& failed) { fall(self, 0, failed.error); },

@@ -61,6 +61,7 @@ struct GroupState {
   // Of rank 0, where it is here.
   std::shared_ptr<Rendezvous> rendezvous;
   ExecutorActor executor;  ///< once all addresses are told
+  ExecutorActor own_steps;  ///< takes its plans, once it is ready
 
   std::vector<Rank> ranks;
   bool told = false;                         ///< all addresses are known to all

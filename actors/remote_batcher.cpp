@@ -135,7 +135,7 @@ BatcherProxyActor::behavior_type batcher_proxy(Proxy self, std::size_t engine,
           if (!all) return give_up(all.error());
           if (!self->state.engine) self->state.streams = StreamLedger(vocabulary_of(**all));
           self->state.engine = *all;
-          self->send(news, ready_atom::value, EngineReady{engine, std::move(*all)});
+          self->send(news, ready_atom::value, EngineReady{engine, std::move(*all), {}});
         } else if (const auto* failed = std::get_if<transport::ChannelFailed>(&message)) {
           give_up(failed->error);
         } else if (auto good = receive(self, message); !good) {

@@ -51,7 +51,8 @@ void take_facts(Proxy self, const transport::ChannelOpened& opened) {
   if (!all) return give_up(self, all.error());
   if (self->state.check) return;  // it is known already
   self->state.check.emplace(vocabulary_of(**all));
-  self->send(setup.news, ready_atom::value, EngineReady{setup.engine, std::move(*all)});
+  self->send(setup.news, ready_atom::value,
+             EngineReady{setup.engine, std::move(*all), ExecutorActor(self)});
 }
 
 void keep_watch(Proxy self) {
@@ -169,15 +170,16 @@ ExecutorStubActor::behavior_type executor_stub(
       [self, checked](channel_atom, const ChannelRef&, transport::NodeMessage& message) {
         auto& state = self->state;
         if (auto* plan = std::get_if<transport::RunPlan>(&message)) {
-          if (checked(*plan)) self->send(state.executor, run_atom::value, std::move(*plan));
+          if (checked(*plan)) self->send(state.steps, run_atom::value, std::move(*plan));
         } else if (auto* masks = std::get_if<transport::SampleMasks>(&message)) {
-          if (checked(*masks)) self->send(state.executor, sample_atom::value, std::move(*masks));
+          if (checked(*masks)) self->send(state.steps, sample_atom::value, std::move(*masks));
         } else if (auto* blobs = std::get_if<transport::RankBlobs>(&message)) {
           if (state.rendezvous && !state.executor) start_executor(self, std::move(blobs->blobs));
         }
       },
       [self](lost_atom, const ChannelRef&, const Error&) { self->quit(caf::exit_reason::kill); },
       [self](ready_atom, const EngineReady& ready) {
+        self->state.steps = ready.steps;
         self->state.check.emplace(ready.facts->scheduler, vocabulary_of(*ready.facts));
         self->state.peers->send(self->state.channel, describe_channel(*ready.facts));
       },

@@ -77,6 +77,7 @@ struct ExecutorStubState {
   PeerBoxPtr peers;
   ChannelRef channel;
   ExecutorActor executor;                  ///< a rank's once it knows the others' addresses
+  ExecutorActor steps;                     ///< takes the plans, once the model is loaded
   std::shared_ptr<Rendezvous> rendezvous;  ///< of a rank's
   std::optional<engine::PlanCheck> check;  ///< once the model is loaded
 };

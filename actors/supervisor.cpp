@@ -161,7 +161,7 @@ void tell_session(Self self, const Engine& engine, bool there) {
 void serve(Self self, Engine& engine, EngineFactsPtr facts) {
   auto& state = self->state;
   engine.facts = std::move(facts);
-  engine.batcher = self->spawn<caf::monitored>(batcher, engine.facts, engine.executor);
+  engine.batcher = self->spawn<caf::monitored>(batcher, engine.facts, engine.steps);
   if (state.setup.session)
     self->send(state.setup.session, engine_atom::value, engine.facts, EngineActor(engine.batcher));
   if (state.host)
@@ -203,9 +203,10 @@ void ready(Self self, const EngineReady& ready) {
   }
   if (engine.executor != sender || engine.ending || engine.failed) return;
   engine.pause = {};
+  engine.steps = ready.steps;
   if (!engine.batcher) return serve(self, engine, ready.facts);
   if (can_replace(*engine.facts, *ready.facts)) {
-    self->send(engine.batcher, engine_atom::value, engine.executor);
+    self->send(engine.batcher, engine_atom::value, engine.steps);
     tell_session(self, engine, true);
     state.setup.log->node("engine_replaced", engine.facts->name);
     return;
@@ -245,6 +246,7 @@ void lose_executor(Self self, Engine& engine, std::size_t index) {
   auto& state = self->state;
   const bool remote = is_remote(state.setup.engines[index]);
   engine.executor = nullptr;
+  engine.steps = nullptr;
   engine.next = nullptr;
   if (engine.failed) return;
   if (!engine.batcher && !engine.ending && !remote)

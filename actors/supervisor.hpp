@@ -62,6 +62,7 @@ struct SupervisorState {
   };
   struct Engine {
     ExecutorActor executor;  ///< or its proxy, or its group
+    ExecutorActor steps;     ///< takes its plans
     BatcherActor batcher;
     EngineFactsPtr facts;  ///< set while it serves
     EngineFactsPtr next;   ///< of an executor that waits for the former batcher's end

@@ -234,6 +234,8 @@ struct DeviceInfo {
   /// Attention rounds queries to f16, multiplied by its scale and log2(e), or by scale / soft_cap.
   bool half_queries = false;
   std::uint32_t threads = 0;
+  /// submit() and sample() take a few microseconds: a thread of the backend's own does the rest.
+  bool queues_steps = false;
   /// Rows of a prompt that a step takes at least, where others decode: fewer would cost it hardly
   /// less.
   std::uint32_t prompt_rows_min = 4;
@@ -246,8 +248,7 @@ struct DeviceInfo {
 /// Called once per ticket, in ticket order, on a thread of the backend's; must not block.
 using Completion = std::function<void(StepResult&&)>;
 
-/// A device that runs programs. Calls come from one thread (the executor's); no call waits for the
-/// device except `record`, `allocate`, `read` and the destructor, which finishes what is submitted.
+/// A device that runs programs. Calls come one at a time; no call waits for the device except `record`, `allocate`, `read` and the destructor, which finishes what is submitted.
 class Backend {
  public:
   virtual ~Backend() = default;

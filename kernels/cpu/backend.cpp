@@ -74,6 +74,7 @@ class CpuBackend final : public Backend {
     info_.bf16_inputs = true;
     info_.bf16_attention = true;
     info_.threads = threads;
+    info_.queues_steps = true;
     info_.memory_free_bytes = cpu::available_memory_bytes();
     driver_ = std::thread([this] { drive(); });
   }
