@@ -27,7 +27,8 @@ std::uint32_t divide_up(std::uint32_t a, std::uint32_t b) { return (a + b - 1) /
 }  // namespace
 
 StepRunner::StepRunner(ThreadPool& threads, const KvPool& kv, SlotTable& slots)
-    : threads_(threads), kv_(kv), slots_(slots), breathers_(threads.threads()) {}
+    : threads_(threads), kv_(kv), slots_(slots), breathers_(threads.threads()),
+      shares_(threads.threads()) {}
 
 void StepRunner::prepare(const Program& program, const PoolShape& pool) {
   vocabulary_ = pool.vocabulary;
@@ -46,10 +47,6 @@ void StepRunner::prepare(const Program& program, const PoolShape& pool) {
       SLUICE_ASSERT(pages.has_value(), "no address space for a thread's scratch");
       scratch_.push_back(std::move(*pages));
     }
-  }
-  if (program.stages().size() > counter_count_) {
-    counter_count_ = program.stages().size();
-    counters_ = std::make_unique<Counter[]>(counter_count_);
   }
 }
 
@@ -98,10 +95,7 @@ void StepRunner::run(const Program& program, const Batch& batch, std::vector<Slo
   batch_ = &batch;
   results_ = &results;
   if (!rows_.empty()) {
-    for (std::size_t i = 0; i < program.stages().size(); ++i) {
-      counters_[i].next.store(0, std::memory_order_relaxed);
-      counters_[i].done.store(0, std::memory_order_relaxed);
-    }
+    shares_.begin();
     threads_.run([&](std::uint32_t thread) {
       if (thread == 0) {
         meanwhile();
@@ -134,38 +128,22 @@ void StepRunner::sample(std::span<const Mask> masks, std::vector<SlotTokens>& re
   }
 }
 
-/// Takes tasks a quarter of a fair share of what is left at a time: few visits to the counter, and
-/// threads that end together.
-template <class Run>
-void StepRunner::share(Counter& counter, std::uint32_t task_count, Run run) {
-  std::uint32_t first = counter.next.load(std::memory_order_relaxed);
-  std::uint32_t done = 0;
-  while (first < task_count) {
-    const std::uint32_t take = std::max(1U, (task_count - first) / (4 * threads_.threads()));
-    if (!counter.next.compare_exchange_weak(first, first + take, std::memory_order_relaxed)) {
-      continue;
-    }
-    for (std::uint32_t index = first; index < first + take; ++index) run(index);
-    done += take;
-    first = counter.next.load(std::memory_order_relaxed);
-  }
-  if (done > 0) counter.done.fetch_add(done, std::memory_order_release);
-}
-
 /// A stage is over once its tasks are, and not once every thread has been there: where a token on
 /// its way to a client takes a core for a while, the other threads go on without that one's.
 void StepRunner::run_stages(std::uint32_t thread) {
   const std::span<const Stage> stages = program_->stages();
+  std::uint64_t tasks_so_far = 0;
   for (std::size_t i = 0; i < stages.size(); ++i) {
     std::visit(
         [&](const auto& stage) {
           const std::uint32_t count = tasks(stage);
           if (count == 0) return;
-          share(counters_[i], count, [&](std::uint32_t index) { task(stage, index, thread); });
+          shares_.work(static_cast<std::uint32_t>(i) + 1, count, thread,
+                       [&](std::uint32_t index) { task(stage, index, thread); });
           // With nothing in hand: whom this lets in delays no task.
           if (i % breath_stages == 0) breathers_[thread].breathe();
-          const auto& done = counters_[i].done;
-          ThreadPool::wait([&] { return done.load(std::memory_order_acquire) == count; });
+          tasks_so_far += count;
+          ThreadPool::wait([&] { return shares_.finished(tasks_so_far); });
         },
         stages[i]);
     if (failed_stage_.load(std::memory_order_relaxed) <= i) return;

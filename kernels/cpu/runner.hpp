@@ -11,6 +11,7 @@
 #include "kernels/cpu/program.hpp"
 #include "kernels/cpu/sample.hpp"
 #include "kernels/cpu/state.hpp"
+#include "kernels/cpu/task_shares.hpp"
 #include "kernels/cpu/thread_pool.hpp"
 
 namespace sluice::kernels::cpu {
@@ -49,12 +50,6 @@ class StepRunner {
     std::uint32_t rows = 0;
   };
 
-  /// How far a stage is, on a cache line of its own.
-  struct alignas(64) Counter {
-    std::atomic<std::uint32_t> next{0};  ///< the first task that nobody took
-    std::atomic<std::uint32_t> done{0};  ///< how many tasks are done
-  };
-
   /// A sampled row on its way from candidates to a token.
   struct Draw {
     Peak peak;  ///< of all ranks' tokens
@@ -72,8 +67,6 @@ class StepRunner {
   Tallies tallies(const CandidateStage& stage, std::uint32_t row) const;
   Slot& sampled_slot(std::uint32_t index) const;
   void note(Result<void> done, std::size_t stage);
-  template <class Run>
-  void share(Counter& counter, std::uint32_t tasks, Run run);
 
   std::uint32_t row_count(RowSpace space) const;
   std::uint32_t row_chunk(std::uint32_t rows) const;
@@ -121,8 +114,7 @@ class StepRunner {
   std::vector<ZeroPages> scratch_;  ///< one a thread
   std::size_t scratch_floats_ = 0;
   std::vector<SampleScratch> sample_scratch_;  ///< one a thread
-  std::unique_ptr<Counter[]> counters_;        ///< one a stage
-  std::size_t counter_count_ = 0;
+  TaskShares shares_;
 
   std::optional<Error> failure_;
   /// The stage whose collective failed. Threads leave at its end: all of them, for a later
