@@ -248,7 +248,8 @@ struct DeviceInfo {
 /// Called once per ticket, in ticket order, on a thread of the backend's; must not block.
 using Completion = std::function<void(StepResult&&)>;
 
-/// A device that runs programs. Calls come one at a time; no call waits for the device except `record`, `allocate`, `read` and the destructor, which finishes what is submitted.
+/// A device that runs programs. Calls come one at a time; no call waits for the device except
+/// `record`, `allocate`, `read` and the destructor, which finishes what is submitted.
 class Backend {
  public:
   virtual ~Backend() = default;
