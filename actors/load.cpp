@@ -211,6 +211,10 @@ Result<LoadedEngine> load(const EngineConfig& config, const SiteConfig& site,
   // Made while the weights are packed: a quarter of a small model's start.
   auto making =
       std::async(std::launch::async, [&] { return facts_of(config, site, *loaded.file); });
+  // Likewise; from a file that has yet to be read its samples, here and there, take longest.
+  auto hashing = std::async(std::launch::async,
+                            [&] { return model::weights_fingerprint(*loaded.file); }).share();
+  const auto fingerprint = [&] { return hashing.get(); };
   auto part = pool_config(**file, *model_config, shard);
   if (!part) return tl::unexpected(part.error());
 
@@ -225,13 +229,13 @@ Result<LoadedEngine> load(const EngineConfig& config, const SiteConfig& site,
   auto pool = plan_pool(config, *part, device,
                         model::device_bytes(*tensors, **file, *quantization) / shard.size);
   if (!pool) return tl::unexpected(pool.error());
-  const auto fingerprint = model::weights_fingerprint(**file);
-  if (!fingerprint) return tl::unexpected(fingerprint.error());
-  const std::string weights = *fingerprint + config.quantization +
-                              (pool->kv_format == kernels::KvFormat::f16 ? "" : "-kv-fp8");
+  const std::string kept_as =
+      config.quantization + (pool->kv_format == kernels::KvFormat::f16 ? "" : "-kv-fp8");
   if (group) {
-    if (auto agreed = agree(*group, numerics_id(weights, "", device, shard.size), *pool); !agreed)
-      return tl::unexpected(agreed.error());
+    const auto weights = fingerprint();
+    if (!weights) return tl::unexpected(weights.error());
+    const std::string id = numerics_id(*weights + kept_as, "", device, shard.size);
+    if (auto agreed = agree(*group, id, *pool); !agreed) return tl::unexpected(agreed.error());
     if (auto joined = loaded.backend->join(group); !joined) return tl::unexpected(joined.error());
   }
   if (auto allocated = loaded.backend->allocate(*pool); !allocated)
@@ -246,8 +250,11 @@ Result<LoadedEngine> load(const EngineConfig& config, const SiteConfig& site,
   if (!decoder) return tl::unexpected(decoder.error());
   auto read = making.get();
   if (!read) return tl::unexpected(read.error());
+  const auto weights = fingerprint();
+  if (!weights) return tl::unexpected(weights.error());
   const auto facts = std::move(*read);
-  facts->numerics = numerics_id(weights, facts->tokenizer->fingerprint(), device, shard.size);
+  facts->numerics =
+      numerics_id(*weights + kept_as, facts->tokenizer->fingerprint(), device, shard.size);
   loaded.program = decoder->program;
   loaded.decoder = std::move(*decoder);
 
