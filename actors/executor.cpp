@@ -46,8 +46,18 @@ void StepRoute::send(kernels::StepResult&& result) {
 
 namespace {
 
+/// The reason of an actor's end: a device is lost by an exception.
+caf::error say_what(std::exception_ptr& thrown) {
+  try {
+    std::rethrow_exception(thrown);
+  } catch (const std::exception& error) {
+    return caf::make_error(caf::sec::runtime_error, error.what());
+  }
+}
+
 ExecutorActor::behavior_type takes_steps(ExecutorActor::pointer self,
                                          std::shared_ptr<StepRoute> route) {
+  self->set_exception_handler(say_what);
   return {
       [self, route](run_atom, engine::StepPlan& plan) {
         route->run(self, caf::actor_cast<ResultSink>(self->current_sender()), plan);
@@ -60,13 +70,7 @@ ExecutorActor::behavior_type takes_steps(ExecutorActor::pointer self,
 
 ExecutorActor::behavior_type executor(ExecutorActor::stateful_pointer<ExecutorState> self,
                                       std::size_t engine, EngineLoader load, LoadNews news) {
-  self->set_exception_handler([](std::exception_ptr& thrown) -> caf::error {
-    try {
-      std::rethrow_exception(thrown);
-    } catch (const std::exception& error) {
-      return caf::make_error(caf::sec::runtime_error, error.what());
-    }
-  });
+  self->set_exception_handler(say_what);
   auto loaded = load([route = self->state.route](kernels::StepResult&& result) {
     route->send(std::move(result));
   });

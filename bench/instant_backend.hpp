@@ -40,6 +40,7 @@ class InstantBackend : public kernels::Backend {
     device_.arithmetic = "hash";
     device_.paths_equal = true;
     device_.threads = 1;
+    device_.queues_steps = hold;
     device_.memory_free_bytes = std::size_t{1} << 30;
   }
 
