@@ -73,7 +73,6 @@ struct StreamEnd {
   Error error;
 };
 
-
 /// What an executor reports when its model cannot be loaded.
 struct EngineFailed {
   std::size_t engine = 0;
@@ -89,7 +88,7 @@ using ExecutorActor = caf::typed_actor<caf::reacts_to<run_atom, engine::StepPlan
 struct EngineReady {
   std::size_t engine = 0;
   EngineFactsPtr facts;
-  ExecutorActor steps;  ///< takes the plans: it, or one that ends with it
+  ExecutorActor steps;  ///< takes the plans: it, or one that ends with it; none of a batcher's
 };
 
 /// Where an executor's results go: to a batcher, or towards one on another node.

@@ -212,9 +212,9 @@ Result<LoadedEngine> load(const EngineConfig& config, const SiteConfig& site,
   auto making =
       std::async(std::launch::async, [&] { return facts_of(config, site, *loaded.file); });
   // Likewise; from a file that has yet to be read its samples, here and there, take longest.
-  auto hashing = std::async(std::launch::async,
-                            [&] { return model::weights_fingerprint(*loaded.file); }).share();
-  const auto fingerprint = [&] { return hashing.get(); };
+  const auto fingerprint =
+      std::async(std::launch::async, [&] { return model::weights_fingerprint(*loaded.file); })
+          .share();
   auto part = pool_config(**file, *model_config, shard);
   if (!part) return tl::unexpected(part.error());
 
@@ -232,7 +232,7 @@ Result<LoadedEngine> load(const EngineConfig& config, const SiteConfig& site,
   const std::string kept_as =
       config.quantization + (pool->kv_format == kernels::KvFormat::f16 ? "" : "-kv-fp8");
   if (group) {
-    const auto weights = fingerprint();
+    const auto& weights = fingerprint.get();
     if (!weights) return tl::unexpected(weights.error());
     const std::string id = numerics_id(*weights + kept_as, "", device, shard.size);
     if (auto agreed = agree(*group, id, *pool); !agreed) return tl::unexpected(agreed.error());
@@ -250,7 +250,7 @@ Result<LoadedEngine> load(const EngineConfig& config, const SiteConfig& site,
   if (!decoder) return tl::unexpected(decoder.error());
   auto read = making.get();
   if (!read) return tl::unexpected(read.error());
-  const auto weights = fingerprint();
+  const auto& weights = fingerprint.get();
   if (!weights) return tl::unexpected(weights.error());
   const auto facts = std::move(*read);
   facts->numerics =

@@ -12,8 +12,8 @@ Result<void> FileSource::read(const std::byte* from, std::span<std::byte> to) co
     const ssize_t got = ::pread(descriptor, to.data(), to.size(), from - begin);
     if (got < 0 && errno == EINTR) continue;
     if (got <= 0) {
-      return fail(ErrorCode::io, "cannot read the weights' file at byte {}: {}", from - begin,
-                  got < 0 ? std::strerror(errno) : "it was cut short; fetch it again");
+      return fail(ErrorCode::io, "cannot read the weights at byte {}: {}; fetch the file again",
+                  from - begin, got < 0 ? std::strerror(errno) : "it was cut short");
     }
     from += got;
     to = to.subspan(static_cast<std::size_t>(got));

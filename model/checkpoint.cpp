@@ -14,6 +14,11 @@ kernels::HostTensor Tensor::matrix() const {
           data, source};
 }
 
+Error named(const Checkpoint& file, Error error) {
+  if (error.code == ErrorCode::io) error.message = file.name() + ": " + error.message;
+  return error;
+}
+
 Result<std::shared_ptr<const Checkpoint>> open_checkpoint(const std::string& path) {
   std::error_code none;
   const bool hf = std::filesystem::is_directory(path, none) || path.ends_with(".safetensors") ||

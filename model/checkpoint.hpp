@@ -71,6 +71,9 @@ class Checkpoint {
   Checkpoint() = default;
 };
 
+/// Says whose bytes could not be read (`io`); other errors stay as they are.
+Error named(const Checkpoint& file, Error error);
+
 /// Opens the model at `path`: a folder as transformers saves one, its .safetensors file or the
 /// .safetensors.index.json over several; anything else is a GGUF file. The errors of its reader.
 Result<std::shared_ptr<const Checkpoint>> open_checkpoint(const std::string& path);

@@ -286,7 +286,7 @@ Result<Decoder> load_decoder(const Checkpoint& file, const ModelConfig& config,
   const Weight output = config.tied_embeddings ? embedding : loader.load_tokens(*tensors->output);
   recorder.finish(output_norm, output);
   loader.finish();
-  if (loader.error()) return tl::unexpected<Error>(*loader.error());
+  if (loader.error()) return tl::unexpected<Error>(named(file, *loader.error()));
 
   const kernels::HostTensor table = rows_of(*tensors->embedding, cut->token, cut->tokens);
   decoder.weight_bytes = loader.loaded_bytes() + table.data.size() / table.rows -
@@ -294,7 +294,7 @@ Result<Decoder> load_decoder(const Checkpoint& file, const ModelConfig& config,
   decoder.logits = recorder.logits();
   decoder.steps = recorder.take();
   const auto program = backend.record(decoder.steps);
-  if (!program) return tl::unexpected<Error>(program.error());
+  if (!program) return tl::unexpected<Error>(named(file, program.error()));
   decoder.program = *program;
   return decoder;
 }

@@ -193,7 +193,8 @@ Result<std::string> weights_fingerprint(const Checkpoint& file) {
     digest.add(info(tensor->format).name);
     digest.add(tensor->shape.size());
     for (const std::uint64_t size : tensor->shape) digest.add(size);
-    if (auto added = add_bytes(*tensor, digest); !added) return tl::unexpected(added.error());
+    if (auto added = add_bytes(*tensor, digest); !added)
+      return tl::unexpected(named(file, added.error()));
   }
   return digest.hexadecimal();
 }

@@ -56,11 +56,10 @@ bool is_narrowed(const Tensor& matrix, Quantization quantization);
 std::size_t device_bytes(const ModelTensors& tensors, const Checkpoint& file,
                          Quantization quantization);
 
-/// A Digest of the files' settings and of every tensor's name,
-/// format, shape and bytes, in the order of names: the weights' part of the numerics id. Of a
-/// tensor above 32 KiB, 8 stretches of 256 bytes at even distances stand for the whole, its first
-/// and last bytes among them, so that start stays fast. `io` where the file
-/// cannot be read.
+/// A Digest of the files' settings and of every tensor's name, format, shape and bytes, in the
+/// order of names: the weights' part of the numerics id. Of a tensor above 32 KiB, 8 stretches of
+/// 256 bytes at even distances stand for the whole, its first and last bytes among them, so that
+/// start stays fast. `io` where a file cannot be read.
 Result<std::string> weights_fingerprint(const Checkpoint& file);
 
 }  // namespace sluice::model

@@ -244,8 +244,8 @@ class CpuBackend final : public Backend {
     pool_.run([&](std::uint32_t) {
       std::vector<std::byte> read;
       for (std::size_t i = next++; i < stretches.size(); i = next++) {
-        // A core that others want is theirs: one thread makes the tokenizer meanwhile, and all of
-        // this one's work can be anybody's later.
+        // Whoever else starts meanwhile is one thread, and would be last: this work can be any's.
+        // No Breather, which would take so long a guest for another program.
         std::this_thread::yield();
         auto packed_one = pack(stretches[i], read);
         if (packed_one) continue;

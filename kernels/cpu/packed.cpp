@@ -129,8 +129,8 @@ void write_scales(Bytes block, std::uint32_t g, std::uint32_t r, std::uint8_t* s
 template <Format format>
 void write_row(Bytes row, std::uint32_t r, const PackedWeight& weight, std::uint8_t* to) {
   constexpr PackedLayout layout = packed_layout(format);
-  // What the loop needs, known to it: what it writes may be anything else.
   constexpr std::uint32_t groups = layout.head_bytes == 0 ? 1 : 8;  // of 32 columns in a block
+  // Ahead of the loop, whose bytes might be these for all that the compiler knows.
   const std::size_t block_bytes = info(format).block_bytes;
   const std::uint32_t blocks = weight.blocks();
   std::uint8_t* quants = to + weight.quants_at;

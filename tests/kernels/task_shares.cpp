@@ -3,9 +3,10 @@
 // in stages that are over; and that a thread's tasks lie side by side while nobody is late.
 #include "kernels/cpu/task_shares.hpp"
 
+#include <atomic>
 #include <boost/test/unit_test.hpp>
 #include <random>
-#include <thread>
+#include <utility>
 #include <vector>
 
 #include "kernels/cpu/thread_pool.hpp"

@@ -4,8 +4,12 @@
 // what it was given; what the program computes, `golden` and `checkpoints` show.
 #include "model/decoder.hpp"
 
+#include <unistd.h>
+
 #include <boost/test/unit_test.hpp>
 #include <cmath>
+#include <filesystem>
+#include <fstream>
 
 #include "tests/model/tiny_llama.hpp"
 
@@ -293,6 +297,24 @@ BOOST_AUTO_TEST_CASE(fingerprint_samples_large_tensors) {
   }
   data[(std::size_t{64} << 10) + 1] = std::byte{1};  // between the first two stretches
   BOOST_TEST(weights_fingerprint(*tiny.file).value() == plain);
+}
+
+BOOST_AUTO_TEST_CASE(fingerprint_of_a_file_is_that_of_its_bytes) {
+  const ParsedTiny tiny(TinyLlama().tensor("token_embd.weight", {{1024, 1024}}));
+  const auto path = std::filesystem::temp_directory_path() /
+                    fmt::format("sluice-fingerprint-{}.gguf", ::getpid());
+  std::ofstream(path, std::ios::binary)
+      .write(reinterpret_cast<const char*>(tiny.bytes.data()),
+             static_cast<std::streamsize>(tiny.bytes.size()));
+  const auto opened = open_checkpoint(path).value();
+  BOOST_TEST(weights_fingerprint(*opened).value() == weights_fingerprint(*tiny.file).value());
+  std::filesystem::resize_file(path, tiny.bytes.size() / 2);
+  const auto cut = weights_fingerprint(*opened);
+  std::filesystem::remove(path);
+  BOOST_REQUIRE(!cut);
+  BOOST_TEST((cut.error().code == ErrorCode::io));
+  BOOST_TEST(cut.error().message.starts_with(path.string()), cut.error().message);
+  BOOST_TEST(cut.error().message.find("it was cut short") != std::string::npos);
 }
 
 BOOST_AUTO_TEST_SUITE_END()
