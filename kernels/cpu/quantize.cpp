@@ -7,6 +7,8 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <limits>
 
 #include "kernels/cpu/lanes-inl.hpp"
@@ -15,90 +17,165 @@
 HWY_BEFORE_NAMESPACE();
 namespace sluice::kernels::HWY_NAMESPACE {
 
-/// The largest of |x|'s bit patterns: NaNs are above infinity, which is above all that is finite.
-HWY_INLINE std::int32_t largest_bits(const Lanes& x) {
-  return static_cast<std::int32_t>(bits_of(fold(x, [](auto a, auto b) HWY_ATTR {
-    const hn::DFromV<decltype(a)> f;
-    const hn::RebindToSigned<decltype(f)> i;
-    const auto magnitude = [&](auto v) HWY_ATTR {
-      return hn::And(hn::BitCast(i, v), hn::Set(i, 0x7FFFFFFF));
-    };
-    return hn::BitCast(f, hn::Max(magnitude(a), magnitude(b)));
-  })));
+constexpr std::int32_t infinity = 0x7F800000, power = 1 << 23, one = 127 * power;
+constexpr std::int32_t halvings_most = 31;   // smaller values are as good as none
+constexpr std::int32_t origin = 0x4B400000;  // 1.5 * 2^23
+constexpr float tiny = 1e-25F;  // below, 127 / largest would soon not be finite
+
+using Ints = hn::Vec<I>;
+
+// A half is sixteen columns. What is said of halves, or of blocks, is computed side by side: a
+// chain of dependent steps for eight blocks takes little longer than for one.
+constexpr std::size_t halves = 16, blocks_together = halves / 2, cols_together = 16 * halves;
+
+/// One lane a half; a block's two are neighbours.
+struct Halves {
+  Ints part[parts];
+};
+
+#if HWY_TARGET == HWY_SCALAR
+HWY_INLINE Halves swapped(const Halves& v) {
+  Halves out;
+  for (std::size_t p = 0; p < parts; ++p) out.part[p] = v.part[p ^ 1];
+  return out;
 }
 
-/// The sum of sixteen bytes.
-HWY_INLINE std::int32_t sum_bytes(const std::int8_t* values) {
-#if HWY_TARGET <= HWY_AVX2 && HWY_ARCH_X86
-  // Sums of absolute differences from -128, eight at a time.
-  const __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
-  const __m128i sums = _mm_sad_epu8(_mm_xor_si128(all, _mm_set1_epi8(-128)), _mm_setzero_si128());
-  return _mm_cvtsi128_si32(sums) + _mm_extract_epi16(sums, 4) - 16 * 128;
+template <std::size_t N, class With>
+HWY_INLINE Ints fold_side_by_side(Ints* v, With) {
+  static_assert(N == 1);
+  return v[0];
+}
 #else
-  std::int32_t sum = 0;
-  for (std::size_t i = 0; i < 16; ++i) sum += values[i];
-  return sum;
-#endif
+/// In each lane what the block's other half has.
+HWY_INLINE Halves swapped(const Halves& v) {
+  Halves out;
+  unroll<parts>([&](auto p) SLUICE_INLINE { out.part[p] = hn::Shuffle2301(v.part[p]); });
+  return out;
 }
 
-/// Rounds sixteen values, of which inverse makes 127 at most.
-HWY_INLINE void round_values(const Lanes& x, float inverse, std::int8_t* to) {
-  // 1.5 * 2^23: adding it rounds to an integer, of which the last bits are then the bits.
-  const Part round = hn::Set(F(), 12582912.0F);
-  const hn::RebindToUnsigned<I> u32;
-  const hn::Rebind<std::uint8_t, F> u8;
-  unroll<parts>([&](auto i) SLUICE_INLINE {
-    const Part whole = hn::Add(hn::Mul(x.part[i], hn::Set(F(), inverse)), round);
-    auto* bytes = reinterpret_cast<std::uint8_t*>(to) + i * part_lanes;
-    hn::StoreU(hn::TruncateTo(u8, hn::BitCast(u32, whole)), u8, bytes);
+/// N vectors become one: lane i is all lanes of the i-th, folded.
+template <std::size_t N, class With>
+HWY_INLINE Ints fold_side_by_side(Ints* v, With with) {
+  if constexpr (N > 1) {
+    unroll<N / 2>([&](auto i) SLUICE_INLINE {
+      v[i] = with(hn::ConcatEven(I(), v[2 * i + 1], v[2 * i]),
+                  hn::ConcatOdd(I(), v[2 * i + 1], v[2 * i]));
+    });
+    return fold_side_by_side<N / 2>(v, with);
+  } else {
+    return v[0];
+  }
+}
+#endif
+
+/// Folds what `make(half, part)` gives for each of a half's vectors.
+template <class Make, class With>
+HWY_INLINE Halves fold_halves(Make make, With with) {
+  Halves out;
+  unroll<parts>([&](auto p) SLUICE_INLINE {
+    Ints rows[part_lanes];
+    unroll<part_lanes>([&](auto i) SLUICE_INLINE {
+      const std::size_t half = p * part_lanes + i;
+      rows[i] = make(half, 0);
+      for (std::size_t other = 1; other < parts; ++other)
+        rows[i] = with(rows[i], make(half, other));
+    });
+    out.part[p] = fold_side_by_side<part_lanes>(rows, with);
   });
+  return out;
+}
+
+HWY_INLINE Part as_floats(Ints bits) { return hn::BitCast(F(), bits); }
+HWY_INLINE Ints ints(std::int32_t value) { return hn::Set(I(), value); }
+
+/// Rounds `blocks_together` blocks.
+HWY_INLINE void quantize_blocks(const float* x, cpu::QuantizedBlock* blocks) {
+  alignas(64) float largest[halves], inverse[halves], origins[halves], sums[halves], steps[halves];
+  alignas(64) std::int32_t starts_8[halves], starts_128[halves];
+  const auto part_of = [&](std::size_t half, std::size_t p) SLUICE_INLINE {
+    return hn::LoadU(F(), x + 16 * half + p * part_lanes);
+  };
+
+  // Of |x|'s bit patterns: NaNs are above infinity, which is above all that is finite.
+  const Halves own = fold_halves(
+      [&](std::size_t half, std::size_t p) SLUICE_INLINE {
+        return hn::And(hn::BitCast(I(), part_of(half, p)), ints(0x7FFFFFFF));
+      },
+      [](Ints a, Ints b) SLUICE_INLINE { return hn::Max(a, b); });
+  const Halves other = swapped(own);
+  Part step[parts], unit[parts];
+  unroll<parts>([&](auto p) SLUICE_INLINE {
+    const Ints top = hn::Max(own.part[p], other.part[p]);
+    const Part all = as_floats(top);
+    const auto some =
+        hn::And(hn::Gt(all, hn::Set(F(), tiny)), hn::Lt(all, as_floats(ints(infinity))));
+    step[p] = hn::IfThenElseZero(some, hn::Div(all, hn::Set(F(), 127.0F)));
+    const Part to_127 = hn::IfThenElseZero(some, hn::Div(hn::Set(F(), 127.0F), all));
+    // Bits' difference is a power of two less where the smaller one's fraction is the larger.
+    const Ints halved = hn::And(hn::Min(hn::Sub(top, own.part[p]), ints(halvings_most * power)),
+                                ints(-power));
+    unit[p] = as_floats(hn::Sub(ints(one), halved));
+    hn::Store(all, F(), largest + p * part_lanes);
+    hn::Store(hn::Mul(to_127, as_floats(hn::Add(ints(one), halved))), F(),
+              inverse + p * part_lanes);
+    hn::Store(as_floats(hn::Sub(ints(origin), halved)), F(), origins + p * part_lanes);
+  });
+
+  // Adding 1.5 * 2^23 rounds to an integer, of which the last bits are then the bits. The sum of
+  // sixteen such bit patterns, modulo 2^32, is sixteen times its own and the integers'.
+  const Halves patterns = fold_halves(
+      [&](std::size_t half, std::size_t p) SLUICE_INLINE {
+        const hn::RebindToUnsigned<I> u32;
+        const hn::Rebind<std::uint8_t, F> u8;
+        const Part whole = hn::Add(hn::Mul(part_of(half, p), hn::Set(F(), inverse[half])),
+                                   as_floats(ints(origin)));
+        std::int8_t* values = blocks[half / 2].values + half % 2 * 16 + p * part_lanes;
+        hn::StoreU(hn::TruncateTo(u8, hn::BitCast(u32, whole)), u8,
+                   reinterpret_cast<std::uint8_t*>(values));
+        return hn::BitCast(I(), whole);
+      },
+      [](Ints a, Ints b) SLUICE_INLINE { return hn::Add(a, b); });
+  Halves scaled;
+  unroll<parts>([&](auto p) SLUICE_INLINE {
+    const Ints sum = hn::Sub(patterns.part[p],
+                             ints(static_cast<std::int32_t>(16U * std::uint32_t{origin})));
+    const Ints begin = hn::BitCast(I(), hn::Load(F(), origins + p * part_lanes));
+    hn::Store(hn::Sub(begin, hn::ShiftLeft<3>(sum)), I(), starts_8 + p * part_lanes);
+    hn::Store(hn::Sub(begin, hn::ShiftLeft<7>(sum)), I(), starts_128 + p * part_lanes);
+    scaled.part[p] = hn::BitCast(I(), hn::Mul(unit[p], hn::ConvertTo(F(), sum)));
+  });
+  const Halves others = swapped(scaled);
+  unroll<parts>([&](auto p) SLUICE_INLINE {
+    const Part both = hn::Add(as_floats(scaled.part[p]), as_floats(others.part[p]));
+    hn::Store(hn::Mul(step[p], both), F(), sums + p * part_lanes);
+    hn::Store(step[p], F(), steps + p * part_lanes);
+  });
+
+  for (std::size_t half = 0; half < halves; half += 2) {
+    cpu::QuantizedBlock& block = blocks[half / 2];
+    std::copy_n(origins + half, 2, block.origins);
+    std::copy_n(starts_8 + half, 2, block.starts_8);
+    std::copy_n(starts_128 + half, 2, block.starts_128);
+    block.sum = sums[half];
+    block.step = steps[half];
+    if (std::isfinite(largest[half])) continue;
+    block = {};
+    block.sum = block.step = std::numeric_limits<float>::quiet_NaN();
+  }
 }
 
 void quantize(const float* x, std::uint32_t first, std::uint32_t last,
               const cpu::QuantizedView& view, std::size_t r) {
-  constexpr std::int32_t infinity = 0x7F800000, power = 1 << 23, one = 127 * power;
-  constexpr std::int32_t halvings_most = 31;  // smaller values are as good as none
-  constexpr std::int32_t origin = 0x4B400000;  // 1.5 * 2^23
-  constexpr float tiny = 1e-25F;  // below, 127 / largest would soon not be finite
-  const auto as_float = [](std::int32_t bits) HWY_ATTR {
-    return float_of(static_cast<std::uint32_t>(bits));
-  };
   cpu::QuantizedBlock* blocks = view.row(r);
-  // Pass by pass, so that no block waits for the one before.
-  for (std::size_t k = first; k < last; k += 16) {
-    blocks[k / 32].starts_8[k / 16 % 2] = largest_bits(load(x + k));  // for the time being
-  }
-  for (std::size_t k = first; k < last; k += 32) {
-    cpu::QuantizedBlock& block = blocks[k / 32];
-    const std::int32_t top = std::max(block.starts_8[0], block.starts_8[1]);
-    const float largest = as_float(top);
-    const bool some = top < infinity && largest > tiny;
-    const float inverse = some ? 127.0F / largest : 0.0F;
-    block.step = some ? largest / 127.0F : 0.0F;
-    for (std::size_t half = 0; half < 2; ++half) {
-      // Bits' difference is a power of two less where the smaller one's fraction is the larger.
-      const std::int32_t difference = top - block.starts_8[half];
-      const std::int32_t halved = std::min(difference, halvings_most * power) & -power;
-      block.origins[half] = as_float(origin - halved);
-      round_values(load(x + k + 16 * half), inverse * as_float(one + halved),
-                   block.values + 16 * half);
-    }
-    if (top < infinity) continue;
-    block = {};
-    block.step = std::numeric_limits<float>::quiet_NaN();
-  }
-  for (std::size_t b = first / 32; b < last / 32; ++b) {
-    cpu::QuantizedBlock& block = blocks[b];
-    float units = 0.0F;
-    for (std::size_t half = 0; half < 2; ++half) {
-      const std::int32_t sum = sum_bytes(block.values + 16 * half);
-      const auto begin = static_cast<std::int32_t>(bits_of(block.origins[half]));
-      block.starts_8[half] = begin - 8 * sum;
-      block.starts_128[half] = begin - 128 * sum;
-      units += as_float(begin - origin + one) * static_cast<float>(sum);
-    }
-    block.sum = block.step * units;
-  }
+  std::size_t k = first;
+  for (; k + cols_together <= last; k += cols_together) quantize_blocks(x + k, blocks + k / 32);
+  if (k == last) return;
+  alignas(64) float rest[cols_together];
+  for (std::size_t c = 0; c < cols_together; c += 16)
+    store(k + c < last ? load(x + k + c) : set(0.0F), rest + c);
+  std::array<cpu::QuantizedBlock, blocks_together> rounded;
+  quantize_blocks(rest, rounded.data());
+  std::copy_n(rounded.data(), (last - k) / 32, blocks + k / 32);
 }
 
 }  // namespace sluice::kernels::HWY_NAMESPACE

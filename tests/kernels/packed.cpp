@@ -158,7 +158,7 @@ BOOST_AUTO_TEST_CASE(every_format_and_shape) {
 }
 
 BOOST_AUTO_TEST_CASE(rounding_is_to_the_nearest_step) {
-  constexpr std::uint32_t cols = 160;
+  constexpr std::uint32_t cols = 416;  // eight blocks at once, and five
   std::mt19937 random(4);
   std::vector<float> x = random_values(random, cols);
   std::fill(x.begin(), x.begin() + 32, 0.0F);
@@ -198,6 +198,28 @@ BOOST_AUTO_TEST_CASE(rounding_is_to_the_nearest_step) {
     }
     BOOST_TEST(std::abs(sum - static_cast<double>(blocks[b].sum)) <= 1e-6 * std::abs(sum));
   }
+}
+
+BOOST_AUTO_TEST_CASE(rounding_is_the_same_however_it_is_cut) {
+  constexpr std::uint32_t cols = 672;
+  std::mt19937 random(6);
+  std::vector<float> x = random_values(random, cols);
+  for (float& value : x) value = std::ldexp(value, static_cast<int>(random() % 80) - 40);
+  x[100] = std::numeric_limits<float>::infinity();
+  x[500] = -std::numeric_limits<float>::quiet_NaN();
+  const Inputs whole(x, cols);
+  on_every_target([&] {
+    for (std::uint32_t cut = 0; cut <= cols; cut += 32) {
+      Inputs parts(x, cols);
+      std::fill(parts.bytes.begin(), parts.bytes.end(), std::byte{0x5A});
+      cpu::quantize(x.data(), cut, cols, parts.view.int8, 0);
+      const auto before = parts.bytes.begin() + 2 * cut;  // 64 bytes for 32 columns
+      BOOST_TEST(std::all_of(parts.bytes.begin(), before,
+                             [](std::byte b) { return b == std::byte{0x5A}; }));
+      cpu::quantize(x.data(), 0, cut, parts.view.int8, 0);
+      BOOST_TEST((parts.bytes == whole.bytes), "cut at " << cut);
+    }
+  });
 }
 
 BOOST_AUTO_TEST_CASE(what_is_not_finite_stays_so) {
