@@ -138,14 +138,9 @@ class Recorder {
   Recorder(const ModelConfig& config, const ShardCut& cut) : config_(config), cut_(cut) {
     const std::uint32_t q_width = cut.heads.heads * cut.heads.head_dim;
     const std::uint32_t kv_width = cut.heads.kv_heads * cut.heads.head_dim;
-    residual_ = buffer(RowSpace::batch, config.hidden);
-    normed_ = buffer(RowSpace::batch, config.hidden);
     qkv_ = buffer(RowSpace::batch, q_width + 2 * kv_width);
-    attended_ = buffer(RowSpace::batch, q_width);
-    gate_up_ = buffer(RowSpace::batch, 2 * cut.feed_forward);
-    gated_ = buffer(RowSpace::batch, cut.feed_forward);
-    if (config.branch_norms) branch_ = buffer(RowSpace::batch, config.hidden);
-    selected_ = buffer(RowSpace::sampled, config.hidden);
+    all_ = layer_buffers(RowSpace::batch, q_width);
+    sampled_ = layer_buffers(RowSpace::sampled, q_width);
     last_ = buffer(RowSpace::sampled, config.hidden);
     logits_ = buffer(RowSpace::sampled, config.vocabulary);
     own_logits_ = several() ? buffer(RowSpace::sampled, cut.tokens) : logits_;
@@ -153,20 +148,22 @@ class Recorder {
 
   /// Of several ranks, the one that has a token's row brings it, and the others zeros.
   void embed(Weight table) {
-    kernels::Embed embed{table, residual_, config_.embedding_scale};
+    kernels::Embed embed{table, all_.residual, config_.embedding_scale};
     if (several()) embed.first_token = cut_.token;
     steps_.ops.push_back(embed);
-    add_up(residual_);
+    add_up(all_.residual);
   }
 
+  /// Only sampled rows get logits: of a prompt's other rows the last layer makes keys and values,
+  /// and ends with its attention.
   void layer(std::uint32_t index, const LayerWeights& weights, Weight inverse_frequencies) {
     const kernels::HeadShape& heads = cut_.heads;
     const std::uint32_t k_column = heads.heads * heads.head_dim;
     const std::uint32_t v_column = k_column + heads.kv_heads * heads.head_dim;
-    norm(residual_, weights.attention_norm, normed_);
-    linear(normed_, weights.q, qkv_);
-    linear(normed_, weights.k, qkv_, k_column);
-    linear(normed_, weights.v, qkv_, v_column);
+    norm(all_.residual, weights.attention_norm, all_.normed);
+    linear(all_.normed, weights.q, qkv_);
+    linear(all_.normed, weights.k, qkv_, k_column);
+    linear(all_.normed, weights.v, qkv_, v_column);
     const bool local = config_.local[index];
     const RopeConfig& rope = local ? config_.local_rope : config_.rope;
     kernels::RopeStore turn{qkv_, heads, index, inverse_frequencies, rope.pairs, rope.magnitude};
@@ -175,20 +172,24 @@ class Recorder {
     }
     steps_.ops.push_back(turn);
     steps_.ops.push_back(kernels::Attention{qkv_, heads, index, config_.attention_scale,
-                                            local ? config_.window : 0, attended_,
+                                            local ? config_.window : 0, all_.attended,
                                             config_.attention_soft_cap});
-    add_branch(attended_, weights.attention_output, weights.attention_branch_norm);
-    norm(residual_, weights.feed_forward_norm, normed_);
-    linear(normed_, weights.gate, gate_up_);
-    linear(normed_, weights.up, gate_up_, cut_.feed_forward);
-    steps_.ops.push_back(kernels::Gate{gate_up_, config_.activation, gated_});
-    add_branch(gated_, weights.down, weights.feed_forward_branch_norm);
+    const bool last = index + 1 == config_.layers;
+    if (last) {
+      steps_.ops.push_back(kernels::Select{all_.attended, sampled_.attended});
+      steps_.ops.push_back(kernels::Select{all_.residual, sampled_.residual});
+    }
+    const LayerBuffers& rows = last ? sampled_ : all_;
+    add_branch(rows.attended, weights.attention_output, weights.attention_branch_norm, rows);
+    norm(rows.residual, weights.feed_forward_norm, rows.normed);
+    linear(rows.normed, weights.gate, rows.gate_up);
+    linear(rows.normed, weights.up, rows.gate_up, cut_.feed_forward);
+    steps_.ops.push_back(kernels::Gate{rows.gate_up, config_.activation, rows.gated});
+    add_branch(rows.gated, weights.down, weights.feed_forward_branch_norm, rows);
   }
 
-  /// Only sampled rows get logits: a prompt's other rows end at the last layer.
   void finish(Weight output_norm, Weight output) {
-    steps_.ops.push_back(kernels::Select{residual_, selected_});
-    norm(selected_, output_norm, last_);
+    norm(sampled_.residual, output_norm, last_);
     kernels::Linear logits{last_, output, std::nullopt, own_logits_};
     logits.float_input = true;
     steps_.ops.push_back(logits);
@@ -203,6 +204,22 @@ class Recorder {
   Buffer logits() const { return logits_; }
 
  private:
+  /// What a layer keeps of each row.
+  struct LayerBuffers {
+    Buffer residual, normed, attended, gate_up, gated, branch;
+  };
+
+  LayerBuffers layer_buffers(RowSpace rows, std::uint32_t q_width) {
+    LayerBuffers of;
+    of.residual = buffer(rows, config_.hidden);
+    of.normed = buffer(rows, config_.hidden);
+    of.attended = buffer(rows, q_width);
+    of.gate_up = buffer(rows, 2 * cut_.feed_forward);
+    of.gated = buffer(rows, cut_.feed_forward);
+    if (config_.branch_norms) of.branch = buffer(rows, config_.hidden);
+    return of;
+  }
+
   Buffer buffer(RowSpace rows, std::uint32_t width) {
     steps_.buffers.push_back({rows, width});
     return Buffer{static_cast<std::uint32_t>(steps_.buffers.size() - 1)};
@@ -226,22 +243,24 @@ class Recorder {
 
   /// The residual connection. Each rank has part of the branch; rank 0 adds its own to the
   /// residual, so that the sum over ranks is residual and branch.
-  void add_branch(Buffer in, const LinearWeights& weights, std::optional<Weight> gain) {
+  void add_branch(Buffer in, const LinearWeights& weights, std::optional<Weight> gain,
+                  const LayerBuffers& rows) {
     if (!gain) {
-      linear(in, weights, residual_, 0, cut_.shard.rank == 0);
-      return add_up(residual_);
+      linear(in, weights, rows.residual, 0, cut_.shard.rank == 0);
+      return add_up(rows.residual);
     }
-    linear(in, weights, branch_);
-    add_up(branch_);
+    linear(in, weights, rows.branch);
+    add_up(rows.branch);
     steps_.ops.push_back(
-        kernels::Norm{branch_, *gain, config_.norm_epsilon, residual_, true});
+        kernels::Norm{rows.branch, *gain, config_.norm_epsilon, rows.residual, true});
   }
 
   const ModelConfig& config_;
   const ShardCut& cut_;
   kernels::StepProgram steps_;
-  Buffer residual_, normed_, qkv_, attended_, gate_up_, gated_, branch_, selected_, last_;
-  Buffer own_logits_, logits_;
+  Buffer qkv_;
+  LayerBuffers all_, sampled_;
+  Buffer last_, own_logits_, logits_;
 };
 
 Result<Weight> load_vector(kernels::Backend& backend, std::span<const float> values) {

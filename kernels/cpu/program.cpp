@@ -316,7 +316,7 @@ class Compiler {
   }
 
   void add(const Select& op) {
-    add_writer(SelectStage{view(op.in), shape(op.in).width, view(op.out)}, op.out);
+    add_writer(SelectStage{view(op.in), shape(op.in).width, view(op.out), {}}, op.out);
   }
 
   void add(const Sample& op) { program_.stages_.push_back(SampleStage{view(op.logits)}); }

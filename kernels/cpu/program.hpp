@@ -133,6 +133,7 @@ struct SelectStage {
   RowView in;
   std::uint32_t width = 0;
   RowView out;
+  RoundedRows rounded;
 };
 
 struct SampleStage {

@@ -486,6 +486,7 @@ std::uint32_t StepRunner::tasks(const SelectStage&) const { return row_count(Row
 
 void StepRunner::task(const SelectStage& stage, std::uint32_t index, std::uint32_t) {
   std::memcpy(stage.out.row(index), stage.in.row(sampled_[index]), stage.width * sizeof(float));
+  round_row(stage.out.row(index), 0, stage.width, stage.rounded, index);
 }
 
 std::uint32_t StepRunner::tasks(const SampleStage&) const { return row_count(RowSpace::sampled); }

@@ -315,7 +315,6 @@ __global__ void __launch_bounds__(row_threads) select_kernel(SelectArgs args) {
   __syncwarp();  // the compiler would read the second behind the return
   if (blockIdx.x >= sampled) return;
   const float* in = row_of(args.in, rows[blockIdx.x]);
-  float* out = row_of(args.out, blockIdx.x);
   constexpr std::uint32_t step = 4 * row_threads;
   for (std::uint32_t i = threadIdx.x * 4; i < args.width; i += select_reads * step) {
     float4 some[select_reads];
@@ -325,7 +324,10 @@ __global__ void __launch_bounds__(row_threads) select_kernel(SelectArgs args) {
     }
     SLUICE_UNROLL
     for (std::uint32_t k = 0; k < select_reads; ++k) {
-      if (i + k * step < args.width) *reinterpret_cast<float4*>(out + i + k * step) = some[k];
+      const std::uint32_t at = i + k * step;
+      if (at >= args.width) continue;
+      put_pair(args.out, blockIdx.x, at, {some[k].x, some[k].y});
+      put_pair(args.out, blockIdx.x, at + 2, {some[k].z, some[k].w});
     }
   }
 }

@@ -451,7 +451,7 @@ class Compiler {
   }
 
   Result<void> add(const Select& op) {
-    leave_narrow(op.out);
+    keep_narrow(op.out);
     program_.launches_.push_back(
         SelectArgs{state_.step, rows(op.in), rows(op.out), shape(op.in).width});
     return {};

@@ -113,7 +113,19 @@ BOOST_AUTO_TEST_CASE(records_the_layers_in_order) {
   BOOST_REQUIRE_MESSAGE(decoder, decoder.error().message);
   const auto& ops = backend.recorded.at(0).ops;
   const std::string kinds = kinds_of(ops);
-  BOOST_TEST(kinds == "ENLLLRALNLLGLNLLLRALNLLGLSNLs");
+  BOOST_TEST(kinds == "ENLLLRALNLLGLNLLLRASSLNLLGLNLs");
+  const auto& selected = std::get<kernels::Select>(ops[kinds.find('S')]);
+  BOOST_TEST(selected.in.index == std::get<kernels::Attention>(ops[6 + 12]).out.index);
+  for (std::size_t at = kinds.rfind('S') + 1; at < ops.size(); ++at) {
+    std::visit(
+        [&](const auto& op) {
+          const auto& buffers = backend.recorded.at(0).buffers;
+          if constexpr (requires { op.in; }) {
+            BOOST_TEST((buffers[op.in.index].rows == kernels::RowSpace::sampled), "op " << at);
+          }
+        },
+        ops[at]);
+  }
   const auto& linear = [&](std::size_t at) { return std::get<kernels::Linear>(ops[at]); };
   BOOST_TEST(linear(2).out_column == 0U);
   BOOST_TEST(linear(3).out_column == 32U);
@@ -143,7 +155,7 @@ BOOST_AUTO_TEST_CASE(records_a_ranks_part) {
     BOOST_TEST(done == total);
     weight_bytes += decoder->weight_bytes;
     const auto& ops = backend.recorded.at(0).ops;
-    BOOST_TEST(kinds_of(ops) == "E+NLLLRAL+NLLGL+NLLLRAL+NLLGL+SNL|s");
+    BOOST_TEST(kinds_of(ops) == "E+NLLLRAL+NLLGL+NLLLRASSL+NLLGL+NL|s");
     const auto linear = [&](std::size_t at) { return std::get<kernels::Linear>(ops[at]); };
     const auto weight = [&](std::size_t at) { return backend.loaded[linear(at).weight.index]; };
     BOOST_TEST(*std::get<kernels::Embed>(ops[0]).first_token == 20 * rank);
@@ -192,14 +204,15 @@ BOOST_AUTO_TEST_CASE(records_what_sets_a_family_apart) {
   const auto& ops = backend.recorded.at(0).ops;
   const std::string kinds = kinds_of(ops);
   std::string due = "E";
-  for (int layer = 0; layer < 7; ++layer) due += "NLLLRALNNLLGLN";
-  BOOST_TEST(kinds == due + "SNLCs");
+  for (int layer = 0; layer < 6; ++layer) due += "NLLLRALNNLLGLN";
+  BOOST_TEST(kinds == due + "NLLLRASSLNNLLGLN" + "NLCs");
   BOOST_TEST(std::get<kernels::Embed>(ops[0]).scale == std::sqrt(32.0F));
   for (std::size_t layer = 0; layer < 7; ++layer) {
     const auto rope = std::get<kernels::RopeStore>(ops[1 + 14 * layer + 4]);
     const auto attention = std::get<kernels::Attention>(ops[1 + 14 * layer + 5]);
-    const auto branch = std::get<kernels::Norm>(ops[1 + 14 * layer + 7]);
-    const auto last = std::get<kernels::Norm>(ops[1 + 14 * layer + 13]);
+    const std::size_t selections = layer == 6 ? 2 : 0;
+    const auto branch = std::get<kernels::Norm>(ops[1 + 14 * layer + selections + 7]);
+    const auto last = std::get<kernels::Norm>(ops[1 + 14 * layer + selections + 13]);
     BOOST_TEST(attention.window == (layer == 5 ? 0U : 12U));
     BOOST_TEST(attention.soft_cap == 50.0F);
     BOOST_TEST(rope.inverse_frequencies.index == (layer == 5 ? 0U : 1U));

@@ -181,15 +181,14 @@ class LoadedModel {
     return row;
   }
 
-  /// What comes after the selection, over all rows of the batch instead.
+  /// What comes after the selections, over all rows of the batch instead.
   void record_every_row() {
     kernels::StepProgram steps = decoder.steps;
     const auto select = std::find_if(steps.ops.begin(), steps.ops.end(), [](const auto& op) {
       return std::holds_alternative<kernels::Select>(op);
     });
     BOOST_REQUIRE(select != steps.ops.end());
-    const auto [residual, selected] = std::get<kernels::Select>(*select);
-    std::vector<kernels::Op> rest(select + 1, steps.ops.end());
+    std::vector<kernels::Op> rest(select, steps.ops.end());
     steps.ops.erase(select, steps.ops.end());
     std::vector<kernels::Buffer> over_rows;
     const std::size_t count = steps.buffers.size();
@@ -199,9 +198,12 @@ class LoadedModel {
       over_rows[i] = {static_cast<std::uint32_t>(steps.buffers.size())};
       steps.buffers.push_back({kernels::RowSpace::batch, steps.buffers[i].width});
     }
-    over_rows[selected.index] = residual;
+    for (const kernels::Op& op : rest) {
+      if (const auto* one = std::get_if<kernels::Select>(&op)) over_rows[one->out.index] = one->in;
+    }
     row_logits_ = over_rows[decoder.logits.index];
     for (kernels::Op& op : rest) {
+      if (std::holds_alternative<kernels::Select>(op)) continue;
       std::visit(
           [&](auto& one) {
             if constexpr (requires { one.in; }) one.in = over_rows[one.in.index];
