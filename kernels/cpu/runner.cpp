@@ -28,7 +28,7 @@ std::uint32_t divide_up(std::uint32_t a, std::uint32_t b) { return (a + b - 1) /
 
 StepRunner::StepRunner(ThreadPool& threads, const KvPool& kv, SlotTable& slots)
     : threads_(threads), kv_(kv), slots_(slots), breathers_(threads.threads()),
-      shares_(threads.threads()) {}
+      cores_(threads.threads()), shares_(threads.threads()) {}
 
 void StepRunner::prepare(const Program& program, const PoolShape& pool) {
   vocabulary_ = pool.vocabulary;
@@ -96,6 +96,7 @@ void StepRunner::run(const Program& program, const Batch& batch, std::vector<Slo
   results_ = &results;
   if (!rows_.empty()) {
     shares_.begin();
+    cores_.begin();
     threads_.run([&](std::uint32_t thread) {
       if (thread == 0) {
         meanwhile();
@@ -141,7 +142,10 @@ void StepRunner::run_stages(std::uint32_t thread) {
           shares_.work(static_cast<std::uint32_t>(i) + 1, count, thread,
                        [&](std::uint32_t index) { task(stage, index, thread); });
           // With nothing in hand: whom this lets in delays no task.
-          if (i % breath_stages == 0) breathers_[thread].breathe();
+          if (i % breath_stages == 0) {
+            breathers_[thread].breathe();
+            cores_.keep_apart(thread);
+          }
           tasks_so_far += count;
           ThreadPool::wait([&] { return shares_.finished(tasks_so_far); });
         },

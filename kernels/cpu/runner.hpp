@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/cpu/cores.hpp"
 #include "kernels/cpu/program.hpp"
 #include "kernels/cpu/sample.hpp"
 #include "kernels/cpu/state.hpp"
@@ -108,6 +109,7 @@ class StepRunner {
   const KvPool& kv_;
   SlotTable& slots_;
   std::vector<Breather> breathers_;  ///< one a thread
+  CoreKeeper cores_;
   std::shared_ptr<Communicator> group_;
   std::uint32_t vocabulary_ = 0;
 
