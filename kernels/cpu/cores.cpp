@@ -36,7 +36,9 @@ std::optional<std::uint32_t> CoreKeeper::keep_apart(std::uint32_t thread) {
   const int core = ::sched_getcpu();
   if (core < 0) return std::nullopt;
   const std::uint64_t seen = at(static_cast<std::uint32_t>(core));
-  places_[thread].seen.store(seen, std::memory_order_relaxed);
+  std::atomic<std::uint64_t>& own = places_[thread].seen;
+  // Only news are written: what is written is read anew by all.
+  if (own.load(std::memory_order_relaxed) != seen) own.store(seen, std::memory_order_relaxed);
   for (std::uint32_t i = 0; i < places_.size(); ++i) {
     if (i != thread && places_[i].seen.load(std::memory_order_relaxed) == seen)
       return move(thread, static_cast<std::uint32_t>(core));
