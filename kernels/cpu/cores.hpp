@@ -24,7 +24,8 @@ class CoreKeeper {
 
   /// By each of them now and then meanwhile, a few nanoseconds: moves the calling thread if another
   /// was last seen on its core, and returns where it then is. Where the system does not say or
-  /// allow it, nothing happens.
+  /// allow it, nothing happens. A thread once moved stays with the cores that it might run on
+  /// then, also if its cpuset grows later.
   std::optional<std::uint32_t> keep_apart(std::uint32_t thread);
 
  private:
