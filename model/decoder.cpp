@@ -141,7 +141,6 @@ class Recorder {
     qkv_ = buffer(RowSpace::batch, q_width + 2 * kv_width);
     all_ = layer_buffers(RowSpace::batch, q_width);
     sampled_ = layer_buffers(RowSpace::sampled, q_width);
-    last_ = buffer(RowSpace::sampled, config.hidden);
     logits_ = buffer(RowSpace::sampled, config.vocabulary);
     own_logits_ = several() ? buffer(RowSpace::sampled, cut.tokens) : logits_;
   }
@@ -189,8 +188,8 @@ class Recorder {
   }
 
   void finish(Weight output_norm, Weight output) {
-    norm(sampled_.residual, output_norm, last_);
-    kernels::Linear logits{last_, output, std::nullopt, own_logits_};
+    norm(sampled_.residual, output_norm, sampled_.normed);
+    kernels::Linear logits{sampled_.normed, output, std::nullopt, own_logits_};
     logits.float_input = true;
     steps_.ops.push_back(logits);
     if (config_.logit_soft_cap > 0) {
@@ -260,7 +259,7 @@ class Recorder {
   kernels::StepProgram steps_;
   Buffer qkv_;
   LayerBuffers all_, sampled_;
-  Buffer last_, own_logits_, logits_;
+  Buffer own_logits_, logits_;
 };
 
 Result<Weight> load_vector(kernels::Backend& backend, std::span<const float> values) {

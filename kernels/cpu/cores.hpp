@@ -1,19 +1,13 @@
 #pragma once
 // Threads that compute together, on cores of their own. Linux may wake two of them on one core
-// while another idles, and then takes up to a tenth of a second to part them.
+// while another idles, and then takes 5 to 20 ms to part them.
 
 #include <atomic>
 #include <cstdint>
 #include <optional>
-#include <span>
 #include <vector>
 
 namespace sluice::kernels::cpu {
-
-/// A core for a thread that is on `own`, where one of the others is: one of `usable` that none of
-/// them is on. None if it is alone there, or if there is no such core.
-std::optional<std::uint32_t> core_apart(std::uint32_t own, std::span<const std::uint32_t> others,
-                                        std::span<const std::uint32_t> usable);
 
 class CoreKeeper {
  public:
@@ -22,10 +16,10 @@ class CoreKeeper {
   /// Before threads begin a piece of work together.
   void begin() { ++round_; }
 
-  /// By each of them now and then meanwhile, a few nanoseconds: moves the calling thread if another
-  /// was last seen on its core, and returns where it then is. Where the system does not say or
-  /// allow it, nothing happens. A thread once moved stays with the cores that it might run on
-  /// then, also if its cpuset grows later.
+  /// By each of them now and then meanwhile, a few nanoseconds: if another was last seen on its
+  /// core, moves the calling thread to one where none was, and returns that. Where there is none,
+  /// or the system does not say or allow it, nothing happens. A thread once moved stays with the
+  /// cores that it might run on then, also if its cpuset grows later.
   std::optional<std::uint32_t> keep_apart(std::uint32_t thread);
 
  private:
@@ -35,7 +29,7 @@ class CoreKeeper {
   };
 
   std::uint64_t at(std::uint32_t core) const { return std::uint64_t{round_} << 32 | core; }
-  std::optional<std::uint32_t> move(std::uint32_t thread, std::uint32_t own);
+  bool has_another(std::uint32_t core, std::uint32_t thread) const;
 
   std::uint32_t round_ = 0;  ///< the first is 1
   std::vector<Place> places_;

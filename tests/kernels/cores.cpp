@@ -14,22 +14,7 @@
 
 namespace sluice::kernels::test {
 
-using Cores = std::vector<std::uint32_t>;
-
 BOOST_AUTO_TEST_SUITE(cores)
-
-BOOST_AUTO_TEST_CASE(who_shares_a_core_is_sent_to_a_free_one) {
-  BOOST_TEST(cpu::core_apart(0, Cores{0}, Cores{0, 1}).value() == 1U);
-  BOOST_TEST(cpu::core_apart(3, Cores{5, 3, 2}, Cores{2, 3, 5, 7}).value() == 7U);
-  BOOST_TEST(cpu::core_apart(3, Cores{3, 0}, Cores{1, 3}).value() == 1U);
-}
-
-BOOST_AUTO_TEST_CASE(who_is_alone_or_has_nowhere_to_go_stays) {
-  BOOST_TEST(!cpu::core_apart(0, Cores{}, Cores{0, 1}));
-  BOOST_TEST(!cpu::core_apart(0, Cores{1}, Cores{0, 1, 2}));
-  BOOST_TEST(!cpu::core_apart(0, Cores{0}, Cores{0}));
-  BOOST_TEST(!cpu::core_apart(1, Cores{0, 1}, Cores{0, 1}));
-}
 
 #if defined(__linux__)
 
@@ -47,7 +32,7 @@ cpu_set_t alone(std::uint32_t core) {
 BOOST_AUTO_TEST_CASE(a_thread_goes_to_the_core_that_is_left) {
   cpu_set_t all;
   BOOST_REQUIRE(::sched_getaffinity(0, sizeof all, &all) == 0);
-  Cores usable;
+  std::vector<std::uint32_t> usable;
   for (std::uint32_t core = 0; core < CPU_SETSIZE; ++core) {
     if (CPU_ISSET(core, &all)) usable.push_back(core);
   }

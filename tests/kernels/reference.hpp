@@ -149,13 +149,13 @@ class TinyModelMaker {
     const Weight table = matrix(t.vocabulary, t.hidden, 1.0F);
     std::vector<Weight> frequencies{tensor(Format::f32, 1, t.pairs, 0.4F, 0.5F)};
     if (t.mixed_layers) frequencies.push_back(tensor(Format::f32, 1, t.pairs, 0.04F, 0.05F));
-    const Buffer hidden = buffer(t.hidden);
+    Buffer hidden = buffer(t.hidden);
     op(Embed{table, hidden, 1.5F});
     for (std::uint32_t layer = 0; layer < t.layers; ++layer) {
       // What products read is written once a step, so that it can be read afterwards.
       Buffer normed = buffer(t.hidden);
-      const Buffer qkv = buffer(q + 2 * kv), attended = buffer(q);
-      const Buffer gate = buffer(2 * t.feed_forward), gated = buffer(t.feed_forward);
+      const Buffer qkv = buffer(q + 2 * kv);
+      Buffer attended = buffer(q);
       op(Norm{hidden, vector(t.hidden), 1e-5F, normed});
       linear(normed, q, t.hidden, qkv, 0);
       linear(normed, kv, t.hidden, qkv, q);
@@ -166,19 +166,25 @@ class TinyModelMaker {
       const float scale = 1.0F / std::sqrt(static_cast<float>(h.head_dim));
       const std::uint32_t window = t.mixed_layers && layer % 2 == 1 ? 0 : t.window;
       op(Attention{qkv, h, layer, scale, window, attended, t.score_cap});
-      add_branch(attended, q, hidden);
-      normed = buffer(t.hidden);
+      // Only rows that are sampled go on behind the last attention.
+      const bool last = layer + 1 == t.layers;
+      const RowSpace rows = last ? RowSpace::sampled : RowSpace::batch;
+      if (last) {
+        attended = select(attended, q);
+        hidden = select(hidden, t.hidden);
+      }
+      add_branch(attended, q, hidden, rows);
+      normed = buffer(t.hidden, rows);
+      const Buffer gate = buffer(2 * t.feed_forward, rows), gated = buffer(t.feed_forward, rows);
       op(Norm{hidden, vector(t.hidden), 1e-5F, normed});
       linear(normed, t.feed_forward, t.hidden, gate, 0);
       linear(normed, t.feed_forward, t.hidden, gate, t.feed_forward);
       op(Gate{gate, t.activation, gated});
-      add_branch(gated, t.feed_forward, hidden);
+      add_branch(gated, t.feed_forward, hidden, rows);
     }
-    const Buffer last = buffer(t.hidden, RowSpace::sampled);
     const Buffer last_normed = buffer(t.hidden, RowSpace::sampled);
     model_.logits = buffer(t.vocabulary, RowSpace::sampled);
-    op(Select{hidden, last});
-    op(Norm{last, vector(t.hidden), 1e-5F, last_normed});
+    op(Norm{hidden, vector(t.hidden), 1e-5F, last_normed});
     Linear logits{last_normed, matrix(t.vocabulary, t.hidden, 3.0F), {}, model_.logits};
     logits.float_input = true;
     op(logits);
@@ -193,6 +199,12 @@ class TinyModelMaker {
   Buffer buffer(std::uint32_t width, RowSpace rows = RowSpace::batch) {
     model_.program.buffers.push_back({rows, width});
     return {static_cast<std::uint32_t>(model_.program.buffers.size() - 1)};
+  }
+
+  Buffer select(Buffer from, std::uint32_t width) {
+    const Buffer selected = buffer(width, RowSpace::sampled);
+    op(Select{from, selected});
+    return selected;
   }
 
   Weight tensor(Format format, std::uint32_t rows, std::uint32_t cols, float size, float mean) {
@@ -215,10 +227,10 @@ class TinyModelMaker {
   }
 
   /// The residual connection: hidden += weight . in, normed if the model norms it.
-  void add_branch(Buffer in, std::uint32_t width, Buffer hidden) {
+  void add_branch(Buffer in, std::uint32_t width, Buffer hidden, RowSpace rows) {
     const Traits& t = model_.traits;
     if (!t.branch_norms) return linear(in, t.hidden, width, hidden, 0, true);
-    const Buffer branch = buffer(t.hidden);
+    const Buffer branch = buffer(t.hidden, rows);
     linear(in, t.hidden, width, branch, 0);
     op(Norm{branch, vector(t.hidden), 1e-5F, hidden, true});
   }
