@@ -51,10 +51,13 @@ std::uint32_t StepTime::prompt_rows(std::uint32_t decode_rows, std::uint64_t tar
       std::min<double>(rows_max, std::max<double>(rows, prompt_rows_min_)));
 }
 
+bool StepTime::may_pause(std::uint32_t rows) const {
+  return rows * row_ns() <= std::min(pause_max_ns, allowance_ns_);
+}
+
 bool StepTime::pause(std::uint32_t rows) {
-  const double takes = rows * row_ns();
-  if (takes > std::min(pause_max_ns, allowance_ns_)) return false;
-  allowance_ns_ -= takes;
+  if (!may_pause(rows)) return false;
+  allowance_ns_ -= rows * row_ns();
   return true;
 }
 
@@ -68,8 +71,11 @@ void StepTime::pass(std::uint64_t now) {
 double StepTime::prompt_ns(std::uint64_t tokens, std::uint32_t decode_rows,
                            std::uint64_t target_ns, std::uint32_t rows_max) const {
   if (prompt_rows_ == 0) return 0;
+  const bool at_once = target_ns == 0 && tokens <= rows_max &&
+                       may_pause(static_cast<std::uint32_t>(tokens));
   const double rows = std::max(1U, prompt_rows(decode_rows, target_ns, rows_max));
-  return static_cast<double>(tokens) * (row_ns() + decode_ns(decode_rows) / rows);
+  const double steps = at_once ? 1.0 : static_cast<double>(tokens) / rows;
+  return static_cast<double>(tokens) * row_ns() + steps * decode_ns(decode_rows);
 }
 
 }  // namespace sluice::engine

@@ -32,7 +32,8 @@ class StepTime {
   /// It is `now`, in ns: a tenth of the time that has passed is added to that allowance.
   void pass(std::uint64_t now);
 
-  /// Time until `tokens` of prompts are computed in such steps, in ns; 0 while nothing is known.
+  /// Time until `tokens` of prompts are computed in such steps, or in one that decoding streams may
+  /// be held up for, in ns; 0 while nothing is known.
   double prompt_ns(std::uint64_t tokens, std::uint32_t decode_rows, std::uint64_t target_ns,
                    std::uint32_t rows_max) const;
 
@@ -47,6 +48,7 @@ class StepTime {
   static constexpr double longer_ns = 8e6;
   static constexpr double pause_max_ns = 50e6, allowance_max_ns = 400e6, allowance_share = 0.1;
 
+  bool may_pause(std::uint32_t rows) const;
   double row_ns() const { return prompt_rows_ > 0 ? prompt_ns_ / prompt_rows_ : 0; }
 
   std::uint32_t prompt_rows_min_;

@@ -54,8 +54,9 @@ struct ExpSteps {
                                       1.0F / 6,    0.5F,       1.0F,       1.0F};
 };
 
-/// e^x within 2 units in the last place.
+/// e^x within 2 units in the last place; NaN of NaN.
 SLUICE_HOST_DEVICE inline float exp_f32(float x) {
+  if (x != x) return x;
   if (x < ExpSteps::lowest) return 0.0F;
   if (x > ExpSteps::highest) x = ExpSteps::highest;
   const float shifted = fma_f32(x, ExpSteps::log2_e, ExpSteps::round);

@@ -192,7 +192,8 @@ HWY_INLINE Lanes exp(const Lanes& x) {
     for (int t = 1; t < 8; ++t) p = fma_part(p, r, hn::Set(f, ExpSteps::taylor[t]));
     const auto exponent = hn::ShiftLeft<23>(hn::BitCast(integer, shifted));
     const Part scaled = hn::BitCast(f, hn::Add(hn::BitCast(integer, p), exponent));
-    out.part[i] = hn::IfThenZeroElse(hn::Lt(v, hn::Set(f, ExpSteps::lowest)), scaled);
+    const Part low = hn::IfThenZeroElse(hn::Lt(v, hn::Set(f, ExpSteps::lowest)), scaled);
+    out.part[i] = hn::IfThenElse(hn::IsNaN(x.part[i]), x.part[i], low);  // Min may have lost it
   }
   return out;
 }

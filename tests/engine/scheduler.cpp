@@ -490,6 +490,18 @@ BOOST_AUTO_TEST_CASE(a_deadline_that_the_first_token_would_miss_is_refused_at_on
   BOOST_TEST(engine.scheduler.stats().waiting == 2U);
 }
 
+BOOST_AUTO_TEST_CASE(a_deadline_counts_on_a_pause) {
+  // 40 rows take 40 ms beside 3 of decoding, in steps of 8 prompt rows 55.
+  Decoding engine(0, 1'000);
+  Request timed = request(4, 40, 1);
+  timed.deadline = engine.now + 46'000'000;
+  BOOST_REQUIRE(engine.scheduler.submit(std::move(timed), engine.now));
+  BOOST_TEST(rows(engine.step()).at(3).rows == 40U);
+  Request late = request(5, 40, 1);
+  late.deadline = engine.now + 41'000'000;
+  BOOST_TEST(!engine.scheduler.submit(std::move(late), engine.now));
+}
+
 BOOST_AUTO_TEST_CASE(device_time_is_shared_by_rows) {
   Engine engine(small());  // the fake device takes 1,000 ns a row
   BOOST_REQUIRE(engine.scheduler.submit(request(1, 3, 2), 7));

@@ -103,6 +103,16 @@ BOOST_AUTO_TEST_CASE(a_prompt_shares_its_steps) {
   BOOST_TEST(beside == 1000 / 15.0 * 20.5e6, boost::test_tools::tolerance(0.05));
 }
 
+BOOST_AUTO_TEST_CASE(a_short_prompt_may_take_one_step) {
+  StepTime time = learned();
+  const auto near = boost::test_tools::tolerance(0.05);
+  BOOST_TEST(time.prompt_ns(90, 8, 0, 512) == 13e6 + 45e6, near);
+  BOOST_TEST(time.prompt_ns(90, 8, 0, 64) == 90 / 15.0 * 20.5e6, near);  // no step is so long
+  BOOST_TEST(time.prompt_ns(90, 8, 20'000'000, 512) > 90e6);  // a target allows no pauses
+  for (int i = 0; i < 8; ++i) BOOST_TEST(time.pause(95));
+  BOOST_TEST(time.prompt_ns(90, 8, 0, 512) == 90 / 15.0 * 20.5e6, near);  // there were enough
+}
+
 BOOST_AUTO_TEST_CASE(the_past_is_forgotten) {
   StepTime time = learned();
   for (int i = 0; i < 200; ++i) time.add(8, 0, 2 * ns(8, 0));

@@ -30,6 +30,7 @@ struct Wanted {
   HeadShape heads;
   std::uint32_t positions;
   std::uint32_t window = 0;
+  float soft_cap = 0.0F;
 };
 
 /// Keys and values of one sequence, and queries at all its positions.
@@ -62,6 +63,7 @@ class Sequence {
     work_.layer = 1;
     work_.scale = 0.7F;
     work_.window = wanted.window;
+    work_.soft_cap = wanted.soft_cap;
     scratch_.resize(cpu::attention_floats(heads, wanted.positions));
     for (std::uint32_t p = 0; p < wanted.positions; ++p) store(p);
   }
@@ -88,6 +90,12 @@ class Sequence {
   /// All that a position has becomes this.
   void spoil(std::uint32_t position, float value) {
     std::fill_n(work_.qkv.row(position), work_.qkv.stride, value);
+    store(position);
+  }
+  /// Its keys alone.
+  void spoil_keys(std::uint32_t position, float value) {
+    float* keys = work_.qkv.row(position) + wanted_.heads.heads * wanted_.heads.head_dim;
+    std::fill_n(keys, wanted_.heads.kv_heads * wanted_.heads.head_dim, value);
     store(position);
   }
 
@@ -134,7 +142,8 @@ class Sequence {
     return wanted_.paired ? rounded(static_cast<float>(w)) : w;
   }
   double query(float x) const {
-    const float scale = wanted_.paired ? work_.scale * std::numbers::log2e_v<float> : work_.scale;
+    const bool powers_of_two = wanted_.paired && wanted_.soft_cap == 0;
+    const float scale = powers_of_two ? work_.scale * std::numbers::log2e_v<float> : work_.scale;
     const double scaled = wanted_.paired ? rounded(x * scale) : static_cast<double>(x) * scale;
     return scaled / scale * work_.scale;
   }
@@ -159,7 +168,8 @@ class Sequence {
     for (std::uint32_t p = begin; p < end; ++p) {
       double score = 0;
       for (std::uint32_t d = 0; d < dim; ++d) score += query(q[d]) * rounded(key(p, kv_head)[d]);
-      weights.push_back(score);
+      const auto cap = static_cast<double>(wanted_.soft_cap);
+      weights.push_back(cap == 0 ? score : cap * std::tanh(score / cap));
     }
     const double top = *std::max_element(weights.begin(), weights.end());
     double total = 0;
@@ -199,10 +209,12 @@ BOOST_AUTO_TEST_CASE(is_what_the_header_says) {
     all.push_back({false, heads, 70, 33});
   }
   all.push_back({false, {6, 2, 10}, 70, 33});
+  all.push_back({true, {3, 1, 64}, 70, 33, 5.0F});
+  all.push_back({false, {3, 1, 64}, 70, 33, 5.0F});
   for (const Wanted& wanted : all) {
     BOOST_TEST_CONTEXT((wanted.paired ? "pairs, " : "float16, ")
                        << wanted.heads.heads << " heads of " << wanted.heads.head_dim
-                       << ", window " << wanted.window) {
+                       << ", window " << wanted.window << ", cap " << wanted.soft_cap) {
       Sequence sequence(wanted);
       const std::vector<float> alone = sequence.attended(1);
       // A weight in the middle between two bfloat16s may go the other way: 2^-8 of it.
@@ -217,17 +229,25 @@ BOOST_AUTO_TEST_CASE(is_what_the_header_says) {
 }
 
 BOOST_AUTO_TEST_CASE(what_is_not_finite_stays_so) {
-  for (const bool paired : {true, false}) {
-    for (const float bad : {std::numeric_limits<float>::quiet_NaN(),
-                            -std::numeric_limits<float>::quiet_NaN()}) {
-      BOOST_TEST_CONTEXT((paired ? "pairs, " : "float16, ") << bad) {
-        Sequence sequence({paired, {3, 1, 64}, 40});
-        sequence.spoil(17, bad);
-        on_every_target([&] {
-          const std::vector<float> out = sequence.attended(4);
-          BOOST_TEST(sequence.finite(out, 0, 17));
-          for (std::uint32_t row = 17; row < 40; ++row) BOOST_TEST(sequence.none_finite(out, row));
-        });
+  constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+  for (const Wanted& wanted : {Wanted{true, {3, 1, 64}, 40}, Wanted{false, {3, 1, 64}, 40},
+                               Wanted{true, {3, 1, 64}, 40, 0, 5.0F},
+                               Wanted{false, {3, 1, 64}, 40, 0, 5.0F}}) {
+    for (const float bad : {nan, -nan}) {
+      for (const bool keys_alone : {false, true}) {
+        BOOST_TEST_CONTEXT((wanted.paired ? "pairs, " : "float16, ")
+                           << bad << (keys_alone ? " in keys" : "") << ", cap "
+                           << wanted.soft_cap) {
+          Sequence sequence(wanted);
+          keys_alone ? sequence.spoil_keys(17, bad) : sequence.spoil(17, bad);
+          on_every_target([&] {
+            const std::vector<float> out = sequence.attended(4);
+            BOOST_TEST(sequence.finite(out, 0, 17));
+            for (std::uint32_t row = 17; row < 40; ++row) {
+              BOOST_TEST(sequence.none_finite(out, row));
+            }
+          });
+        }
       }
     }
   }
