@@ -1,6 +1,8 @@
 // Byte-pair encoding by merge rank (Sennrich et al. 2016; on bytes, GPT-2).
 
+#include <algorithm>
 #include <queue>
+#include <tuple>
 
 #include "model/segmenter.hpp"
 #include "model/unicode.hpp"
@@ -32,6 +34,7 @@ class Bpe final : public Segmenter {
 
  private:
   void index_bytes();
+  std::optional<Token> find_merged(const Merge& merge, Token guess) const;
   RankedMerge lookup(Token left, Token right) const;
   void cut_bytes(std::string_view piece, std::vector<Token>& symbols) const;
   void cut_characters(std::string_view piece, std::vector<Token>& symbols) const;
@@ -62,29 +65,54 @@ void Bpe::index_bytes() {
   }
 }
 
+/// Trainers number a merge's token behind the last one's: looked at before it is searched for.
+std::optional<Token> Bpe::find_merged(const Merge& merge, Token guess) const {
+  const auto& [left, right] = merge;
+  if (guess < vocabulary_->size()) {
+    const std::string_view spelling = vocabulary_->spelling(guess);
+    if (spelling.size() == left.size() + right.size() && spelling.starts_with(left) &&
+        spelling.ends_with(right)) {
+      return guess;
+    }
+  }
+  return vocabulary_->find(std::string(left).append(right));
+}
+
 Result<void> Bpe::load(std::span<const Merge> merges) {
+  constexpr std::size_t together = 32;
+  std::array<std::string_view, 2 * together> parts;
+  std::array<Token, 2 * together> ids{};
   merges_.reserve(merges.size());
-  std::string joined;
+  std::optional<Token> merged;
   for (std::uint32_t rank = 0; rank < merges.size(); ++rank) {
     const auto& [left_text, right_text] = merges[rank];
-    const auto left = vocabulary_->find(left_text);
-    const auto right = vocabulary_->find(right_text);
-    joined.assign(left_text).append(right_text);
-    const auto merged = vocabulary_->find(joined);
-    if (!left || !right || !merged) {
+    const std::size_t at = 2 * (rank % together);
+    if (at == 0) {
+      const auto next = merges.subspan(rank, std::min(together, merges.size() - rank));
+      for (std::size_t i = 0; i < next.size(); ++i) {
+        std::tie(parts[2 * i], parts[2 * i + 1]) = next[i];
+      }
+      vocabulary_->find_all(std::span(parts).first(2 * next.size()), ids);
+      for (std::size_t i = 0; i < next.size(); ++i) {
+        merges_.prefetch(pack(ids[2 * i], ids[2 * i + 1]));
+      }
+    }
+    const Token left = ids[at], right = ids[at + 1];
+    merged = find_merged(merges[rank], merged ? *merged + 1 : 0);
+    if (left == kNoToken || right == kNoToken || !merged) {
       return fail(
           ErrorCode::bad_file,
           "the tokenizer's merge {} (\"{}\" + \"{}\") names \"{}\", which is no token of its "
           "vocabulary; the file is damaged or was converted wrongly: get it again",
           rank, left_text, right_text,
-          !left    ? left_text
-          : !right ? right_text
-                   : std::string_view(joined));
+          left == kNoToken    ? left_text
+          : right == kNoToken ? right_text
+                              : std::string(left_text).append(right_text));
     }
     // No text may turn into a token that steers the model.
     const TokenKind kind = vocabulary_->kind(*merged);
     if (kind == TokenKind::control || kind == TokenKind::unknown) continue;
-    merges_.insert(pack(*left, *right), pack(rank, *merged));
+    merges_.insert(pack(left, right), pack(rank, *merged));
   }
   return {};
 }

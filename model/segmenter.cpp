@@ -31,12 +31,16 @@ const std::uint64_t* KeyTable::find(std::uint64_t key) const {
   return slot.key == key ? &slot.value : nullptr;
 }
 
-std::size_t KeyTable::slot_of(std::uint64_t key) const {
+std::size_t KeyTable::home_of(std::uint64_t key) const {
   // Fibonacci hashing: the high bits of the product depend on every bit of the key.
-  const std::size_t mask = slots_.size() - 1;
   std::uint64_t mixed = key * 0x9E3779B97F4A7C15U;
   mixed ^= mixed >> 32;
-  std::size_t at = static_cast<std::size_t>(mixed) & mask;
+  return static_cast<std::size_t>(mixed) & (slots_.size() - 1);
+}
+
+std::size_t KeyTable::slot_of(std::uint64_t key) const {
+  const std::size_t mask = slots_.size() - 1;
+  std::size_t at = home_of(key);
   while (slots_[at].key != key && slots_[at].key != kFree) at = (at + 1) & mask;
   return at;
 }

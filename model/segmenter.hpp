@@ -16,8 +16,6 @@
 
 namespace sluice::model {
 
-inline constexpr Token kNoToken = 0xFFFFFFFF;
-
 /// Immutable after it was made; any thread.
 class Segmenter {
  public:
@@ -34,12 +32,17 @@ class KeyTable {
   /// False, and nothing changed, when `key` is there already.
   bool insert(std::uint64_t key, std::uint64_t value);
   const std::uint64_t* find(std::uint64_t key) const;
+  /// Asks for the memory that inserting or finding `key` looks at first.
+  void prefetch(std::uint64_t key) const {
+    if (!slots_.empty()) __builtin_prefetch(&slots_[home_of(key)]);
+  }
 
  private:
   static constexpr std::uint64_t kFree = ~std::uint64_t{0};
   struct Slot {
     std::uint64_t key = kFree, value = 0;
   };
+  std::size_t home_of(std::uint64_t key) const;
   std::size_t slot_of(std::uint64_t key) const;
 
   std::vector<Slot> slots_;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -12,6 +13,8 @@
 #include "kernels/core.hpp"
 
 namespace sluice::model {
+
+inline constexpr Token kNoToken = 0xFFFFFFFF;
 
 /// What a token is for; the numbers are GGUF's `tokenizer.ggml.token_type`.
 enum class TokenKind : std::uint8_t {
@@ -32,6 +35,14 @@ class StringTable {
   bool insert(std::string_view key, std::uint32_t value);
 
   std::optional<std::uint32_t> find(std::string_view key) const;
+
+  /// Asks for the memory that inserting or finding `key` looks at first.
+  void prefetch(std::string_view key) const;
+
+  /// What is found for each key, `nothing` for one that is not there. Of a few dozen at once memory
+  /// is asked for before any of it is looked at: half as long as one after the other.
+  void find_all(std::span<const std::string_view> keys, std::uint32_t nothing,
+                std::span<std::uint32_t> values) const;
 
  private:
   struct Entry {
@@ -67,6 +78,9 @@ class Vocabulary {
  public:
   void reserve(std::size_t count);
 
+  /// Asks for the memory that add() looks at first: for who knows what comes next.
+  void prefetch(std::string_view spelling) const { ids_.prefetch(spelling); }
+
   /// Takes the next id; nothing if `spelling` is taken. `bytes` are what the token adds to a text.
   std::optional<Token> add(std::string_view spelling, std::string_view bytes, TokenKind kind);
 
@@ -75,6 +89,10 @@ class Vocabulary {
   std::string_view bytes(Token id) const { return at(id).bytes; }
   TokenKind kind(Token id) const { return at(id).kind; }
   std::optional<Token> find(std::string_view spelling) const { return ids_.find(spelling); }
+  /// Of each spelling, kNoToken where there is none.
+  void find_all(std::span<const std::string_view> spellings, std::span<Token> ids) const {
+    ids_.find_all(spellings, kNoToken, ids);
+  }
 
   void set_kind(Token id, TokenKind kind);
   void set_bytes(Token id, std::string_view bytes);
