@@ -178,10 +178,14 @@ transport::SessionConfig session_config(const NodeConfig& settings) {
 
 BackendFactory backend_factory(const NodeConfig& settings) {
   if (settings.make_backend) return settings.make_backend;
-  return [search = settings.backends](const EngineConfig& engine, kernels::Completion completion) {
-    return kernels::make_backend(engine.backend,
-                                 {.threads = engine.threads, .device = engine.device},
-                                 std::move(completion), search);
+  return [search = settings.backends, cache = settings.weight_cache,
+          cache_bytes = settings.weight_cache_bytes](const EngineConfig& engine,
+                                                     kernels::Completion completion) {
+    const kernels::BackendOptions options{.threads = engine.threads,
+                                          .weight_cache = cache,
+                                          .weight_cache_bytes = cache_bytes,
+                                          .device = engine.device};
+    return kernels::make_backend(engine.backend, options, std::move(completion), search);
   };
 }
 

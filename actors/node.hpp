@@ -83,6 +83,8 @@ struct NodeConfig {
   std::vector<EngineConfig> engines;
   std::uint32_t tokenizer_threads = 1;
   std::uint32_t streamers = 1;
+  std::string weight_cache;        ///< folder of packed weights (cpu); empty: kept nowhere
+  std::uint64_t weight_cache_bytes = std::uint64_t{5} << 30;  ///< most that it may hold
   std::string metrics_listen;      ///< where Prometheus finds /metrics; empty: nowhere
   SecurityConfig security;         ///< `endpoint.curve` and `peers.curve` are made of it
   bool insecure = false;           ///< allow plain tcp beyond loopback

@@ -8,6 +8,7 @@
 #include "cli/connection.hpp"
 #include "cli/generation.hpp"
 #include "cli/line_editor.hpp"
+#include "cli/user_folders.hpp"
 
 namespace sluice::cli {
 

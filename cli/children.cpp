@@ -57,6 +57,8 @@ Config child_config(const actors::NodeConfig& node, const actors::EngineConfig& 
   // An engine elsewhere finds its ranks among the nodes that it is joined by.
   if (plays(node, "engine")) child.node.peers.join = {node.peers.local_listen};
   child.node.insecure = node.insecure;
+  child.node.weight_cache = node.weight_cache;
+  child.node.weight_cache_bytes = node.weight_cache_bytes;
   child.node.site = node.site;
   child.node.log_level = node.log_level == "off" ? "off" : "warn";
   child.node.engines = {engine};

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cli/config_keys.hpp"
+#include "cli/user_folders.hpp"
 #include "transport/curve_keys.hpp"
 
 namespace sluice::cli {
@@ -301,6 +302,8 @@ void print_key(std::string& out, const Key<Owner>& key, Owner& owner) {
 }
 
 }  // namespace
+
+Config::Config() { node.weight_cache = cache_folder(); }
 
 Result<Config> read_config(const std::string& path) {
   const auto text = read_text(path, "configuration");

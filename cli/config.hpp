@@ -18,6 +18,8 @@ struct SecurityFiles {
 };
 
 struct Config {
+  Config();  ///< weights are kept in $XDG_CACHE_HOME/sluice or ~/.cache/sluice
+
   actors::NodeConfig node;
   SecurityFiles security;
   std::uint32_t drain_ms = 30'000;  ///< at SIGTERM: how long running streams may take to finish

@@ -23,6 +23,11 @@ const std::vector<NodeKey>& node_keys() {
        "workers that turn text into tokens", 1, 256},
       {"node", "streamers", SLUICE_FIELD(Config, node.streamers),
        "workers that turn tokens into chunks; streams are spread over them", 1, 256},
+      {"node", "weight_cache", SLUICE_FIELD(Config, node.weight_cache),
+       "folder where the cpu's packed weights are kept, so that the next start need not pack them; "
+       "empty: nowhere"},
+      {"node", "weight_cache_bytes", SLUICE_FIELD(Config, node.weight_cache_bytes),
+       "most that it may hold; what was not used for longest goes first", 0, 16384 * gigabyte},
       {"node", "log_level", SLUICE_FIELD(Config, node.log_level), "least severe line logged", 0, 0,
        1, "trace|debug|info|warn|error|off"},
       {"node", "log_file", SLUICE_FIELD(Config, node.log_file), "where; empty: stderr"},

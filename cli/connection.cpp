@@ -3,11 +3,13 @@
 #include "cli/children.hpp"
 #include "cli/command.hpp"
 #include "cli/terminal.hpp"
+#include "cli/user_folders.hpp"
 
 namespace sluice::cli {
 
 void add_connection_options(CLI::App& app, ConnectionOptions& options) {
   options.engine.slots = 8;  // an embedded node serves one person
+  options.weight_cache = cache_folder();
   app.add_option("--connect", options.connect,
                  "Endpoint of a running node, as its ready line says; several with commas between: "
                  "where one is lost, the next goes on")
@@ -35,6 +37,11 @@ void add_connection_options(CLI::App& app, ConnectionOptions& options) {
       ->type_name("N");
   app.add_option("--threads", options.engine.threads, "Of the embedded node; 0: one a core")
       ->type_name("N");
+  app.add_option("--weight-cache", options.weight_cache,
+                 "Of the embedded node: where the cpu's packed weights are kept for the next "
+                 "start; \"\": nowhere")
+      ->type_name("DIR")
+      ->capture_default_str();
   app.add_option("--context", options.engine.context_tokens,
                  "Longest sequence of the embedded node; 0: the model's own")
       ->type_name("TOKENS");
@@ -62,6 +69,7 @@ Result<std::unique_ptr<Connection>> Connection::open(const ConnectionOptions& op
     config.endpoint.listen = "inproc://sluice";
     config.log_level = "warn";  // its lines would land between the user's
     config.engines = {options.engine};
+    config.weight_cache = options.weight_cache;
     config.engines.front().model = options.model;
     auto children = ChildNodes::start(embedded);
     if (!children) return tl::unexpected(children.error());

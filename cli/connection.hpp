@@ -19,6 +19,7 @@ struct ConnectionOptions {
   KeyOptions keys;      ///< connected, to a node that speaks CURVE
   std::string model;    ///< embedded: a file; connected: one of the node's models, or empty
   actors::EngineConfig engine;
+  std::string weight_cache;  ///< of the embedded node, as NodeConfig has it
 };
 
 /// `--connect`, `--model` and what an embedded node takes.

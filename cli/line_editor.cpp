@@ -8,7 +8,6 @@
 #include <clocale>
 #include <cstdio>
 #include <cstdlib>
-#include <filesystem>
 #include <iostream>
 #include <string_view>
 
@@ -134,22 +133,6 @@ LineEnd LineEditor::read(std::string& line) {
   }
   if (interactive()) state_->remember(line);
   return LineEnd::line;
-}
-
-std::string state_file(const std::string& name) {
-  namespace fs = std::filesystem;
-  fs::path folder;
-  if (const char* state = std::getenv("XDG_STATE_HOME"); state != nullptr && *state == '/') {
-    folder = state;
-  } else if (const char* home = std::getenv("HOME"); home != nullptr && *home == '/') {
-    folder = fs::path(home) / ".local" / "state";
-  } else {
-    return {};
-  }
-  folder /= "sluice";
-  std::error_code failed;
-  fs::create_directories(folder, failed);
-  return failed ? std::string{} : (folder / name).string();
 }
 
 }  // namespace sluice::cli

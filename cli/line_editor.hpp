@@ -31,8 +31,4 @@ class LineEditor {
   std::unique_ptr<State> state_;
 };
 
-/// Where `name` is kept from run to run: $XDG_STATE_HOME/sluice or ~/.local/state/sluice, made if
-/// it is not there. Empty when there is no home.
-std::string state_file(const std::string& name);
-
 }  // namespace sluice::cli

@@ -29,7 +29,7 @@ struct Options {
   std::vector<std::string> join, roles;
   std::optional<std::string> peers_listen, name, collectives, keys, clients, isolate;
   std::optional<std::string> listen, publish, metrics, backend, quantization, kv_cache_dtype,
-      log_level, chat_format, site;
+      log_level, chat_format, site, weight_cache;
   std::optional<std::uint32_t> tensor_parallel, ranks, device, threads, slots, context_tokens;
   bool insecure = false;
   bool print = false;
@@ -82,6 +82,7 @@ Result<Config> effective_config(const Options& options) {
   override_with(config.node.metrics_listen, options.metrics);
   override_with(config.node.site.name, options.site);
   override_with(config.node.log_level, options.log_level);
+  override_with(config.node.weight_cache, options.weight_cache);
   if (options.insecure) config.node.insecure = true;
   return config;
 }
@@ -246,6 +247,8 @@ Command node_command(CLI::App& root) {
   add("--ranks", options->ranks, "How many of them run on this host; the rest join", "N");
   add("--device", options->device, "cuda: which of its devices", "N");
   add("--threads", options->threads, "0: one a core", "N");
+  add("--weight-cache", options->weight_cache,
+      "Where the cpu's packed weights are kept for the next start; \"\": nowhere", "DIR");
   add("--slots", options->slots, "Sequences running at once", "N");
   add("--context", options->context_tokens, "Longest sequence; 0: the model's own", "TOKENS");
   add("--chat-format", options->chat_format, "Instead of what the template is recognised as",

@@ -3,7 +3,8 @@ set(SLUICE_SANITIZE "" CACHE STRING "Sanitizers for every target, e.g. address,u
 
 add_library(sluice_options INTERFACE)
 target_include_directories(sluice_options INTERFACE ${CMAKE_SOURCE_DIR})
-target_include_directories(sluice_options SYSTEM INTERFACE ${EXPECTED_INCLUDE_DIR})
+target_include_directories(sluice_options SYSTEM INTERFACE ${EXPECTED_INCLUDE_DIR}
+  ${XXHASH_INCLUDE_DIR})
 set(cxx_options -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wnon-virtual-dtor -Werror
   -ffp-contract=off)
 target_compile_options(sluice_options INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${cxx_options}>")
@@ -71,10 +72,12 @@ function(sluice_program folder)
   target_link_libraries(${arg_NAME} PRIVATE sluice_options ${arg_LINK})
 endfunction()
 
-# What every sanitized test runs with; processes that a test starts inherit it.
+# What every test runs with; processes that it starts inherit it. Weights that they keep are not the
+# user's.
 set(tsan_options halt_on_error=1:second_deadlock_stack=1)
 string(APPEND tsan_options :suppressions=${CMAKE_SOURCE_DIR}/tests/tsan/suppressions)
 set(SLUICE_TEST_ENVIRONMENT
+  XDG_CACHE_HOME=${CMAKE_BINARY_DIR}/cache
   ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:check_initialization_order=1
   UBSAN_OPTIONS=print_stacktrace=1
   TSAN_OPTIONS=${tsan_options})

@@ -197,7 +197,8 @@ Result<std::unique_ptr<Backend>> make_backend(std::string_view name, const Backe
   const auto found = find_backend(name, search);
   if (!found) return tl::unexpected(found.error());
   if (found->plugin != nullptr) return found->plugin->make(options, std::move(completion));
-  return make_cpu_backend({.threads = options.threads}, std::move(completion));
+  return make_cpu_backend({options.threads, options.weight_cache, options.weight_cache_bytes},
+                          std::move(completion));
 }
 
 Result<SumReport> time_sums(const SumProbe& probe, std::shared_ptr<Communicator> group,

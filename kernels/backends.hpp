@@ -20,7 +20,10 @@ std::uint32_t usable_cores();
 
 struct BackendOptions {
   std::uint32_t threads = 0;  ///< cpu; 0: one for each core this process may use
-  std::uint32_t device = 0;   ///< cuda: which of its devices
+  /// cpu: where packed weights are kept for the next start, and how many bytes; empty: nowhere
+  std::string weight_cache = {};
+  std::uint64_t weight_cache_bytes = 0;
+  std::uint32_t device = 0;  ///< cuda: which of its devices
   /// cuda: kernels start while those before them end, where the device can; without, to compare.
   bool early_launches = true;
 };

@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
@@ -12,21 +11,20 @@
 namespace sluice::model {
 
 Result<MappedFile> MappedFile::open(const std::string& path, std::size_t bytes_max) {
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) {
+  kernels::Descriptor descriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!descriptor) {
     return fail(ErrorCode::io, "cannot open model file {}: {}", path, std::strerror(errno));
   }
   struct stat status {};
-  const int stat_errno = ::fstat(descriptor, &status) == 0 ? 0 : errno;
+  const int stat_errno = ::fstat(descriptor.get(), &status) == 0 ? 0 : errno;
   const bool regular = stat_errno == 0 && S_ISREG(status.st_mode);
   const std::size_t size = regular ? static_cast<std::size_t>(status.st_size) : 0;
   void* address = MAP_FAILED;
   int map_errno = 0;
   if (size > 0 && size <= bytes_max) {
-    address = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, descriptor, 0);
+    address = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, descriptor.get(), 0);
     if (address == MAP_FAILED) map_errno = errno;
   }
-  if (address == MAP_FAILED) ::close(descriptor);
   if (stat_errno != 0) {
     return fail(ErrorCode::io, "cannot read model file {}: {}", path, std::strerror(stat_errno));
   }
@@ -41,23 +39,20 @@ Result<MappedFile> MappedFile::open(const std::string& path, std::size_t bytes_m
   }
   MappedFile file;
   file.bytes_ = {static_cast<const std::byte*>(address), size};
-  file.descriptor_ = descriptor;
+  file.descriptor_ = std::move(descriptor);
   return file;
 }
 
 MappedFile::~MappedFile() {
-  if (bytes_.empty()) return;
-  ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
-  ::close(descriptor_);
+  if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
-    : bytes_(std::exchange(other.bytes_, {})),
-      descriptor_(std::exchange(other.descriptor_, -1)) {}
+    : bytes_(std::exchange(other.bytes_, {})), descriptor_(std::move(other.descriptor_)) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(bytes_, other.bytes_);
-  std::swap(descriptor_, other.descriptor_);
+  descriptor_ = std::move(other.descriptor_);
   return *this;
 }
 

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "kernels/core.hpp"
+#include "kernels/descriptor.hpp"
 #include "kernels/file_source.hpp"
 
 namespace sluice::model {
@@ -25,7 +26,7 @@ class MappedFile {
                                  std::size_t bytes_max = std::numeric_limits<std::size_t>::max());
 
   std::span<const std::byte> bytes() const { return bytes_; }
-  kernels::FileSource source() const { return {descriptor_, bytes_.data()}; }
+  kernels::FileSource source() const { return {descriptor_.get(), bytes_.data()}; }
   std::string_view text() const {
     return {reinterpret_cast<const char*>(bytes_.data()), bytes_.size()};
   }
@@ -38,7 +39,7 @@ class MappedFile {
 
  private:
   std::span<const std::byte> bytes_;
-  int descriptor_ = -1;
+  kernels::Descriptor descriptor_;
 };
 
 /// A name from a file, fit for a message: in quotes, short, and printable whatever it holds.

@@ -65,7 +65,7 @@ while read -r library; do
       "build with the distribution's libraries (scripts/setup.sh)"
   licence "${owner%%:*}"
 done < <(awk '$2 == "=>" {print $3}' <<<"$needed" | sort -u)
-headers=(libexpected-dev nlohmann-json3-dev)
+headers=(libexpected-dev libxxhash-dev nlohmann-json3-dev)
 [[ $preset == bare ]] ||
   headers+=(cppzmq-dev libmsgpack-cxx-dev libcli11-dev libboost1.74-dev)
 for package in "${headers[@]}"; do

@@ -23,6 +23,7 @@ build_packages='
   libpcre2-dev         tokenizer
   libutf8proc-dev      normalization
   libsodium-dev        hashes, seals
+  libxxhash-dev        checks of packed weights
   libzmq3-dev          sockets
   cppzmq-dev           sockets
   libmsgpack-cxx-dev   wire

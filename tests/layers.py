@@ -39,7 +39,7 @@ PROJECT = {
 
 # folder -> libraries beyond the standard one, as prefixes of include paths
 LIBRARIES = {
-    "kernels": ["hwy/", "fmt/", "tl/", "cuda", "nccl", "sodium"],
+    "kernels": ["hwy/", "fmt/", "tl/", "cuda", "nccl", "sodium", "xxhash.h"],
     "model": ["fmt/", "tl/", "nlohmann/", "pcre2.h", "utf8proc.h", "sodium"],
     "engine": ["fmt/", "tl/", "nlohmann/", "sodium"],
     "transport": ["fmt/", "tl/", "zmq", "msgpack", "sodium", "boost/asio", "boost/beast"],

@@ -193,7 +193,8 @@ def run_once(command, environment=None):
 
 
 def start(run, name, prompt="The capital of France is"):
-    """A process from its start to its first token, pages warm, and the most memory it had."""
+    """A process from its start to its first token, pages warm, and the most memory it had; and a
+    model's first start of all, which has weights to pack."""
     model, threads = run.models[name]["path"], str(run.threads)
     script = str(pathlib.Path(__file__).with_name("first_token.py"))
 
@@ -201,10 +202,19 @@ def start(run, name, prompt="The capital of France is"):
         figures, began, said = run_once([run.python, script, model, threads, prompt])
         imports = (float(said.split()[-1]) - began) * 1e3
         return {**figures, "ms less imports": figures["ms"] - imports}
-    calls = {"ours": lambda: run_once(
-        ["build/release/sluice", "complete", "--model", model, "--threads", threads,
-         "--max-tokens", "1", "--temperature", "0", "--ignore-eos", "--prompt", prompt])[0],
-        "python": python}
+
+    def ours(cache):
+        return run_once(
+            ["build/release/sluice", "complete", "--model", model, "--threads", threads,
+             "--max-tokens", "1", "--temperature", "0", "--ignore-eos", "--prompt", prompt],
+            {"XDG_CACHE_HOME": cache})[0]
+
+    def first():
+        with tempfile.TemporaryDirectory(dir="build") as cache:
+            return ours(os.path.abspath(cache))
+    cache = os.path.abspath("build/compare-llamacpp/cache")
+    ours(cache)
+    calls = {"ours": lambda: ours(cache), "first": first, "python": python}
     if run.tools:
         # It has no option for threads and would take four.
         calls["llama-simple"] = lambda: run_once(
@@ -212,14 +222,16 @@ def start(run, name, prompt="The capital of France is"):
             {"OMP_THREAD_LIMIT": threads})[0]
     rounds = alternate(run, calls, run.models[name]["bytes"], run.threads)
     lines = []
-    for what, unit in (("process start to first token", "ms"), ("peak memory of it", "MB")):
+    others = [peer for peer in calls if peer not in ("ours", "first")]
+    for what, unit, who in (("process start to first token", "ms", "ours"),
+                            ("a model's first start to first token", "ms", "first"),
+                            ("peak memory of it", "MB", "ours")):
         figure = unit.lower()
-        peers = [f"{peer}, {figure}" for peer in calls if peer != "ours"]
-        notes = [f"{peer} {rounds.median(f'{peer}, {figure}'):.0f}" for peer in calls
-                 if peer != "ours"]
+        peers = [f"{peer}, {figure}" for peer in others]
+        notes = [f"{peer} {rounds.median(f'{peer}, {figure}'):.0f}" for peer in others]
         if unit == "ms":
             notes.append(f"python less imports {rounds.median('python, ms less imports'):.0f}")
-        lines.append(result("g", f"{what}, {name}", rounds, f"ours, {figure}", peers, unit=unit,
+        lines.append(result("g", f"{what}, {name}", rounds, f"{who}, {figure}", peers, unit=unit,
                             lower=True, notes=notes, model=name, threads=run.threads))
     return lines
 

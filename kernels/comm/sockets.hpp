@@ -1,41 +1,19 @@
 #pragma once
 // TCP connections between ranks, each known to lead to the rank it should.
 
-#include <unistd.h>
-
 #include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
-#include <utility>
 #include <vector>
 
 #include "kernels/comm/seal.hpp"
 #include "kernels/communicator.hpp"
+#include "kernels/descriptor.hpp"
 
 namespace sluice::kernels::comm {
 
 using Clock = std::chrono::steady_clock;
-
-/// A file descriptor with an owner.
-class Descriptor {
- public:
-  Descriptor() = default;
-  explicit Descriptor(int fd) : fd_(fd) {}
-  Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  Descriptor& operator=(Descriptor&& other) noexcept {
-    std::swap(fd_, other.fd_);
-    return *this;
-  }
-  ~Descriptor() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  int get() const { return fd_; }
-  explicit operator bool() const { return fd_ >= 0; }
-
- private:
-  int fd_ = -1;
-};
 
 /// A connection that leads to a known rank.
 struct Connection {

@@ -4,7 +4,6 @@
 #include <hwy/targets.h>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <deque>
@@ -17,7 +16,7 @@
 #include "kernels/cpu/backend.hpp"
 #include "kernels/cpu/bandwidth.hpp"
 #include "kernels/cpu/machine.hpp"
-#include "kernels/cpu/packed.hpp"
+#include "kernels/cpu/packed_weights.hpp"
 #include "kernels/cpu/program.hpp"
 #include "kernels/cpu/runner.hpp"
 #include "kernels/cpu/state.hpp"
@@ -35,13 +34,6 @@ using cpu::CpuWeight;
 using cpu::Program;
 
 constexpr std::uint32_t threads_max = 1024;
-
-// Of a file, packed at a time by one thread: little enough for a core's second-level cache, and
-// that all end together; enough that the call that reads it does not count.
-constexpr std::size_t pack_bytes = std::size_t{256} << 10;
-
-// Of a file, not read in place: a page that is touched brings fifteen others.
-constexpr std::size_t copied_bytes = std::size_t{32} << 10;
 
 // Who has had nothing to do for so long is a service between streams, and not a command that is
 // about to end and needs no memory ahead.
@@ -63,8 +55,11 @@ std::string target_name() {
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(std::uint32_t threads, Completion completion)
-      : completion_(std::move(completion)), pool_(threads), runner_(pool_, kv_, slots_) {
+  CpuBackend(std::uint32_t threads, cpu::WeightCache cache, Completion completion)
+      : completion_(std::move(completion)),
+        packed_(std::move(cache)),
+        pool_(threads),
+        runner_(pool_, kv_, slots_) {
     info_.backend = "cpu";
     info_.device =
         fmt::format("{}, {} thread{}", cpu_device_name(), threads, threads == 1 ? "" : "s");
@@ -99,7 +94,7 @@ class CpuBackend final : public Backend {
                   "in Q8_0 or Q4_K_M");
     }
     CpuWeight weight{*shape, row_stride(tensor), tensor.data.data(), tensor.source, nullptr};
-    if (tensor.source && tensor.data.size() <= copied_bytes) {
+    if (tensor.source && tensor.data.size() <= cpu::copied_bytes) {
       std::vector<std::byte> copy(tensor.data.size());
       auto read = tensor.source.read(tensor.data.data(), copy);
       if (!read) return tl::unexpected(read.error());
@@ -209,86 +204,18 @@ class CpuBackend final : public Backend {
     });
   }
 
-  /// Packs the weights of products, with all threads, the driver being idle. One after the other,
-  /// in the order of their use. `io`: their file cannot be read.
+  /// Packs the weights of products that are not packed yet, in the order of their use. The driver
+  /// is idle.
   Result<void> pack(const StepProgram& steps) {
     std::vector<CpuWeight*> fresh;
-    std::size_t bytes = 0;
     for (const Op& op : steps.ops) {
       const auto* linear = std::get_if<Linear>(&op);
       if (linear == nullptr || linear->weight.index >= weights_.size()) continue;
-      CpuWeight& weight = weights_[linear->weight.index];
-      if (weight.packed != nullptr) continue;
-      weight.packed = &packed_.emplace_back(cpu::PackedWeight::of(weight));
-      bytes += weight.packed->bytes();
-      fresh.push_back(&weight);
+      CpuWeight* weight = &weights_[linear->weight.index];
+      if (weight->packed != nullptr || std::ranges::count(fresh, weight) > 0) continue;
+      fresh.push_back(weight);
     }
-    auto pages = cpu::ZeroPages::make(bytes, "the weights' packed form");
-    if (!pages) return tl::unexpected(pages.error());
-    pages->want_huge_pages();
-    auto packed = packed_.end() - static_cast<std::ptrdiff_t>(fresh.size());
-    auto* at = pages->as<std::uint8_t>();
-    std::vector<Stretch> stretches;
-    for (const CpuWeight* weight : fresh) {
-      packed->data = std::exchange(at, at + packed->bytes());
-      const auto each =
-          static_cast<std::uint32_t>(pack_bytes / (weight->row_stride * cpu::strip_rows) + 1);
-      for (std::uint32_t first = 0; first < packed->strips(); first += each) {
-        stretches.push_back({weight, &*packed, first, std::min(packed->strips(), first + each)});
-      }
-      ++packed;
-    }
-    std::atomic<std::size_t> next{0};
-    std::mutex failing;
-    Result<void> done;
-    pool_.run([&](std::uint32_t) {
-      std::vector<std::byte> read;
-      for (std::size_t i = next++; i < stretches.size(); i = next++) {
-        // Whoever else starts meanwhile is one thread, and would be last: this work can be any's.
-        // No Breather, which would take so long a guest for another program.
-        std::this_thread::yield();
-        auto packed_one = pack(stretches[i], read);
-        if (packed_one) continue;
-        const std::lock_guard lock(failing);
-        done = std::move(packed_one);
-        return;
-      }
-    });
-    if (!done) {
-      for (CpuWeight* weight : fresh) weight->packed = nullptr;
-      packed_.resize(packed_.size() - fresh.size());
-      return done;
-    }
-    packed_pages_.push_back(std::move(*pages));
-    return {};
-  }
-
-  /// Strips [first, last) of a weight.
-  struct Stretch {
-    const CpuWeight* weight = nullptr;
-    cpu::PackedWeight* packed = nullptr;
-    std::uint32_t first = 0;
-    std::uint32_t last = 0;
-  };
-
-  /// `read`: room to be used again.
-  static Result<void> pack(const Stretch& stretch, std::vector<std::byte>& read) {
-    const auto& [weight, packed, first, last] = stretch;
-    const std::size_t strip_bytes = weight->row_stride * cpu::strip_rows;  // in the file
-    const std::byte* rows = weight->data + first * strip_bytes;
-    if (weight->source) {
-      const std::size_t bytes =
-          (weight->rows - 1) * weight->row_stride + row_bytes(weight->format, weight->cols);
-      read.resize(std::max(read.size(), (last - first) * strip_bytes));
-      const std::size_t end = std::min(bytes, last * strip_bytes);
-      auto done = weight->source.read(rows, std::span(read).first(end - first * strip_bytes));
-      if (!done) return done;
-      rows = read.data();
-    }
-    for (std::uint32_t strip = first; strip < last; ++strip) {
-      packed->fill(strip, rows + (strip - first) * strip_bytes, weight->row_stride);
-    }
-    return {};
+    return packed_.add(fresh, pool_);
   }
 
   /// A step, or with `masks_came` the second half of one.
@@ -414,8 +341,7 @@ class CpuBackend final : public Backend {
   Ticket last_ticket_ = 0;
   std::vector<CpuWeight> weights_;
   std::vector<std::vector<std::byte>> copies_;
-  std::deque<cpu::PackedWeight> packed_;
-  std::vector<cpu::ZeroPages> packed_pages_;  ///< one a program that brought new weights
+  cpu::PackedWeights packed_;
   std::deque<Program> programs_;  ///< never moves one that a step may be running
   cpu::KvPool kv_;
   cpu::SlotTable slots_;
@@ -442,7 +368,8 @@ Result<std::unique_ptr<Backend>> make_cpu_backend(CpuConfig config, Completion c
     return fail(ErrorCode::bad_request, "{} threads: ask for at most {}", threads, threads_max);
   }
   try {
-    return std::make_unique<CpuBackend>(threads, std::move(completion));
+    cpu::WeightCache cache(std::move(config.weight_cache), config.weight_cache_bytes);
+    return std::make_unique<CpuBackend>(threads, std::move(cache), std::move(completion));
   } catch (const std::system_error& error) {
     return fail(ErrorCode::unavailable, "cannot start {} threads: {}; ask for fewer", threads,
                 error.what());

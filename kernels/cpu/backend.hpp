@@ -13,6 +13,8 @@ namespace sluice::kernels {
 
 struct CpuConfig {
   std::uint32_t threads = 0;  ///< 0: one for each core this process may use
+  std::string weight_cache = {};  ///< folder of packed weights, cpu/weight_cache.hpp; empty: none
+  std::uint64_t weight_cache_bytes = 0;  ///< most that it may hold
 };
 
 /// `completion` is called on the backend's driver thread. `bad_request` for a senseless number of

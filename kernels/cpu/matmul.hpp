@@ -27,6 +27,10 @@ constexpr std::size_t padded(std::size_t width) {
   return (width + row_quantum - 1) / row_quantum * row_quantum;
 }
 
+/// Of a file, not read in place, but copied as it is loaded: a page that is touched brings fifteen
+/// others.
+inline constexpr std::size_t copied_bytes = std::size_t{32} << 10;
+
 /// A weight where it lies, and as products read it.
 struct CpuWeight : WeightShape {
   std::size_t row_stride = 0;  ///< bytes

@@ -50,6 +50,17 @@ BOOST_AUTO_TEST_CASE(json_names_paris_and_has_every_key) {
   BOOST_TEST(out.at("site") == "local");
 }
 
+BOOST_AUTO_TEST_CASE(kept_weights_give_the_same_tokens) {
+  const ScratchFolder folder;
+  const auto tokens = [&](const std::string& cache) {
+    return json_of(run(greedy({"--model", model, "--prompt", prompt, "--json", "--seed", "1",
+                               "--weight-cache", cache})))
+        .at("tokens");
+  };
+  const auto expected = tokens("");
+  for (int i = 0; i < 2; ++i) BOOST_TEST(tokens(folder.file("cache")) == expected);
+}
+
 BOOST_AUTO_TEST_CASE(a_folder_of_transformers_gives_its_tokens) {
   const std::string folder = SLUICE_FIXTURES "/safetensors/with_tokenizer";
   std::ifstream file(folder + "/texts.json");

@@ -61,13 +61,14 @@ BOOST_AUTO_TEST_CASE(every_key_that_is_printed_is_documented) {
 BOOST_AUTO_TEST_CASE(the_command_line_goes_first) {
   const Exit exit = print("[endpoint]\nlisten = \"tcp://127.0.0.1:1\"\n[[engine]]\nmodel = \"a\"\n",
                           {"--listen", "ipc:///tmp/x", "--model", "b", "--threads", "3",
-                           "--device", "2", "--collectives", "10.0.0.1"});
+                           "--device", "2", "--collectives", "10.0.0.1", "--weight-cache", "/w"});
   BOOST_TEST(exit.code == 0, exit.err);
   BOOST_TEST(contains(exit.out, "listen = \"ipc:///tmp/x\""));
   BOOST_TEST(contains(exit.out, "model = \"b\""));
   BOOST_TEST(contains(exit.out, "threads = 3"));
   BOOST_TEST(contains(exit.out, "device = 2"));
   BOOST_TEST(contains(exit.out, "collectives = \"10.0.0.1\""));
+  BOOST_TEST(contains(exit.out, "weight_cache = \"/w\""));
 }
 
 BOOST_AUTO_TEST_CASE(every_profile_in_the_tree_is_valid) {

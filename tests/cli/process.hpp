@@ -17,6 +17,8 @@
 #include <utility>
 #include <vector>
 
+#include "tests/scratch_folder.hpp"
+
 namespace sluice::test {
 
 struct Exit {
@@ -209,27 +211,6 @@ class NodeProcess {
 
   Process process_;
   std::string endpoint_;
-};
-
-/// A folder that goes away with the test.
-class ScratchFolder {
- public:
-  ScratchFolder() {
-    char name[] = "/tmp/sluice-test.XXXXXX";
-    BOOST_REQUIRE(mkdtemp(name) != nullptr);
-    path_ = name;
-  }
-  ~ScratchFolder() {
-    const std::string remove = "rm -rf '" + path_ + "'";
-    if (std::system(remove.c_str()) != 0) BOOST_TEST_MESSAGE("left behind: " + path_);
-  }
-  ScratchFolder(const ScratchFolder&) = delete;
-  ScratchFolder& operator=(const ScratchFolder&) = delete;
-
-  std::string file(const std::string& name) const { return path_ + "/" + name; }
-
- private:
-  std::string path_;
 };
 
 /// Ended with 0; says what it wrote when it did not.

@@ -3,74 +3,14 @@
 // leaves the backend as it was.
 #include "kernels/file_source.hpp"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <boost/test/unit_test.hpp>
-#include <cstdio>
 #include <string_view>
 
-#include "tests/kernels/harness.hpp"
+#include "tests/kernels/model_file.hpp"
 #include "tests/kernels/tested.hpp"
 
 namespace sluice::kernels::test {
 namespace {
-
-/// A model's tensors one behind the other in a file, and mapped from there.
-class ModelFile {
- public:
-  explicit ModelFile(TinyModel& model) : file_(std::tmpfile()) {
-    BOOST_REQUIRE(file_ != nullptr);
-    for (const Tensor& tensor : model.tensors) {
-      BOOST_REQUIRE_EQUAL(std::fwrite(tensor.bytes.data(), 1, tensor.bytes.size(), file_),
-                          tensor.bytes.size());
-      size_ += tensor.bytes.size();
-    }
-    BOOST_REQUIRE_EQUAL(std::fflush(file_), 0);
-    const int descriptor = ::fileno(file_);
-    void* mapped = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, descriptor, 0);
-    BOOST_REQUIRE(mapped != MAP_FAILED);
-    source = {descriptor, static_cast<const std::byte*>(mapped)};
-    const std::byte* at = source.begin;
-    for (Tensor& tensor : model.tensors) {
-      tensor.host.data = {at, tensor.bytes.size()};
-      tensor.host.source = source;
-      at += tensor.bytes.size();
-    }
-  }
-  ~ModelFile() {
-    ::munmap(const_cast<std::byte*>(source.begin), size_);
-    std::fclose(file_);
-  }
-  ModelFile(const ModelFile&) = delete;
-  ModelFile& operator=(const ModelFile&) = delete;
-
-  void cut(std::size_t bytes) const {
-    BOOST_REQUIRE_EQUAL(::ftruncate(source.descriptor, static_cast<off_t>(bytes)), 0);
-  }
-  void mend(const Tensor& tensor) const {
-    BOOST_REQUIRE_EQUAL(::pwrite(source.descriptor, tensor.bytes.data(), tensor.bytes.size(),
-                                 tensor.host.data.data() - source.begin),
-                        tensor.bytes.size());
-  }
-
-  FileSource source;
-
- private:
-  std::FILE* file_;
-  std::size_t size_ = 0;
-};
-
-std::vector<float> logits_of(const TinyModel& model) {
-  Device device(on_cpu(2), model);
-  std::mt19937 random(3);
-  const auto tokens = random_tokens(random, model, 9);
-  Batch batch = whole_sequence(tokens, 9, 1);
-  batch.segments.front().sample = true;
-  const StepResult result = device.run(std::move(batch));
-  BOOST_REQUIRE_MESSAGE(!result.failed, result.error.message);
-  return device.read(model.logits, 1);
-}
 
 void check_io_error(const Error& error, std::string_view says) {
   BOOST_CHECK(error.code == ErrorCode::io);
@@ -85,9 +25,9 @@ BOOST_AUTO_TEST_CASE(weights_read_from_a_file_are_those_in_memory) {
   for (const Format format : {Format::f32, Format::f16, Format::bf16, Format::q4_0, Format::q4_1,
                               Format::q5_0, Format::q8_0, Format::q4_k, Format::q6_k}) {
     TinyModel model = tiny_model({.format = format, .sample = false});
-    const std::vector<float> in_memory = logits_of(model);
+    const std::vector<float> in_memory = logits_of(on_cpu(2), model);
     const ModelFile file(model);
-    BOOST_TEST(logits_of(model) == in_memory, info(format).name);
+    BOOST_TEST(logits_of(on_cpu(2), model) == in_memory, info(format).name);
   }
 }
 

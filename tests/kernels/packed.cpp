@@ -7,6 +7,7 @@
 #include "tests/kernels/cpu_targets.hpp"
 // Before all that includes Highway's.
 #include "kernels/cpu/matmul.hpp"
+#include "kernels/cpu/weight_cache.hpp"
 
 #include <bit>
 #include <boost/test/unit_test.hpp>
@@ -154,6 +155,36 @@ BOOST_AUTO_TEST_CASE(every_format_and_shape) {
     const std::uint32_t cols = unit == 32 ? 1184 : 1280;  // more than are unpacked at once
     const Tensor wide = random_tensor(random, format, 37, cols, 0.3F);
     on_every_target([&] { check_products(random, wide, cpu::activations_of(format), many); });
+  }
+}
+
+// Whoever changes these raises packed_version, for files of the old layout are kept somewhere.
+BOOST_AUTO_TEST_CASE(each_format_is_packed_as_its_version_says) {
+  BOOST_REQUIRE_EQUAL(cpu::packed_version, 1U);
+  const std::pair<Format, std::uint64_t> all[] = {
+      {Format::f32, 0x6677FC3C52C8D817U}, {Format::f16, 0xE9718D02DF72DF48U},
+      {Format::bf16, 0x612329D23CD4E7ECU}, {Format::q4_0, 0x1CC93576B2F1EAFAU},
+      {Format::q4_1, 0x3B43FBB85B89AC0FU}, {Format::q5_0, 0xD2889654FAB1F205U},
+      {Format::q5_1, 0xD85051BA48833672U}, {Format::q8_0, 0x9F4A73A1ABAC0FBFU},
+      {Format::q4_k, 0x8ADB83126A008D42U}, {Format::q5_k, 0xFE545005DE353F31U},
+      {Format::q6_k, 0x619AC3CA79089BF6U}};
+  BOOST_TEST(std::size(all) == format_count);
+  for (const auto& [format, expected] : all) {
+    constexpr std::uint32_t rows = 37;
+    const std::uint32_t cols = info(format).block_elements == 1 ? 515 : 512;
+    const std::size_t stride = row_bytes(format, cols);
+    std::mt19937 random(7);
+    std::vector<std::byte> in_file(rows * stride);
+    for (std::byte& byte : in_file) byte = static_cast<std::byte>(random());
+    cpu::PackedWeight packed = cpu::PackedWeight::of({format, rows, cols});
+    std::vector<std::uint8_t> bytes(packed.bytes());
+    packed.data = bytes.data();
+    for (std::uint32_t strip = 0; strip < packed.strips(); ++strip) {
+      packed.fill(strip, in_file.data() + strip * cpu::strip_rows * stride, stride);
+    }
+    std::uint64_t hash = 0xCBF29CE484222325U;  // FNV-1a
+    for (const std::uint8_t byte : bytes) hash = (hash ^ byte) * 0x100000001B3U;
+    BOOST_TEST(hash == expected, fmt::format("{}: {:#018x}", info(format).name, hash));
   }
 }
 
