@@ -31,6 +31,10 @@ constexpr std::size_t padded(std::size_t width) {
 /// others.
 inline constexpr std::size_t copied_bytes = std::size_t{32} << 10;
 
+/// From so many rows on products of quantized weights take strips in pairs where a processor has
+/// AVX-512: the last of an odd number goes alone and takes longer than half of one.
+inline constexpr std::uint32_t paired_rows = 8;
+
 /// A weight where it lies, and as products read it.
 struct CpuWeight : WeightShape {
   std::size_t row_stride = 0;  ///< bytes

@@ -402,7 +402,7 @@ void multiply_int8(const Product& p, std::uint32_t rows, std::uint32_t first,
     using Kind = decltype(kind);
     std::uint32_t s = first;
 #if HWY_CAP_GE512
-    for (; rows >= 2 * pair_rows && s + pair_strips <= last; s += pair_strips) {
+    for (; rows >= cpu::paired_rows && s + pair_strips <= last; s += pair_strips) {
       const std::size_t tiles = rows / pair_rows;
       if (rows < many_rows<Kind>) {
         multiply_tiles_packed<Kind>(p, tiles, s);

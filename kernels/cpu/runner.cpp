@@ -170,10 +170,12 @@ std::uint32_t StepRunner::strips(const LinearStage& stage) const {
   return count;
 }
 
-/// Strips that tasks do not part: those that lie interleaved, and of many tasks the pairs that
-/// share what they load of many rows (matmul_int8.cpp). Of few tasks one would be longer by a pair.
+/// Strips that tasks do not part: those that lie interleaved, and the pairs that share what they
+/// load of several rows, where a thread has enough of them that one more does not count.
 std::uint32_t StepRunner::strips_together(const LinearStage& stage) const {
-  if (row_count(stage.space) > stream_rows_max) return 2;
+  const std::uint32_t rows = row_count(stage.space);
+  if (rows > stream_rows_max) return 2;
+  if (rows >= paired_rows && strips(stage) >= 16 * threads_.threads()) return 2;
   return stage.products.front().weight->beside();
 }
 
