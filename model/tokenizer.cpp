@@ -351,7 +351,7 @@ Result<std::shared_ptr<const Tokenizer>> load_tokenizer(const GgufFile& file) {
   if (auto done = build_normalizer(*read, parts.normalizer); !done) {
     return tl::unexpected(done.error());
   }
-  // Beside what follows, which changes nothing of this: a sixth of the whole.
+  // Beside what follows, which changes nothing of this: a fifth of the whole.
   auto digest = std::async([&read = *read, &vocabulary = *parts.vocabulary,
                             begin = parts.begin_of_text, adds_begin = parts.adds_begin_of_text,
                             ends = parts.end_tokens] {

@@ -51,6 +51,10 @@ void StringTable::prefetch(std::string_view key) const {
 
 void StringTable::find_all(std::span<const std::string_view> keys, std::uint32_t nothing,
                            std::span<std::uint32_t> values) const {
+  if (slots_.empty()) {
+    std::fill_n(values.begin(), keys.size(), nothing);
+    return;
+  }
   constexpr std::size_t together = 64;
   std::array<std::uint32_t, together> hashes{};
   const std::size_t mask = slots_.size() - 1;
@@ -58,15 +62,14 @@ void StringTable::find_all(std::span<const std::string_view> keys, std::uint32_t
     const std::size_t count = std::min(together, keys.size() - first);
     for (std::size_t i = 0; i < count; ++i) {
       hashes[i] = hash_of(keys[first + i]);
-      if (!slots_.empty()) __builtin_prefetch(&slots_[hashes[i] & mask]);
+      __builtin_prefetch(&slots_[hashes[i] & mask]);
     }
-    for (std::size_t i = 0; i < count && !slots_.empty(); ++i) {
+    for (std::size_t i = 0; i < count; ++i) {
       const Slot& slot = slots_[hashes[i] & mask];
       if (slot.entry != 0) __builtin_prefetch(&entries_[slot.entry - 1]);
     }
     for (std::size_t i = 0; i < count; ++i) {
-      const std::uint32_t entry =
-          slots_.empty() ? 0 : slots_[slot_of(hashes[i], keys[first + i])].entry;
+      const std::uint32_t entry = slots_[slot_of(hashes[i], keys[first + i])].entry;
       values[first + i] = entry == 0 ? nothing : entries_[entry - 1].value;
     }
   }

@@ -40,7 +40,7 @@ class StringTable {
   void prefetch(std::string_view key) const;
 
   /// What is found for each key, `nothing` for one that is not there. Of a few dozen at once memory
-  /// is asked for before any of it is looked at: half as long as one after the other.
+  /// is asked for before any of it is looked at.
   void find_all(std::span<const std::string_view> keys, std::uint32_t nothing,
                 std::span<std::uint32_t> values) const;
 

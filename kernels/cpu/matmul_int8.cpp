@@ -198,6 +198,7 @@ HWY_INLINE void multiply_tiles(const Product& p, std::size_t r, std::size_t rows
 // Of several rows a tile is of two strips and four rows: 8 sums, 8 halves of a block and 8
 // accumulators of 32 registers.
 constexpr std::size_t pair_strips = 2, pair_rows = 4;
+static_assert(cpu::paired_rows >= pair_strips * pair_rows, "a tile asks for each strip behind");
 
 /// A pair of strips where they lie, unpacked for one tile. `asks`: for what lies so much further on
 /// as well. (A branch for that in the loop costs up to a fifth: its end is often not foreseen.)

@@ -23,6 +23,9 @@
 
 namespace sluice::kernels::cpu {
 
+/// Goes up whenever weights are packed otherwise: tests/kernels/packed.cpp knows the bits of each.
+inline constexpr std::uint32_t packed_version = 1;
+
 inline constexpr std::uint32_t strip_rows = 16;
 inline constexpr std::uint32_t block_cols = 32;
 

@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <bit>
 #include <cstring>
 #include <filesystem>
 #include <vector>
@@ -151,8 +150,7 @@ bool describe(const CpuWeight& weight, std::vector<std::uint64_t>& into) {
 }  // namespace
 
 std::string weight_file_name(std::span<CpuWeight* const> weights) {
-  std::vector<std::uint64_t> made_of{packed_version,
-                                     std::endian::native == std::endian::little ? 0U : 1U};
+  std::vector<std::uint64_t> made_of{packed_version};
   for (const CpuWeight* weight : weights) {
     if (!describe(*weight, made_of)) return {};
   }

@@ -27,9 +27,6 @@
 
 namespace sluice::kernels::cpu {
 
-/// Goes up whenever weights are packed otherwise: tests/kernels/packed.cpp knows the bits of each.
-inline constexpr std::uint32_t packed_version = 1;
-
 /// What the file with these weights, one behind the other, is called; empty: one of them is in no
 /// file, or cannot be read.
 std::string weight_file_name(std::span<CpuWeight* const> weights);
@@ -43,7 +40,6 @@ class WeightCache {
     FilePages pages;
   };
 
-  WeightCache() = default;  ///< keeps nothing
   /// `bytes_max`: of all files in the folder; the longest unused go first. An empty folder, or 0:
   /// keeps nothing.
   WeightCache(std::string folder, std::uint64_t bytes_max)

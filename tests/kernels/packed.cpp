@@ -7,7 +7,6 @@
 #include "tests/kernels/cpu_targets.hpp"
 // Before all that includes Highway's.
 #include "kernels/cpu/matmul.hpp"
-#include "kernels/cpu/weight_cache.hpp"
 
 #include <bit>
 #include <boost/test/unit_test.hpp>

@@ -77,18 +77,29 @@ ino_t inode(const fs::path& path) {
   return status.st_ino;
 }
 
+/// A model that was started once, and what was kept of it, if anything can be.
+struct Started {
+  Cache cache;
+  TinyModel model = model_of();
+  std::vector<float> expected = logits_of(on_cpu(2), model);
+  ModelFile file{model};
+  std::vector<fs::path> files;
+
+  Started() {
+    BOOST_TEST(logits_of(cache.factory(), model) == expected);
+    files = cache.files();
+    BOOST_REQUIRE_EQUAL(files.size(), cache.works() ? 1U : 0U);
+  }
+};
+
 /// Starts with a model, and again after `harm` was done to what was kept: the same logits, from
 /// weights packed anew.
 template <class Harm>
 void check_unused_after(Harm harm) {
-  const Cache cache;
-  TinyModel model = model_of();
-  const std::vector<float> expected = logits_of(on_cpu(2), model);
-  const ModelFile file(model);
-  BOOST_TEST(logits_of(cache.factory(), model) == expected);
-  BOOST_REQUIRE_EQUAL(cache.files().size(), cache.works() ? 1U : 0U);
-  if (cache.files().empty()) return;
-  const fs::path kept = cache.files().front();
+  const Started started;
+  const auto& [cache, model, expected, file, files] = started;
+  if (files.empty()) return;
+  const fs::path& kept = files.front();
   const std::ifstream open(kept);  // no other file gets its inode
   const ino_t before = inode(kept);
   harm(kept);
@@ -109,14 +120,10 @@ void overwrite(const fs::path& path, std::size_t at, const std::string& text) {
 BOOST_AUTO_TEST_SUITE(weight_cache)
 
 BOOST_AUTO_TEST_CASE(the_next_start_maps_what_was_packed) {
-  const Cache cache;
-  TinyModel model = model_of();
-  const std::vector<float> expected = logits_of(on_cpu(2), model);
-  const ModelFile file(model);
-  BOOST_TEST(logits_of(cache.factory(), model) == expected);
-  BOOST_REQUIRE_EQUAL(cache.files().size(), cache.works() ? 1U : 0U);
-  if (cache.files().empty()) return;
-  const fs::path kept = cache.files().front();
+  const Started started;
+  const auto& [cache, model, expected, file, files] = started;
+  if (files.empty()) return;
+  const fs::path& kept = files.front();
   const ino_t before = inode(kept);
   BOOST_TEST(!is_mapped(before));
   {
