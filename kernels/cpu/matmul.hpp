@@ -5,7 +5,8 @@
 //   bfloat16           the same with x rounded to bfloat16 or as it is, of each pair of columns
 //                      the odd one first, denormals taken for zeros (matmul_bf16)
 //   quantized          block by block of 32 columns, with fused multiply-adds,
-//     (d * step) * (2^-a (q . x_a) + 2^-b (q . x_b)) + m * (sum of x)            (matmul_int8)
+//     (d * step) * (2^-a (q . x_a) + 2^-b (q . x_b)) + m * (sum of x)            (matmul_int8,
+//                                                                               matmul_tiles)
 // a and b being the block's halves, x rounded to int8 (quantize.hpp), q . x exact integers; Q6_K,
 // whose halves have scales of their own, adds them apart, and where m is a multiple of d, that is
 // taken from q instead.
@@ -25,6 +26,13 @@ inline constexpr std::size_t row_quantum = block_cols;
 
 constexpr std::size_t padded(std::size_t width) {
   return (width + row_quantum - 1) / row_quantum * row_quantum;
+}
+
+/// From one row of a buffer to the next: no multiple of 2 KiB, or a column of many rows, which a
+/// strip's products write, would have but one or two places in the first-level cache.
+constexpr std::size_t row_stride_of(std::size_t width) {
+  const std::size_t floats = padded(width);
+  return floats % 512 == 0 ? floats + row_quantum : floats;
 }
 
 /// Of a file, not read in place, but copied as it is loaded: a page that is touched brings fifteen
@@ -57,12 +65,12 @@ struct RoundedRows {
   NarrowView bf16;
 };
 
-/// Rounds columns [first, last) of row x into row r; `first` is a multiple of row_quantum and
-/// `last` one too or the row's end, behind which x is padded to one.
+/// Rounds columns [first, last) of row x into row r of `rows`; `first` is a multiple of row_quantum
+/// and `last` one too or the row's end, behind which x is padded to one.
 inline void round_row(const float* x, std::uint32_t first, std::uint32_t last,
-                      const RoundedRows& to, std::size_t r) {
+                      const RoundedRows& to, std::size_t r, std::size_t rows) {
   const auto end = static_cast<std::uint32_t>(padded(last));
-  if (to.int8.data != nullptr) quantize(x, first, end, to.int8, r);
+  if (to.int8.data != nullptr) quantize(x, first, end, to.int8, r, rows);
   if (to.bf16.data != nullptr) narrow(x, first, end, to.bf16, r);
 }
 

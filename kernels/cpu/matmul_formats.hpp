@@ -13,11 +13,23 @@ void multiply_float(const Product& product, std::uint32_t rows, std::uint32_t fi
 void multiply_bf16(const Product& product, std::uint32_t rows, std::uint32_t first,
                    std::uint32_t last);
 
-/// Whether they are multiplied with the processor's bfloat16 dot products: the same bits, sooner.
+/// Whether they are multiplied with the processor's bfloat16 dot products: the same bits, sooner
+/// where it starts more than one in two cycles.
 bool bf16_by_dots();
 
 /// Of quantized weights with rounded activations.
 void multiply_int8(const Product& product, std::uint32_t rows, std::uint32_t first,
                    std::uint32_t last);
+
+/// The same of so many rows that they are rounded for tiles.
+void multiply_tiles(const Product& product, std::uint32_t rows, std::uint32_t first,
+                    std::uint32_t last);
+
+/// Puts blocks of one row into their tiles'.
+void put_in_tiles(const QuantizedBlock* blocks, std::size_t count, std::size_t row,
+                  TiledBlock* to);
+
+/// Whether the processor multiplies tiles.
+bool has_tiles();
 
 }  // namespace sluice::kernels::cpu

@@ -91,14 +91,14 @@ HWY_INLINE Quants load_sixes(Bytes from, std::size_t j) {
 }
 
 #if HWY_CAP_GE512
-/// sums[r] += q[r][0..3] . x[0..3] with x in every lane, exactly. `small`: no quant is above 63.
-template <bool small>
+/// sums[r] += q[r][0..3] . x[0..3] with x in every lane, exactly. `few`: no quant is above 63.
+template <bool few>
 HWY_INLINE void add_dots(const Quants& q, hn::Vec<I> x, Sums& sums) {
 #if HWY_TARGET == HWY_AVX3
   const __m512i w = q.part[0].raw;
   const __m512i v = x.raw;
   __m512i dots;
-  if constexpr (small) {  // 2 * 63 * 127 fits 16 bits
+  if constexpr (few) {  // 2 * 63 * 127 fits 16 bits
     dots = _mm512_madd_epi16(_mm512_maddubs_epi16(w, v), _mm512_set1_epi16(1));
   } else {  // even and odd bytes apart
     const __m512i even = _mm512_madd_epi16(_mm512_and_si512(w, _mm512_set1_epi16(255)),
@@ -115,7 +115,7 @@ HWY_INLINE void add_dots(const Quants& q, hn::Vec<I> x, Sums& sums) {
 #endif
 
 /// The same with x where it lies.
-template <bool small>
+template <bool few>
 HWY_INLINE void add_dots(const Quants& q, const std::int8_t* x, Sums& sums) {
 #if HWY_TARGET == HWY_AVX3_DL
   struct Four {
@@ -128,13 +128,13 @@ HWY_INLINE void add_dots(const Quants& q, const std::int8_t* x, Sums& sums) {
   std::int32_t four;
   std::memcpy(&four, x, sizeof four);
 #if HWY_TARGET == HWY_AVX3
-  add_dots<small>(q, hn::Set(I(), four), sums);
+  add_dots<few>(q, hn::Set(I(), four), sums);
 #elif HWY_TARGET == HWY_AVX2
   const __m256i v = _mm256_set1_epi32(four);
   unroll<2>([&](auto i) SLUICE_INLINE {
     const __m256i w = q.part[i].raw;
     __m256i dots;
-    if constexpr (small) {
+    if constexpr (few) {
       dots = _mm256_madd_epi16(_mm256_maddubs_epi16(w, v), _mm256_set1_epi16(1));
     } else {
       const __m256i even = _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(255)),
@@ -183,13 +183,17 @@ struct Scales {
   Lanes m;
 };
 
-// Each format: `small` quants or not, their bits `apart` or not, its zero, vector j of a block's
+// Each format: its `largest` quant, whether its bits lie `apart`, its zero, vector j of a block's
 // quants, how many scales a block's row has, and how to read them. `head` is what eight blocks
 // share.
 
+/// No quant is above 63.
+template <class Kind>
+constexpr bool small = Kind::largest < 64;
+
 struct PackedQ4_0 {
   static constexpr Format format = Format::q4_0;
-  static constexpr bool small = true;
+  static constexpr int largest = 15;
   static constexpr bool apart = false;
   static constexpr int zero = 8;
   static constexpr std::size_t halves = 1;
@@ -199,7 +203,7 @@ struct PackedQ4_0 {
 
 struct PackedQ4_1 {
   static constexpr Format format = Format::q4_1;
-  static constexpr bool small = true;
+  static constexpr int largest = 15;
   static constexpr bool apart = false;
   static constexpr int zero = 0;
   static constexpr std::size_t halves = 1;
@@ -211,7 +215,7 @@ struct PackedQ4_1 {
 
 struct PackedQ5_0 {
   static constexpr Format format = Format::q5_0;
-  static constexpr bool small = true;
+  static constexpr int largest = 31;
   static constexpr bool apart = true;
   static constexpr int zero = 16;
   static constexpr std::size_t halves = 1;
@@ -223,7 +227,7 @@ struct PackedQ5_0 {
 
 struct PackedQ5_1 {
   static constexpr Format format = Format::q5_1;
-  static constexpr bool small = true;
+  static constexpr int largest = 31;
   static constexpr bool apart = true;
   static constexpr int zero = 0;
   static constexpr std::size_t halves = 1;
@@ -233,7 +237,7 @@ struct PackedQ5_1 {
 
 struct PackedQ8_0 {
   static constexpr Format format = Format::q8_0;
-  static constexpr bool small = false;
+  static constexpr int largest = 255;
   static constexpr bool apart = false;
   static constexpr int zero = 128;
   static constexpr std::size_t halves = 1;
@@ -243,7 +247,7 @@ struct PackedQ8_0 {
 
 struct PackedQ4_K {
   static constexpr Format format = Format::q4_k;
-  static constexpr bool small = true;
+  static constexpr int largest = 15;
   static constexpr bool apart = false;
   static constexpr int zero = 0;
   static constexpr std::size_t halves = 1;
@@ -256,7 +260,7 @@ struct PackedQ4_K {
 
 struct PackedQ5_K {
   static constexpr Format format = Format::q5_k;
-  static constexpr bool small = true;
+  static constexpr int largest = 31;
   static constexpr bool apart = true;
   static constexpr int zero = 0;
   static constexpr std::size_t halves = 1;
@@ -266,7 +270,7 @@ struct PackedQ5_K {
 
 struct PackedQ6_K {
   static constexpr Format format = Format::q6_k;
-  static constexpr bool small = true;
+  static constexpr int largest = 63;
   static constexpr bool apart = true;
   static constexpr int zero = 32;
   static constexpr std::size_t halves = 2;

@@ -5,10 +5,13 @@
 #include <barrier>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
+#include <cstring>
 #include <thread>
 #include <utility>
 
 #include "kernels/core.hpp"
+#include "kernels/cpu/matmul_formats.hpp"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -95,6 +98,52 @@ bool has_avx_vnni() {
          (a & (1U << 4)) != 0;
 }
 
+#if !defined(__clang__)  // which has no such assembly in functions of other targets
+
+/// Four tiles' sums of 64 bytes' products each, all of them 1. An eighth of the steps: each takes
+/// so much longer than one of vectors.
+template <class Value, class Sum, class Dots>
+bool dot_tiles(std::uint64_t steps, Value value, Dots dots) {
+  struct alignas(64) {
+    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    std::uint16_t line_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    std::uint8_t lines[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } const shape;
+  alignas(64) Value values[1024 / sizeof(Value)];
+  std::fill(std::begin(values), std::end(values), value);
+  alignas(64) Sum sums[16][16];
+  asm volatile("ldtilecfg %0\n tilezero %%tmm0\n tilezero %%tmm1\n tilezero %%tmm2\n"
+               "tilezero %%tmm3\n tileloadd (%1,%2,1), %%tmm4\n tileloadd (%1,%2,1), %%tmm5"
+               : : "m"(shape), "r"(values), "r"(std::size_t{64}) : "memory");
+  for (std::uint64_t i = 0; i < steps / 8; ++i) dots();
+  asm volatile("tilestored %%tmm3, (%0,%1,1)\n tilerelease"
+               : : "r"(sums), "r"(std::size_t{64}) : "memory");
+  return sums[15][15] == static_cast<Sum>(steps / 8 * (64 / sizeof(Value)));
+}
+
+bool dot_tiles_bf16(std::uint64_t steps) {  // below 2^24, to be exact
+  return dot_tiles<std::uint16_t, float>(steps, 0x3F80, [] {
+    asm volatile("tdpbf16ps %tmm5, %tmm4, %tmm0\n tdpbf16ps %tmm5, %tmm4, %tmm1\n"
+                 "tdpbf16ps %tmm5, %tmm4, %tmm2\n tdpbf16ps %tmm5, %tmm4, %tmm3");
+  });
+}
+
+bool dot_tiles_int8(std::uint64_t steps) {
+  return dot_tiles<std::uint8_t, std::uint32_t>(steps, 1, [] {
+    asm volatile("tdpbusd %tmm5, %tmm4, %tmm0\n tdpbusd %tmm5, %tmm4, %tmm1\n"
+                 "tdpbusd %tmm5, %tmm4, %tmm2\n tdpbusd %tmm5, %tmm4, %tmm3");
+  });
+}
+
+bool has_int8_tiles() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return has_tiles() && __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & (1U << 25)) != 0;
+}
+
+constexpr double tile_ops = 4 * 16 * 16 * 2 / 8.0;  // for each pair of values, a step
+
+#endif
+
 /// The widest of each kind first.
 std::vector<Probe> known_probes() {
   constexpr double sums = Sums::size();
@@ -103,8 +152,14 @@ std::vector<Probe> known_probes() {
       {"f32", "AVX-512 FMA", avx512, [](auto n) { return fma_avx512(n, Sums{}); }, sums * 16 * 2},
       {"f32", "AVX2 FMA", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"),
        [](auto n) { return fma_avx2(n, Sums{}); }, sums * 8 * 2},
+#if !defined(__clang__)
+      {"bf16", "AMX", has_tiles(), dot_tiles_bf16, tile_ops * 32},
+#endif
       {"bf16", "AVX-512 BF16", avx512 && __builtin_cpu_supports("avx512bf16"),
        [](auto n) { return dot_bf16(n, Sums{}); }, sums * 32 * 2},
+#if !defined(__clang__)
+      {"int8", "AMX", has_int8_tiles(), dot_tiles_int8, tile_ops * 64},
+#endif
       {"int8", "AVX-512 VNNI", avx512 && __builtin_cpu_supports("avx512vnni"),
        [](auto n) { return dot_int8_avx512(n, Sums{}); }, sums * 64 * 2},
       {"int8", "AVX-VNNI", has_avx_vnni(), [](auto n) { return dot_int8_avx(n, Sums{}); },

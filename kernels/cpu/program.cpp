@@ -5,6 +5,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "kernels/cpu/matmul_formats.hpp"
 #include "kernels/program.hpp"
 
 namespace sluice::kernels::cpu {
@@ -44,7 +45,7 @@ class Compiler {
     std::vector<std::size_t> offsets;
     for (const BufferShape& shape : steps_.buffers) {
       offsets.push_back(floats);
-      floats += rows_max(pool_, shape.rows) * padded(shape.width);
+      floats += rows_max(pool_, shape.rows) * row_stride_of(shape.width);
     }
     rounded_.resize(steps_.buffers.size());
     writers_.resize(steps_.buffers.size());
@@ -59,9 +60,10 @@ class Compiler {
       std::size_t& at = (int8 ? int8_at : bf16_at)[linear->in.index];
       if (at != 0) continue;
       at = floats;
-      const std::size_t row = int8 ? QuantizedView::row_bytes(in.width)
-                                   : padded(in.width) * sizeof(std::uint16_t);
-      floats += rows_max(pool_, in.rows) * row / sizeof(float);
+      const std::size_t rows = rows_max(pool_, in.rows);
+      const std::size_t bytes = int8 ? QuantizedView::bytes(rows, in.width, has_tiles())
+                                     : rows * padded(in.width) * sizeof(std::uint16_t);
+      floats += bytes / sizeof(float);
     }
     angles_end_ = floats;
     for (const Op& op : steps_.ops) {  // at most one table of angles an operation
@@ -83,13 +85,14 @@ class Compiler {
     program_.shapes_ = steps_.buffers;
     for (std::size_t i = 0; i < offsets.size(); ++i) {
       program_.views_.push_back(
-          {program_.arena_.as<float>() + offsets[i], padded(steps_.buffers[i].width)});
+          {program_.arena_.as<float>() + offsets[i], row_stride_of(steps_.buffers[i].width)});
     }
     auto* arena_floats = program_.arena_.as<float>();
     for (std::size_t i = 0; i < steps_.buffers.size(); ++i) {
       const std::uint32_t width = steps_.buffers[i].width;
       if (int8_at[i] != 0) {
-        rounded_[i].int8 = {reinterpret_cast<std::byte*>(arena_floats + int8_at[i]), width};
+        rounded_[i].int8 = {reinterpret_cast<std::byte*>(arena_floats + int8_at[i]), width,
+                            has_tiles()};
       }
       if (bf16_at[i] != 0) {
         rounded_[i].bf16 = {reinterpret_cast<std::uint16_t*>(arena_floats + bf16_at[i]),

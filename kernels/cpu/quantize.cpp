@@ -12,13 +12,13 @@
 #include <limits>
 
 #include "kernels/cpu/lanes-inl.hpp"
+#include "kernels/cpu/matmul_formats.hpp"
 #include "kernels/cpu/quantize.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace sluice::kernels::HWY_NAMESPACE {
 
 constexpr std::int32_t infinity = 0x7F800000, power = 1 << 23, one = 127 * power;
-constexpr std::int32_t halvings_most = 31;   // smaller values are as good as none
 constexpr std::int32_t origin = 0x4B400000;  // 1.5 * 2^23
 constexpr float tiny = 1e-25F;  // below, 127 / largest would soon not be finite
 
@@ -112,7 +112,7 @@ HWY_INLINE void quantize_blocks(const float* x, cpu::QuantizedBlock* blocks) {
     step[p] = hn::IfThenElseZero(some, hn::Div(all, hn::Set(F(), 127.0F)));
     const Part to_127 = hn::IfThenElseZero(some, hn::Div(hn::Set(F(), 127.0F), all));
     // Bits' difference is a power of two less where the smaller one's fraction is the larger.
-    const Ints halved = hn::And(hn::Min(hn::Sub(top, own.part[p]), ints(halvings_most * power)),
+    const Ints halved = hn::And(hn::Min(hn::Sub(top, own.part[p]), ints(cpu::halvings_max * power)),
                                 ints(-power));
     unit[p] = as_floats(hn::Sub(ints(one), halved));
     hn::Store(all, F(), largest + p * part_lanes);
@@ -188,8 +188,16 @@ HWY_EXPORT(quantize);
 namespace cpu {
 
 void quantize(const float* x, std::uint32_t first, std::uint32_t last, const QuantizedView& to,
-              std::size_t r) {
-  HWY_DYNAMIC_DISPATCH(quantize)(x, first, last, to, r);
+              std::size_t r, std::size_t rows) {
+  if (!to.tiled(rows)) return HWY_DYNAMIC_DISPATCH(quantize)(x, first, last, to, r);
+  std::array<QuantizedBlock, 8> some;
+  const QuantizedView view{reinterpret_cast<std::byte*>(some.data()), 32 * some.size()};
+  for (std::uint32_t k = first; k < last; k += view.cols) {
+    const std::uint32_t cols = std::min(view.cols, last - k);
+    HWY_DYNAMIC_DISPATCH(quantize)(x + k, 0, cols, view, 0);
+    put_in_tiles(some.data(), cols / 32, r % TiledBlock::rows,
+                 to.tile(r / TiledBlock::rows) + k / 32);
+  }
 }
 
 }  // namespace cpu

@@ -217,7 +217,7 @@ void StepRunner::task(const NormStage& stage, std::uint32_t index, std::uint32_t
   for (std::uint32_t r = index * chunk; r < std::min(rows, (index + 1) * chunk); ++r) {
     norm_row(stage.in.row(r), stage.gain, stage.width, stage.epsilon, stage.accumulate,
              stage.out.row(r));
-    round_row(stage.out.row(r), 0, stage.width, stage.rounded, r);
+    round_row(stage.out.row(r), 0, stage.width, stage.rounded, r, rows);
   }
 }
 
@@ -255,7 +255,7 @@ void StepRunner::task(const RoundStage& stage, std::uint32_t index, std::uint32_
   const std::uint32_t rows = row_count(stage.space);
   const std::uint32_t chunk = row_chunk(rows);
   for (std::uint32_t r = index * chunk; r < std::min(rows, (index + 1) * chunk); ++r) {
-    round_row(stage.in.row(r), 0, stage.width, stage.rounded, r);
+    round_row(stage.in.row(r), 0, stage.width, stage.rounded, r, rows);
   }
 }
 
@@ -330,7 +330,7 @@ void StepRunner::task(const AttentionStage& stage, std::uint32_t index, std::uin
   attend(stage.work, kv_, group, scratch_[thread].as<float>());
   for (std::uint32_t r = group.row; r < group.row + group.rows; ++r) {
     round_row(stage.work.out.row(r), group.head * shape.head_dim,
-              (group.head + group.heads) * shape.head_dim, stage.rounded, r);
+              (group.head + group.heads) * shape.head_dim, stage.rounded, r, rows_.size());
   }
 }
 
@@ -344,7 +344,7 @@ void StepRunner::task(const GateStage& stage, std::uint32_t index, std::uint32_t
   const std::uint32_t first = index % per_row * gate_columns;
   const std::uint32_t last = std::min(stage.width, first + gate_columns);
   gate_row(stage.in.row(r), stage.activation, stage.width, first, last, stage.out.row(r));
-  round_row(stage.out.row(r), first, last, stage.rounded, r);
+  round_row(stage.out.row(r), first, last, stage.rounded, r, row_count(stage.space));
 }
 
 std::uint32_t StepRunner::tasks(const SoftCapStage& stage) const {
@@ -492,7 +492,7 @@ std::uint32_t StepRunner::tasks(const SelectStage&) const { return row_count(Row
 
 void StepRunner::task(const SelectStage& stage, std::uint32_t index, std::uint32_t) {
   std::memcpy(stage.out.row(index), stage.in.row(sampled_[index]), stage.width * sizeof(float));
-  round_row(stage.out.row(index), 0, stage.width, stage.rounded, index);
+  round_row(stage.out.row(index), 0, stage.width, stage.rounded, index, sampled_.size());
 }
 
 std::uint32_t StepRunner::tasks(const SampleStage&) const { return row_count(RowSpace::sampled); }

@@ -2,7 +2,8 @@
 // ragged shapes times rows (rounded as the format has it, for bfloat16 also as they are) against
 // the sum in double of the same values, alone and in any number of rows to the bit; and that
 // rounding to int8 is to the nearest step of each sixteen, which is its block's halved as often as
-// their values allow, zero where all are zero, NaN where one is not finite.
+// their values allow, zero where all are zero, NaN where one is not finite; and that tiles, the
+// processor's or else a loop, give the same bits as dot products.
 
 #include "tests/kernels/cpu_targets.hpp"
 // Before all that includes Highway's.
@@ -11,10 +12,12 @@
 #include <bit>
 #include <boost/test/unit_test.hpp>
 #include <cmath>
+#include <fstream>
 #include <limits>
 #include <random>
 #include <vector>
 
+#include "kernels/cpu/matmul_formats.hpp"
 #include "tests/kernels/harness.hpp"
 
 namespace sluice::kernels::test {
@@ -28,13 +31,13 @@ struct Inputs {
   std::vector<std::uint16_t> halves;
   cpu::RoundedRows view;
 
-  Inputs(std::vector<float> values, std::size_t width)
+  Inputs(std::vector<float> values, std::size_t width, bool tiles = false)
       : x(std::move(values)), cols(static_cast<std::uint32_t>(width)) {
     const std::size_t rows = x.size() / cols;
-    bytes.resize(rows * cpu::QuantizedView::row_bytes(cols));
+    bytes.resize(cpu::QuantizedView::bytes(rows, cols, tiles));
     halves.resize(x.size());
-    view = {{bytes.data(), cols}, {halves.data(), cols}};
-    for (std::size_t r = 0; r < rows; ++r) cpu::round_row(&x[r * cols], 0, cols, view, r);
+    view = {{bytes.data(), cols, tiles}, {halves.data(), cols}};
+    for (std::size_t r = 0; r < rows; ++r) cpu::round_row(&x[r * cols], 0, cols, view, r, rows);
   }
 
   /// What a product reads.
@@ -135,6 +138,36 @@ void check_products(std::mt19937& random, const Tensor& tensor, cpu::Activations
   }
 }
 
+bool has_512_bits() { return (hwy::SupportedTargets() & (HWY_AVX3 | HWY_AVX3_DL)) != 0; }
+
+/// The weight times rows in either form, to the bit, on every target that has tiles of one kind.
+void check_tiles(const Tensor& tensor, const std::vector<float>& x, std::uint32_t count) {
+  if (!has_512_bits()) return;
+  const Packed packed(tensor);
+  const cpu::PackedWeight& weight = packed.weight;
+  const std::size_t cols = x.size() / count;
+  const Inputs in_rows(x, cols), in_tiles(x, cols, true);
+  BOOST_TEST_REQUIRE(in_tiles.view.int8.tiled(count));
+  const std::vector<float> bias(cpu::padded(weight.rows), 0.25F);
+  const auto multiply = [&](const Inputs& in) {
+    std::vector<float> out(count * weight.rows, 7.0F);
+    const std::uint32_t cut = weight.strips() / 2;  // no task has all strips
+    for (const auto& [first, last] : {std::pair(0U, cut), std::pair(cut, weight.strips())}) {
+      cpu::multiply({&weight, bias.data(), {}, in.view, {out.data(), weight.rows}, true}, count,
+                    first, last);
+    }
+    return out;
+  };
+  const std::vector<float> expected = multiply(in_rows);
+  on_every_target([&] {
+    if (!has_512_bits()) return;
+    const std::vector<float> out = multiply(in_tiles);
+    BOOST_TEST(std::memcmp(out.data(), expected.data(), out.size() * sizeof(float)) == 0,
+               info(weight.format).name << " " << weight.rows << " x " << weight.cols << ", "
+                                        << count << " rows");
+  });
+}
+
 }  // namespace
 
 BOOST_AUTO_TEST_SUITE(packed)
@@ -219,7 +252,7 @@ BOOST_AUTO_TEST_CASE(rounding_is_to_the_nearest_step) {
         const double halved = step / step_of_both;
         BOOST_TEST(std::exp2(std::round(std::log2(halved))) == halved);
         // Once more would be too often, but for values that are as good as none.
-        BOOST_TEST((largest > step * 127 * 0.499999 || halved == std::exp2(-31)));
+        BOOST_TEST((largest > step * 127 * 0.499999 || halved == std::exp2(-cpu::halvings_max)));
       }
       const auto zero = std::bit_cast<std::int32_t>(blocks[b].origins[half]);
       BOOST_TEST(blocks[b].starts_8[half] == zero - 8 * quants);
@@ -228,6 +261,67 @@ BOOST_AUTO_TEST_CASE(rounding_is_to_the_nearest_step) {
     }
     BOOST_TEST(std::abs(sum - static_cast<double>(blocks[b].sum)) <= 1e-6 * std::abs(sum));
   }
+}
+
+BOOST_AUTO_TEST_CASE(tiles_give_the_same_bits) {
+  std::mt19937 random(9);
+  for (std::size_t f = 0; f < format_count; ++f) {
+    const auto format = static_cast<Format>(f);
+    const std::uint32_t unit = info(format).block_elements;
+    if (cpu::activations_of(format) != cpu::Activations::int8) continue;
+    // 1 to 7 blocks, so that all numbers of them are left over; more rows than weights are unpacked
+    // once for, and tiles that are not full; a strip alone and one that is not full.
+    for (std::uint32_t blocks = 1; blocks <= 7; ++blocks) {
+      const std::uint32_t cols = unit == 32 ? 32 * blocks : 256 * ((blocks + 3) / 4);
+      const auto count = static_cast<std::uint32_t>(blocks == 5 ? 301 : 32 + random() % 40);
+      const Tensor tensor = random_tensor(random, format, blocks == 3 ? 170 : 37, cols, 1.0F);
+      std::vector<float> x = random_values(random, count * cols);
+      // Halves of all sizes beside each other, zeros, and what is not finite.
+      for (std::size_t i = 0; i < x.size(); ++i)
+        x[i] = std::ldexp(x[i], static_cast<int>(i / 16 * 2654435761U % 97) / 8 - 6);
+      std::fill_n(x.begin() + 16, 16, 0.0F);
+      std::fill_n(x.begin() + cols, 32, 0.0F);
+      x[2 * cols + 5] = std::numeric_limits<float>::infinity();
+      x[3 * cols + 6] = std::numeric_limits<float>::quiet_NaN();
+      check_tiles(tensor, x, count);
+    }
+  }
+}
+
+// As large as a block's sums become: beyond 2^24 of their unit float32 would round them, and then
+// in another order to another number.
+BOOST_AUTO_TEST_CASE(tiles_are_exact_with_the_largest_quants_and_most_halvings) {
+  std::mt19937 random(10);
+  Tensor tensor = random_tensor(random, Format::q8_0, 16, 64, 1.0F);
+  constexpr std::size_t block_bytes = 34;
+  for (std::size_t b = 0; b < tensor.bytes.size() / block_bytes; ++b)
+    std::fill_n(&tensor.bytes[b * block_bytes + 2], 32, std::byte{0x80});
+  constexpr std::uint32_t count = 32, cols = 64;
+  std::vector<float> x(count * cols);
+  for (std::uint32_t i = 0; i < x.size(); ++i) {
+    const int halved = i / 16 % 2 == 0 ? 0 : -cpu::halvings_max;
+    const auto quant = static_cast<float>(i % 16 == 0 ? 127 : 127 - static_cast<int>(random() % 4));
+    x[i] = std::ldexp(quant, halved);
+  }
+  const Inputs rounded(x, cols);
+  BOOST_TEST(rounded.step(0, 16) == rounded.step(0, 0) * std::exp2(-cpu::halvings_max));
+  BOOST_TEST(rounded.view.int8.row(0)->values[16] == 127);
+  check_tiles(tensor, x, count);
+}
+
+BOOST_AUTO_TEST_CASE(the_processors_tiles_are_used) {
+  std::ifstream cpuinfo("/proc/cpuinfo");
+  std::string flags;
+  while (std::getline(cpuinfo, flags) && !flags.starts_with("flags")) continue;
+  const bool has = flags.find("amx_tile") != std::string::npos &&
+                   flags.find("amx_bf16") != std::string::npos &&
+                   (hwy::SupportedTargets() & HWY_AVX3_DL) != 0;
+#if defined(__clang__)
+  BOOST_TEST(!cpu::has_tiles());
+#else
+  BOOST_TEST(cpu::has_tiles() == has);
+#endif
+  BOOST_TEST_MESSAGE("tiles by " << (cpu::has_tiles() ? "the processor" : "a loop"));
 }
 
 BOOST_AUTO_TEST_CASE(rounding_is_the_same_however_it_is_cut) {
@@ -242,11 +336,11 @@ BOOST_AUTO_TEST_CASE(rounding_is_the_same_however_it_is_cut) {
     for (std::uint32_t cut = 0; cut <= cols; cut += 32) {
       Inputs parts(x, cols);
       std::fill(parts.bytes.begin(), parts.bytes.end(), std::byte{0x5A});
-      cpu::quantize(x.data(), cut, cols, parts.view.int8, 0);
+      cpu::quantize(x.data(), cut, cols, parts.view.int8, 0, 1);
       const auto before = parts.bytes.begin() + 2 * cut;  // 64 bytes for 32 columns
       BOOST_TEST(std::all_of(parts.bytes.begin(), before,
                              [](std::byte b) { return b == std::byte{0x5A}; }));
-      cpu::quantize(x.data(), 0, cut, parts.view.int8, 0);
+      cpu::quantize(x.data(), 0, cut, parts.view.int8, 0, 1);
       BOOST_TEST((parts.bytes == whole.bytes), "cut at " << cut);
     }
   });

@@ -37,6 +37,10 @@ BOOST_AUTO_TEST_CASE(each_kind_of_arithmetic_by_its_widest_instructions) {
   if (processor_has("avx512_bf16")) expected["bf16"] = "AVX-512 BF16";
   if (processor_has("avx_vnni")) expected["int8"] = "AVX-VNNI";
   if (processor_has("avx512_vnni")) expected["int8"] = "AVX-512 VNNI";
+#if !defined(__clang__)
+  if (processor_has("amx_tile") && processor_has("amx_bf16")) expected["bf16"] = "AMX";
+  if (processor_has("amx_tile") && processor_has("amx_int8")) expected["int8"] = "AMX";
+#endif
   for (const std::uint32_t threads : {0U, 1U, 3U}) {
     std::map<std::string, std::string> found;
     for (const ArithmeticPeak& peak : arithmetic_peaks(threads)) {
