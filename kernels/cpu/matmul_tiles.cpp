@@ -84,15 +84,27 @@ HWY_INLINE __m512i to_bf16(__m512i quants) {
   }
 }
 
-/// Blocks [first, last) of a strip.
+/// Where a strip's blocks are.
+struct BlockPlace {
+  std::uint32_t strip;
+  std::size_t block;
+};
+
+/// Blocks of a strip. Asks for as many, which are next.
 template <class Kind>
-HWY_NOINLINE void unpack(const cpu::PackedWeight& weight, std::uint32_t strip, std::size_t first,
-                         std::size_t last, WeightPart* to) {
+HWY_NOINLINE void unpack(const cpu::PackedWeight& weight, BlockPlace from, std::size_t blocks,
+                         BlockPlace next, WeightPart* to) {
   constexpr cpu::PackedLayout layout = cpu::packed_layout(Kind::format);
   constexpr std::size_t H = Kind::halves;
-  Bytes base = weight.strip(strip);
-  for (std::size_t b = first; b < last; ++b, to += H) {
+  Bytes base = weight.strip(from.strip);
+  for (std::size_t i = 0; i < blocks; ++i, to += H) {
+    const std::size_t b = from.block + i;
     Bytes quants = base + weight.quants_at + b * layout.quant_bytes;
+    Bytes ahead = weight.strip(next.strip);
+    __builtin_prefetch(ahead + layout.scale_at(next.block + i));
+    for (std::size_t line = 0; line < layout.quant_bytes; line += 64) {
+      __builtin_prefetch(ahead + weight.quants_at + (next.block + i) * layout.quant_bytes + line);
+    }
     unroll<8>([&](auto j) SLUICE_INLINE {
       const __m512i q = Kind::quants(quants, j).part[0].raw;
       auto* lines = to[j * H / 8].quants[2 * j % (16 / H)];
@@ -188,7 +200,9 @@ void multiply_strips(Tiles& tiles, const Product& p, std::size_t rows, std::size
     const std::size_t left = blocks - b;
     const std::size_t step = left >= together ? together : left >= 2 ? 2 : 1;
     for (std::uint32_t s = first; s < last; ++s) {
-      unpack<Kind>(*p.weight, s, b, b + step, weights);
+      const BlockPlace next = left == step ? BlockPlace{s + (last - first), 0}
+                                           : BlockPlace{s, b + step};
+      unpack<Kind>(*p.weight, {s, b}, step, next, weights);
       const StripWork work{p, rows, from, to, s, sums[s - first]};
       const auto run = [&](auto parts_of_it) {
         multiply_parts<Kind, parts_of_it>(tiles, weights, work, b, left == step);

@@ -48,7 +48,7 @@ struct QuantizedView {
   bool tiles = false;  ///< many rows are rounded for tiles
 
   /// From so many rows on tiles are faster.
-  static constexpr std::size_t tiled_rows = 32;
+  static constexpr std::size_t tiled_rows = 64;
 
   static constexpr std::size_t row_bytes(std::uint32_t cols) {
     return cols / 32 * sizeof(QuantizedBlock);

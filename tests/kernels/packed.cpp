@@ -273,7 +273,7 @@ BOOST_AUTO_TEST_CASE(tiles_give_the_same_bits) {
     // once for, and tiles that are not full; a strip alone and one that is not full.
     for (std::uint32_t blocks = 1; blocks <= 7; ++blocks) {
       const std::uint32_t cols = unit == 32 ? 32 * blocks : 256 * ((blocks + 3) / 4);
-      const auto count = static_cast<std::uint32_t>(blocks == 5 ? 301 : 32 + random() % 40);
+      const auto count = static_cast<std::uint32_t>(blocks == 5 ? 301 : 64 + random() % 40);
       const Tensor tensor = random_tensor(random, format, blocks == 3 ? 170 : 37, cols, 1.0F);
       std::vector<float> x = random_values(random, count * cols);
       // Halves of all sizes beside each other, zeros, and what is not finite.
@@ -296,7 +296,7 @@ BOOST_AUTO_TEST_CASE(tiles_are_exact_with_the_largest_quants_and_most_halvings) 
   constexpr std::size_t block_bytes = 34;
   for (std::size_t b = 0; b < tensor.bytes.size() / block_bytes; ++b)
     std::fill_n(&tensor.bytes[b * block_bytes + 2], 32, std::byte{0x80});
-  constexpr std::uint32_t count = 32, cols = 64;
+  constexpr std::uint32_t count = 64, cols = 64;
   std::vector<float> x(count * cols);
   for (std::uint32_t i = 0; i < x.size(); ++i) {
     const int halved = i / 16 % 2 == 0 ? 0 : -cpu::halvings_max;
