@@ -33,15 +33,23 @@ class Peer:
     """peer.py, running; `call` is one measurement."""
 
     def __init__(self, python):
+        self.python = python
+        self.start()
+
+    def start(self):
         folder = os.path.dirname(os.path.abspath(__file__))
-        self.process = subprocess.Popen([python, os.path.join(folder, "peer.py")], text=True,
+        self.process = subprocess.Popen([self.python, os.path.join(folder, "peer.py")], text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def call(self, what, **arguments):
         self.process.stdin.write(json.dumps({"what": what, **arguments}) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
-        answer = json.loads(line) if line else {"error": "the process ended"}
+        if line:
+            answer = json.loads(line)
+        else:  # the next call finds another one
+            answer = {"error": f"the process ended with {self.process.wait()}"}
+            self.start()
         if "error" in answer:
             raise RuntimeError(f"llama.cpp, {what} {arguments}: {answer['error']}")
         return answer["value"]
