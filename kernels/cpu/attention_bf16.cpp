@@ -19,7 +19,8 @@
 // Arithmetic intensity: a line of 64 bytes, two elements of sixteen keys or two values of sixteen
 // elements, is one dot product of each query of the register tile: 24 for the 4 lines and 6 queries
 // of a tile of many, 12 cycles where they load in 5. So these bound, at twice the speed of
-// float32's multiply-adds, and nothing is widened. A query that decodes has three or four heads for
+// float32's multiply-adds, and nothing is widened; on Intel's cores, as without such dot products,
+// two multiply-adds of the pair's parts do. A query that decodes has three or four heads for
 // a line, and waits for memory.
 
 HWY_BEFORE_NAMESPACE();

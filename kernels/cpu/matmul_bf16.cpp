@@ -18,6 +18,7 @@
 // products: up to ten rows run at the speed of memory. For many rows the dot products bound; a
 // register tile of two strips and twelve rows has 24 of them, 12 cycles, for 14 loads, 7 cycles. A
 // dot product takes 6 cycles, so twelve chains are needed: tiles of six rows and more have them.
+// Intel's cores start a dot product every other cycle: there two multiply-adds take its place.
 //
 // Where the product has its activations unrounded, it adds in the same order by multiply-adds: half
 // as fast, which a few rows at the speed of memory do not notice.

@@ -194,6 +194,7 @@ void multiply_strips(Tiles& tiles, const Product& p, std::size_t rows, std::size
   alignas(64) TileSums sums[sum_strips][sum_tiles];
   alignas(64) WeightPart weights[parts_together];
   const std::size_t blocks = p.weight->blocks(), count = to - from;
+  SLUICE_ASSERT(blocks * cpu::block_cols == p.rounded.int8.cols, "rows as wide as the weight");
   for (std::uint32_t s = first; s < last; ++s)
     std::memset(sums[s - first], 0, count * sizeof(TileSums));
   for (std::size_t b = 0; b < blocks;) {
@@ -262,8 +263,9 @@ void put_in_tiles([[maybe_unused]] const cpu::QuantizedBlock* blocks,
 }
 
 #if SLUICE_TILES
-/// The processor has them (leaf 7: AMX-BF16, AMX-TILE), and Linux lets the process use them. Its
-/// signals' frames are 8 KiB larger from then on.
+/// The processor has them (leaf 7: AMX-BF16, AMX-TILE), and Linux lets the process use them: but
+/// not where an alternative signal stack is too small for frames that are 8 KiB larger, nor are
+/// such stacks to be had from then on.
 bool has_tiles() {
   static const bool has = [] {
     unsigned a = 0, b = 0, c = 0, d = 0;

@@ -1,6 +1,6 @@
 #pragma once
 // Activations as products with packed weights read them, in int8: a block of 32 columns has a step,
-// and each sixteen of it that step halved as often as its values allow:
+// and each sixteen of it that step halved as often as its values allow, five times at most:
 //   step = largest |x| of the block / 127,  x ~ step * 2^-h * q,  q rounded to nearest even
 // Most engines' steps are of 32 columns: that they may be halved makes the rounding's error in
 // SmolLM2's logits a fifth smaller, and costs products nothing. The sum of a dot product's integer
@@ -45,7 +45,8 @@ static_assert(sizeof(TiledBlock) == 16 * (64 + 8));
 struct QuantizedView {
   std::byte* data = nullptr;  ///< at a multiple of 4; of 64 to be fast
   std::uint32_t cols = 0;
-  bool tiles = false;  ///< many rows are rounded for tiles
+  /// Many rows are rounded for tiles: by a processor, and a target of Highway, with 512 bits.
+  bool tiles = false;
 
   /// From so many rows on tiles are faster.
   static constexpr std::size_t tiled_rows = 64;

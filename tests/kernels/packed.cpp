@@ -2,8 +2,8 @@
 // ragged shapes times rows (rounded as the format has it, for bfloat16 also as they are) against
 // the sum in double of the same values, alone and in any number of rows to the bit; and that
 // rounding to int8 is to the nearest step of each sixteen, which is its block's halved as often as
-// their values allow, zero where all are zero, NaN where one is not finite; and that tiles, the
-// processor's or else a loop, give the same bits as dot products.
+// their values allow, five times at most, zero where all are zero, NaN where one is not finite; and
+// that tiles, the processor's or else a loop, give the same bits as dot products.
 
 #include "tests/kernels/cpu_targets.hpp"
 // Before all that includes Highway's.
@@ -149,12 +149,15 @@ void check_tiles(const Tensor& tensor, const std::vector<float>& x, std::uint32_
   const Inputs in_rows(x, cols), in_tiles(x, cols, true);
   BOOST_TEST_REQUIRE(in_tiles.view.int8.tiled(count));
   const std::vector<float> bias(cpu::padded(weight.rows), 0.25F);
+  // Once as it is, once with what may lie beside.
   const auto multiply = [&](const Inputs& in) {
-    std::vector<float> out(count * weight.rows, 7.0F);
+    std::vector<float> out(2 * count * weight.rows, 7.0F);
     const std::uint32_t cut = weight.strips() / 2;  // no task has all strips
     for (const auto& [first, last] : {std::pair(0U, cut), std::pair(cut, weight.strips())}) {
-      cpu::multiply({&weight, bias.data(), {}, in.view, {out.data(), weight.rows}, true}, count,
-                    first, last);
+      const cpu::RowView alone{out.data(), weight.rows};
+      cpu::multiply({&weight, nullptr, {}, in.view, alone, false}, count, first, last);
+      const cpu::RowView beside{out.data() + count * weight.rows, weight.rows};
+      cpu::multiply({&weight, bias.data(), {}, in.view, beside, true}, count, first, last);
     }
     return out;
   };
@@ -251,7 +254,7 @@ BOOST_AUTO_TEST_CASE(rounding_is_to_the_nearest_step) {
       if (step_of_both > 0) {
         const double halved = step / step_of_both;
         BOOST_TEST(std::exp2(std::round(std::log2(halved))) == halved);
-        // Once more would be too often, but for values that are as good as none.
+        // Once more would be too often, but where there are no more halvings.
         BOOST_TEST((largest > step * 127 * 0.499999 || halved == std::exp2(-cpu::halvings_max)));
       }
       const auto zero = std::bit_cast<std::int32_t>(blocks[b].origins[half]);
@@ -296,16 +299,28 @@ BOOST_AUTO_TEST_CASE(tiles_are_exact_with_the_largest_quants_and_most_halvings) 
   constexpr std::size_t block_bytes = 34;
   for (std::size_t b = 0; b < tensor.bytes.size() / block_bytes; ++b)
     std::fill_n(&tensor.bytes[b * block_bytes + 2], 32, std::byte{0x80});
+  // One that is odd, in the halved half, or all would be multiples of 128.
+  for (std::size_t b = 0; b < tensor.bytes.size() / block_bytes; ++b)
+    tensor.bytes[b * block_bytes + 2 + 31] = std::byte{0x81};
   constexpr std::uint32_t count = 64, cols = 64;
   std::vector<float> x(count * cols);
   for (std::uint32_t i = 0; i < x.size(); ++i) {
     const int halved = i / 16 % 2 == 0 ? 0 : -cpu::halvings_max;
-    const auto quant = static_cast<float>(i % 16 == 0 ? 127 : 127 - static_cast<int>(random() % 4));
-    x[i] = std::ldexp(quant, halved);
+    x[i] = std::ldexp(127.0F, halved);
   }
   const Inputs rounded(x, cols);
   BOOST_TEST(rounded.step(0, 16) == rounded.step(0, 0) * std::exp2(-cpu::halvings_max));
   BOOST_TEST(rounded.view.int8.row(0)->values[16] == 127);
+  // One halving more, and float32 could not hold such a sum.
+  const auto sum = [](int halvings) {
+    const double unit = std::exp2(-halvings);
+    return 127.0 * (16 * 128 + unit * (15 * 128 + 127));
+  };
+  const auto exact = [](double value) {
+    return static_cast<double>(static_cast<float>(value)) == value;
+  };
+  BOOST_TEST(exact(sum(cpu::halvings_max)));
+  BOOST_TEST(!exact(sum(cpu::halvings_max + 1)));
   check_tiles(tensor, x, count);
 }
 
@@ -313,12 +328,12 @@ BOOST_AUTO_TEST_CASE(the_processors_tiles_are_used) {
   std::ifstream cpuinfo("/proc/cpuinfo");
   std::string flags;
   while (std::getline(cpuinfo, flags) && !flags.starts_with("flags")) continue;
-  const bool has = flags.find("amx_tile") != std::string::npos &&
-                   flags.find("amx_bf16") != std::string::npos &&
-                   (hwy::SupportedTargets() & HWY_AVX3_DL) != 0;
 #if defined(__clang__)
   BOOST_TEST(!cpu::has_tiles());
 #else
+  const bool has = flags.find("amx_tile") != std::string::npos &&
+                   flags.find("amx_bf16") != std::string::npos &&
+                   (hwy::SupportedTargets() & HWY_AVX3_DL) != 0;
   BOOST_TEST(cpu::has_tiles() == has);
 #endif
   BOOST_TEST_MESSAGE("tiles by " << (cpu::has_tiles() ? "the processor" : "a loop"));
