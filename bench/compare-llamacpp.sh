@@ -31,13 +31,20 @@ while (($#)); do
   shift
 done
 
+# Compiled by GCC 12 llama.cpp's own tiles (AMX) end in an illegal instruction; without them it is
+# nearly as fast as with Clang's (docs/performance.md).
+no_tiles=''
+[[ $(uname -m) != x86_64 ]] || no_tiles='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'
+
 install_peer() {
+  local -x CFLAGS=$no_tiles CXXFLAGS=$no_tiles
   [[ -x $peers/venv/bin/python ]] || /usr/bin/python3 -m venv "$peers/venv"
   CMAKE_ARGS=-DGGML_NATIVE=ON "$peers/venv/bin/python" -m pip install \
     --disable-pip-version-check --no-binary llama-cpp-python \
     "llama-cpp-python[server]==$version" gguf==0.19.0 numpy==2.4.6
 }
 build_tools() {
+  local -x CFLAGS=$no_tiles CXXFLAGS=$no_tiles
   local source
   mkdir -p "$peers/source"
   "$peers/venv/bin/python" -m pip download --disable-pip-version-check --no-deps \

@@ -28,13 +28,6 @@ constexpr std::size_t padded(std::size_t width) {
   return (width + row_quantum - 1) / row_quantum * row_quantum;
 }
 
-/// From one row of a buffer to the next: no multiple of 2 KiB, or a column of many rows, which a
-/// strip's products write, would have but one or two places in the first-level cache.
-constexpr std::size_t row_stride_of(std::size_t width) {
-  const std::size_t floats = padded(width);
-  return floats % 512 == 0 ? floats + row_quantum : floats;
-}
-
 /// Of a file, not read in place, but copied as it is loaded: a page that is touched brings fifteen
 /// others.
 inline constexpr std::size_t copied_bytes = std::size_t{32} << 10;

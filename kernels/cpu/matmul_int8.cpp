@@ -162,8 +162,8 @@ HWY_INLINE void multiply_strip(const cpu::PackedWeight& weight, std::uint32_t st
         c.part[i] = start<Kind>(in, 1);
       });
       unroll<4>([&](auto j) SLUICE_INLINE {
-        add_dots<small<Kind>>(q[j], in.values + 4 * j, a);
-        add_dots<small<Kind>>(q[4 + j], in.values + 16 + 4 * j, c);
+        add_dots<has_small_quants<Kind>>(q[j], in.values + 4 * j, a);
+        add_dots<has_small_quants<Kind>>(q[4 + j], in.values + 16 + 4 * j, c);
       });
       const Lanes low = in_steps(a, origin_of(in, 0)), high = in_steps(c, origin_of(in, 1));
       add_block<Kind>(low, high, in, scale, sums[n]);
@@ -305,7 +305,7 @@ HWY_INLINE void multiply_pair(Pair at, std::size_t blocks,
           std::memcpy(&four, x[n][b].values + 16 * half + 4 * j, sizeof four);
           const auto all = hn::Set(I(), four);
           unroll<S>([&](auto s) SLUICE_INLINE {
-            add_dots<small<Kind>>(q[s], all, acc[S * n + s]);
+            add_dots<has_small_quants<Kind>>(q[s], all, acc[S * n + s]);
           });
         });
       });

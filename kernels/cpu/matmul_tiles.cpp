@@ -11,7 +11,7 @@
 #include <array>
 #include <bit>
 
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__x86_64__)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -40,7 +40,7 @@ namespace sluice::kernels::HWY_NAMESPACE {
 
 using cpu::Product;
 
-#if HWY_CAP_GE512
+#if HWY_TARGET == HWY_AVX3_DL
 
 using cpu::TiledBlock;
 
@@ -64,7 +64,7 @@ constexpr short bf16_bits(int value) {
 /// bfloat16 of the quant, less the format's zero, in the low byte of each 16 bits.
 template <class Kind>
 HWY_INLINE __m512i to_bf16(__m512i quants) {
-  if constexpr (Kind::largest < 64) {  // by a table of 32, or of twice as many
+  if constexpr (has_small_quants<Kind>) {  // by a table of 32, or of twice as many
     constexpr auto table = [] {
       std::array<std::array<short, 32>, 2> of{};
       for (int i = 0; i < 64; ++i) of[i / 32][i % 32] = bf16_bits(i - Kind::zero);
@@ -138,11 +138,11 @@ struct StripWork {
   }
 };
 
-/// Adds to a strip's sums what N parts of it give, the first of block b; `last`: these are all.
-template <class Kind, std::size_t N, class Tiles>
+/// Adds to a strip's sums what N parts of it give, H of a block and the first of block b; `last`:
+/// these are all. `offsets`: the weights have an m.
+template <std::size_t H, bool offsets, std::size_t N, class Tiles>
 HWY_NOINLINE void multiply_parts(Tiles& tiles, const WeightPart* weights, const StripWork& work,
                                  std::size_t b, bool last) {
-  constexpr std::size_t H = Kind::halves;
   static_assert(N <= parts_together && (N == 1 || N % 2 == 0));
   const TiledBlock* x = work.product.rounded.int8.tile(work.from) + b;
   const std::size_t stride = work.product.weight->blocks(), count = work.to - work.from;
@@ -174,7 +174,7 @@ HWY_NOINLINE void multiply_parts(Tiles& tiles, const WeightPart* weights, const 
       const TiledBlock& in = x[t * stride + i / H];
       unroll<tile_rows>([&](auto r) SLUICE_INLINE {
         sum[r] = fma(load(dots[i][r]), weights[i].d * set(in.steps[r]), sum[r]);
-        if constexpr (Kind::zero == 0) sum[r] = fma(set(in.sums[r]), weights[i].m, sum[r]);
+        if constexpr (offsets) sum[r] = fma(set(in.sums[r]), weights[i].m, sum[r]);
       });
       if constexpr (N == 1) {
         begin(zeroth, next);
@@ -206,12 +206,12 @@ void multiply_strips(Tiles& tiles, const Product& p, std::size_t rows, std::size
       unpack<Kind>(*p.weight, {s, b}, step, next, weights);
       const StripWork work{p, rows, from, to, s, sums[s - first]};
       const auto run = [&](auto parts_of_it) {
-        multiply_parts<Kind, parts_of_it>(tiles, weights, work, b, left == step);
+        multiply_parts<H, Kind::zero == 0, parts_of_it>(tiles, weights, work, b, left == step);
       };
-      switch (step * H) {
-        case 1: run(std::integral_constant<std::size_t, 1>()); break;
-        case 2: run(std::integral_constant<std::size_t, 2>()); break;
-        default: run(std::integral_constant<std::size_t, 4>());
+      switch (step) {
+        case 1: run(std::integral_constant<std::size_t, H>()); break;
+        case 2: run(std::integral_constant<std::size_t, 2 * H>()); break;
+        default: run(std::integral_constant<std::size_t, parts_together>());
       }
     }
     b += step;
@@ -239,7 +239,7 @@ void multiply_by(const Product& p, std::uint32_t rows, std::uint32_t first, std:
 void put_in_tiles([[maybe_unused]] const cpu::QuantizedBlock* blocks,
                   [[maybe_unused]] std::size_t count, [[maybe_unused]] std::size_t row,
                   [[maybe_unused]] cpu::TiledBlock* to) {
-#if HWY_CAP_GE512
+#if HWY_TARGET == HWY_AVX3_DL
   for (std::size_t b = 0; b < count; ++b) {
     const cpu::QuantizedBlock& block = blocks[b];
     unroll<2>([&](auto half) SLUICE_INLINE {
@@ -285,7 +285,7 @@ void multiply_tiles([[maybe_unused]] const Product& p, [[maybe_unused]] std::uin
 #if SLUICE_TILES
   if (has_tiles()) return multiply_by<ProcessorTiles>(p, rows, first, last);
 #endif
-#if HWY_CAP_GE512
+#if HWY_TARGET == HWY_AVX3_DL
   multiply_by<LoopTiles>(p, rows, first, last);
 #else
   SLUICE_ASSERT(false, "rows rounded for tiles where there are none");

@@ -91,14 +91,14 @@ HWY_INLINE Quants load_sixes(Bytes from, std::size_t j) {
 }
 
 #if HWY_CAP_GE512
-/// sums[r] += q[r][0..3] . x[0..3] with x in every lane, exactly. `few`: no quant is above 63.
-template <bool few>
+/// sums[r] += q[r][0..3] . x[0..3] with x in every lane, exactly. `small`: no quant is above 63.
+template <bool small>
 HWY_INLINE void add_dots(const Quants& q, hn::Vec<I> x, Sums& sums) {
 #if HWY_TARGET == HWY_AVX3
   const __m512i w = q.part[0].raw;
   const __m512i v = x.raw;
   __m512i dots;
-  if constexpr (few) {  // 2 * 63 * 127 fits 16 bits
+  if constexpr (small) {  // 2 * 63 * 127 fits 16 bits
     dots = _mm512_madd_epi16(_mm512_maddubs_epi16(w, v), _mm512_set1_epi16(1));
   } else {  // even and odd bytes apart
     const __m512i even = _mm512_madd_epi16(_mm512_and_si512(w, _mm512_set1_epi16(255)),
@@ -115,7 +115,7 @@ HWY_INLINE void add_dots(const Quants& q, hn::Vec<I> x, Sums& sums) {
 #endif
 
 /// The same with x where it lies.
-template <bool few>
+template <bool small>
 HWY_INLINE void add_dots(const Quants& q, const std::int8_t* x, Sums& sums) {
 #if HWY_TARGET == HWY_AVX3_DL
   struct Four {
@@ -128,13 +128,13 @@ HWY_INLINE void add_dots(const Quants& q, const std::int8_t* x, Sums& sums) {
   std::int32_t four;
   std::memcpy(&four, x, sizeof four);
 #if HWY_TARGET == HWY_AVX3
-  add_dots<few>(q, hn::Set(I(), four), sums);
+  add_dots<small>(q, hn::Set(I(), four), sums);
 #elif HWY_TARGET == HWY_AVX2
   const __m256i v = _mm256_set1_epi32(four);
   unroll<2>([&](auto i) SLUICE_INLINE {
     const __m256i w = q.part[i].raw;
     __m256i dots;
-    if constexpr (few) {
+    if constexpr (small) {
       dots = _mm256_madd_epi16(_mm256_maddubs_epi16(w, v), _mm256_set1_epi16(1));
     } else {
       const __m256i even = _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(255)),
@@ -187,9 +187,8 @@ struct Scales {
 // quants, how many scales a block's row has, and how to read them. `head` is what eight blocks
 // share.
 
-/// No quant is above 63.
 template <class Kind>
-constexpr bool small = Kind::largest < 64;
+constexpr bool has_small_quants = Kind::largest < 64;
 
 struct PackedQ4_0 {
   static constexpr Format format = Format::q4_0;

@@ -45,7 +45,7 @@ class Compiler {
     std::vector<std::size_t> offsets;
     for (const BufferShape& shape : steps_.buffers) {
       offsets.push_back(floats);
-      floats += rows_max(pool_, shape.rows) * row_stride_of(shape.width);
+      floats += rows_max(pool_, shape.rows) * padded(shape.width);
     }
     rounded_.resize(steps_.buffers.size());
     writers_.resize(steps_.buffers.size());
@@ -85,7 +85,7 @@ class Compiler {
     program_.shapes_ = steps_.buffers;
     for (std::size_t i = 0; i < offsets.size(); ++i) {
       program_.views_.push_back(
-          {program_.arena_.as<float>() + offsets[i], row_stride_of(steps_.buffers[i].width)});
+          {program_.arena_.as<float>() + offsets[i], padded(steps_.buffers[i].width)});
     }
     auto* arena_floats = program_.arena_.as<float>();
     for (std::size_t i = 0; i < steps_.buffers.size(); ++i) {

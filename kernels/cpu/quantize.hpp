@@ -45,7 +45,7 @@ static_assert(sizeof(TiledBlock) == 16 * (64 + 8));
 struct QuantizedView {
   std::byte* data = nullptr;  ///< at a multiple of 4; of 64 to be fast
   std::uint32_t cols = 0;
-  /// Many rows are rounded for tiles: by a processor, and a target of Highway, with 512 bits.
+  /// Many rows are rounded for tiles: where Highway's target has byte dot products of 512 bits.
   bool tiles = false;
 
   /// From so many rows on tiles are faster.

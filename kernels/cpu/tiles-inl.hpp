@@ -1,6 +1,6 @@
 // Eight tiles of sixteen rows of 64 bytes, and sums of bfloat16 products in them: as the processor
 // has them (AMX), or by a loop, which tests compare with where it has none. Included once per
-// target, of which only those with 512 bits have any.
+// target, of which only the one with byte dot products of 512 bits has any.
 
 #if defined(SLUICE_KERNELS_CPU_TILES_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef SLUICE_KERNELS_CPU_TILES_INL
