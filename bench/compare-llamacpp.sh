@@ -48,7 +48,7 @@ build_tools() {
   local source
   mkdir -p "$peers/source"
   "$peers/venv/bin/python" -m pip download --disable-pip-version-check --no-deps \
-    --no-binary :all: --dest "$peers/source" "llama-cpp-python==$version"
+    --no-binary llama-cpp-python --dest "$peers/source" "llama-cpp-python==$version"
   tar -xzf "$peers/source/llama_cpp_python-$version.tar.gz" -C "$peers/source"
   source=$peers/source/llama_cpp_python-$version/vendor/llama.cpp
   # The libraries as the package builds them; the page that the server could show is left out.

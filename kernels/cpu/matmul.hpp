@@ -2,8 +2,10 @@
 // Products of packed weights with activations; sixteen results at once, a lane each, and every
 // result in one order whatever the number of rows, threads or the instruction set:
 //   float32, float16   one chain of fused multiply-adds over the columns (matmul_float)
-//   bfloat16           the same with x rounded to bfloat16 or as it is, of each pair of columns
-//                      the odd one first, denormals taken for zeros (matmul_bf16)
+//   bfloat16           with x rounded to bfloat16 or as it is, of each block of 32 columns the
+//                      sum of two such chains, each of sixteen columns and begun at zero, of each
+//                      pair of columns the odd one first; denormals taken for zeros
+//                      (matmul_bf16, matmul_bf16_tiles)
 //   quantized          block by block of 32 columns, with fused multiply-adds,
 //     (d * step) * (2^-a (q . x_a) + 2^-b (q . x_b)) + m * (sum of x)            (matmul_int8,
 //                                                                               matmul_tiles)
@@ -64,7 +66,7 @@ inline void round_row(const float* x, std::uint32_t first, std::uint32_t last,
                       const RoundedRows& to, std::size_t r, std::size_t rows) {
   const auto end = static_cast<std::uint32_t>(padded(last));
   if (to.int8.data != nullptr) quantize(x, first, end, to.int8, r, rows);
-  if (to.bf16.data != nullptr) narrow(x, first, end, to.bf16, r);
+  if (to.bf16.data != nullptr) narrow(x, first, end, to.bf16, r, rows);
 }
 
 struct Product {

@@ -19,6 +19,8 @@
 // register tile of two strips and twelve rows has 24 of them, 12 cycles, for 14 loads, 7 cycles. A
 // dot product takes 6 cycles, so twelve chains are needed: tiles of six rows and more have them.
 // Intel's cores start a dot product every other cycle: there two multiply-adds take its place.
+// Chains end after half a block; what they add up to waits in memory, a store, a load and a sum for
+// eight dot products, on other units than theirs.
 //
 // Where the product has its activations unrounded, it adds in the same order by multiply-adds: half
 // as fast, which a few rows at the speed of memory do not notice.
@@ -102,33 +104,48 @@ constexpr std::size_t few_strips = SLUICE_PORTABLE ? 1 : 2;
 // the dot products.
 constexpr std::uint32_t cached_strips = 4;
 
+// What a chain adds: half a block.
+constexpr std::size_t half_pairs = cpu::block_cols / 4;
+
 // How far ahead of its use a weight is asked for.
 constexpr std::size_t prefetch_bytes = 8192;
 
 template <class How, std::size_t S, std::size_t N>
 HWY_NOINLINE void multiply_tile(const Product& p, std::size_t r, std::size_t strip) {
-  const std::size_t pairs = cpu::padded(p.weight->cols) / 2;
   const std::uint8_t* weights[S];
   decltype(How::row(p, r)) x[N];
-  Lanes sums[S * N];
+  // In memory, as are the first chains of a block while it has its second.
+  alignas(64) float sums[S * N][cpu::strip_rows] = {};
+  alignas(64) float firsts[S * N][cpu::strip_rows] = {};
   for (std::size_t s = 0; s < S; ++s) {
     weights[s] = p.weight->strip(static_cast<std::uint32_t>(strip + s));
   }
   for (std::size_t n = 0; n < N; ++n) x[n] = How::row(p, r + n);
-  unroll<S * N>([&](auto i) SLUICE_INLINE { sums[i] = set(0.0F); });
-  for (std::size_t k = 0; k < pairs; ++k) {
-    typename How::Weight w[S];
-    unroll<S>([&](auto s) SLUICE_INLINE {
-      const std::uint8_t* at = weights[s] + k * cpu::pair_bytes;
-      __builtin_prefetch(at + prefetch_bytes);
-      w[s] = How::weight(load_pairs(at));
-    });
-    unroll<N>([&](auto n) SLUICE_INLINE {
-      const auto input = How::input(x[n] + 2 * k);
-      unroll<S>([&](auto s) SLUICE_INLINE { How::add(w[s], input, sums[s * N + n]); });
-    });
+  const std::size_t halves = 2 * std::size_t{p.weight->blocks()};
+  for (std::size_t half = 0; half < halves; ++half) {
+    Lanes chains[S * N];
+    unroll<S * N>([&](auto i) SLUICE_INLINE { chains[i] = set(0.0F); });
+    for (std::size_t k = half * half_pairs; k < (half + 1) * half_pairs; ++k) {
+      typename How::Weight w[S];
+      unroll<S>([&](auto s) SLUICE_INLINE {
+        const std::uint8_t* at = weights[s] + k * cpu::pair_bytes;
+        __builtin_prefetch(at + prefetch_bytes);
+        w[s] = How::weight(load_pairs(at));
+      });
+      unroll<N>([&](auto n) SLUICE_INLINE {
+        const auto input = How::input(x[n] + 2 * k);
+        unroll<S>([&](auto s) SLUICE_INLINE { How::add(w[s], input, chains[s * N + n]); });
+      });
+    }
+    if (half % 2 == 0) {
+      unroll<S * N>([&](auto i) SLUICE_INLINE { store(chains[i], firsts[i]); });
+    } else {
+      unroll<S * N>([&](auto i) SLUICE_INLINE {
+        store(load(sums[i]) + (load(firsts[i]) + chains[i]), sums[i]);
+      });
+    }
   }
-  unroll<S * N>([&](auto i) SLUICE_INLINE { finish(p, r + i % N, strip + i / N, sums[i]); });
+  unroll<S * N>([&](auto i) SLUICE_INLINE { finish(p, r + i % N, strip + i / N, load(sums[i])); });
 }
 
 /// Strips [first, last) for N rows from r on, S strips at once, then fewer.

@@ -135,7 +135,9 @@ void multiply(const Product& product, std::uint32_t rows, std::uint32_t first,
               std::uint32_t last) {
   switch (activations_of(product.weight->format)) {
     case Activations::f32: return multiply_float(product, rows, first, last);
-    case Activations::bf16: return multiply_bf16(product, rows, first, last);
+    case Activations::bf16:
+      if (product.rounded.bf16.tiled(rows)) return multiply_bf16_tiles(product, rows, first, last);
+      return multiply_bf16(product, rows, first, last);
     case Activations::int8:
       if (product.rounded.int8.tiled(rows)) return multiply_tiles(product, rows, first, last);
       return multiply_int8(product, rows, first, last);

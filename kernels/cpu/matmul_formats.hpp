@@ -13,6 +13,10 @@ void multiply_float(const Product& product, std::uint32_t rows, std::uint32_t fi
 void multiply_bf16(const Product& product, std::uint32_t rows, std::uint32_t first,
                    std::uint32_t last);
 
+/// The same of so many rows that they are rounded for tiles.
+void multiply_bf16_tiles(const Product& product, std::uint32_t rows, std::uint32_t first,
+                         std::uint32_t last);
+
 /// Whether they are multiplied with the processor's bfloat16 dot products: the same bits, sooner
 /// where it starts more than one in two cycles.
 bool bf16_by_dots();

@@ -61,8 +61,9 @@ class Compiler {
       if (at != 0) continue;
       at = floats;
       const std::size_t rows = rows_max(pool_, in.rows);
+      const auto cols = static_cast<std::uint32_t>(padded(in.width));
       const std::size_t bytes = int8 ? QuantizedView::bytes(rows, in.width, has_tiles())
-                                     : rows * padded(in.width) * sizeof(std::uint16_t);
+                                     : NarrowView::bytes(rows, cols, has_tiles());
       floats += bytes / sizeof(float);
     }
     angles_end_ = floats;
@@ -96,7 +97,7 @@ class Compiler {
       }
       if (bf16_at[i] != 0) {
         rounded_[i].bf16 = {reinterpret_cast<std::uint16_t*>(arena_floats + bf16_at[i]),
-                            static_cast<std::uint32_t>(padded(width))};
+                            static_cast<std::uint32_t>(padded(width)), has_tiles()};
       }
     }
     return {};

@@ -9,6 +9,7 @@
 #define SLUICE_KERNELS_CPU_TILES_INL
 #endif
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -21,7 +22,9 @@ namespace sluice::kernels::HWY_NAMESPACE {
 inline constexpr std::size_t tile_line = 64;  ///< bytes
 
 // Both kinds of tiles: tile `c` += `a` times `b`, where a has, in each line, pairs of one row, and
-// b, in line k, the k-th pair of each column. Both have `pairs` of them, 8 or 16.
+// b, in line k, the k-th pair of each column. Both have `pairs` of them, 8 or 16. A pair's first
+// elements are a chain of fused multiply-adds that begins at zero, its second ones another, and
+// what is added is the sum of both; denormals are zeros (the loop's only under denormals.hpp).
 
 /// By a loop.
 template <std::size_t pairs>
@@ -40,14 +43,22 @@ class LoopTiles {
   void load_b(const void* from) {
     std::memcpy(&tiles_[t], from, pairs * tile_line);
   }
+  /// What store() gave.
+  template <int t>
+  void load_sums(const float* from) {
+    std::memcpy(&tiles_[t], from, sizeof tiles_[t]);
+  }
   template <int c, int a, int b>
   void dot() {
     for (std::size_t m = 0; m < 16; ++m) {
       for (std::size_t n = 0; n < 16; ++n) {
+        float chains[2] = {};
         for (std::size_t k = 0; k < 2 * pairs; ++k) {
-          tiles_[c].sums[m][n] += bf16_to_f32(tiles_[a].halves[m][k]) *
-                                  bf16_to_f32(tiles_[b].halves[k / 2][2 * n + k % 2]);
+          chains[k % 2] = std::fma(bf16_to_f32(tiles_[a].halves[m][k]),
+                                   bf16_to_f32(tiles_[b].halves[k / 2][2 * n + k % 2]),
+                                   chains[k % 2]);
         }
+        tiles_[c].sums[m][n] += chains[0] + chains[1];
       }
     }
   }
@@ -70,7 +81,7 @@ class LoopTiles {
 #define SLUICE_TILES 1
 
 /// By the processor. While it lives the thread has its tiles configured: 0 and 1 for sums, 2 and 3
-/// for a, 4 to 7 for b.
+/// for a, 4 to 7 for b, or with 16 pairs, where all are alike, each for any.
 template <std::size_t pairs>
 class ProcessorTiles {
  public:
@@ -97,6 +108,10 @@ class ProcessorTiles {
   }
   template <int t>
   HWY_INLINE void load_b(const void* from) {
+    load_a<t>(from);
+  }
+  template <int t>
+  HWY_INLINE void load_sums(const float* from) {
     load_a<t>(from);
   }
   template <int c, int a, int b>

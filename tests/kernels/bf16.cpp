@@ -45,15 +45,22 @@ struct Case {
     std::vector<std::uint16_t> w(cpu::padded(cols)), x(w.size());
     std::copy_n(&weight[std::size_t{o} * cols], cols, w.begin());
     std::copy_n(&activations[std::size_t{r} * cols], cols, x.begin());
+    const auto chain = [&](std::size_t first) {
+      float sum = 0;
+      for (std::size_t c = first; c < first + 16; c += 2) {
+        sum = add(add(sum, w[c + 1], x[c + 1]), w[c], x[c]);
+      }
+      return sum;
+    };
     float sum = 0;
-    for (std::size_t c = 0; c < w.size(); c += 2) {
-      sum = add(add(sum, w[c + 1], x[c + 1]), w[c], x[c]);
+    for (std::size_t c = 0; c < w.size(); c += 32) {
+      sum = flushed(sum + flushed(chain(c) + chain(c + 16)));
     }
     return sum;
   }
 
   /// [count, rows]
-  std::vector<float> computed() const {
+  std::vector<float> computed(bool tiles) const {
     cpu::PackedWeight packed = cpu::PackedWeight::of({Format::bf16, rows, cols});
     std::vector<std::uint8_t> bytes(packed.bytes());
     packed.data = bytes.data();
@@ -62,20 +69,29 @@ struct Case {
       packed.fill(s, reinterpret_cast<const std::byte*>(first), std::size_t{2} * cols);
     }
     const auto padded = static_cast<std::uint32_t>(cpu::padded(cols));
-    std::vector<std::uint16_t> rounded(std::size_t{count} * padded);
+    std::vector<std::uint16_t> rounded(cpu::NarrowView::bytes(count, padded, tiles) / 2);
+    const cpu::NarrowView view{rounded.data(), padded, tiles};
+    std::vector<float> row(padded);
     for (std::uint32_t r = 0; r < count; ++r) {
-      std::copy_n(&activations[std::size_t{r} * cols], cols, &rounded[std::size_t{r} * padded]);
+      for (std::size_t c = 0; c < cols; ++c) {
+        row[c] = bf16_to_f32(activations[std::size_t{r} * cols + c]);
+      }
+      cpu::narrow(row.data(), 0, padded, view, r, count);
     }
     std::vector<float> out(std::size_t{count} * rows);
-    const cpu::RoundedRows in{{}, {rounded.data(), padded}};
+    const cpu::RoundedRows in{{}, view};
     cpu::multiply({&packed, nullptr, {}, in, {out.data(), rows}, false}, count, 0,
                   packed.strips());
     return out;
   }
 
-  /// How many results are finite.
+  /// How many results are finite. With tiles too, of so many rows as use them.
   std::size_t check() const {
-    const std::vector<float> out = computed();
+    if (target_has_tiles() && count >= cpu::NarrowView::tiled_rows) check(computed(true));
+    return check(computed(false));
+  }
+
+  std::size_t check(const std::vector<float>& out) const {
     std::size_t off = 0, finite = 0;
     for (std::uint32_t r = 0; r < count; ++r) {
       for (std::uint32_t o = 0; o < rows; ++o) {
@@ -103,12 +119,21 @@ BOOST_AUTO_TEST_CASE(one_chain_whatever_the_instructions_and_the_tile) {
     std::mt19937 random(1);
     std::normal_distribution<float> normal(0.1F, 1.0F);
     const auto value = [&] { return f32_to_bf16(normal(random)); };
-    for (const std::uint32_t count : {1U, 2U, 3U, 4U, 8U, 12U, 27U}) {
+    for (const std::uint32_t count : {1U, 2U, 3U, 4U, 8U, 12U, 27U, 48U}) {
       for (const std::uint32_t rows : {1U, 16U, 37U, 83U}) {
         Case(rows, 1 + static_cast<std::uint32_t>(random() % 99), count, value).check();
       }
     }
   });
+}
+
+// As many columns as need several stretches of unpacked weights, and rows several groups of tiles.
+BOOST_AUTO_TEST_CASE(products_larger_than_what_tiles_keep) {
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal(0.1F, 1.0F);
+  const auto value = [&] { return f32_to_bf16(normal(random)); };
+  Case(50, 1600, 35, value).check();
+  Case(34, 70, 1100, value).check();
 }
 
 // 2^-133 to 2^127, so that nearly every sum soon is infinite or lost; and products around 2^-126,
@@ -164,9 +189,9 @@ BOOST_AUTO_TEST_CASE(activations_are_rounded_to_nearest_even) {
   const auto cols = static_cast<std::uint32_t>(x.size());
   on_every_target([&] {
     std::vector<std::uint16_t> out(x.size());
-    cpu::narrow(x.data(), 0, cols / 2, {out.data(), cols}, 0);
+    cpu::narrow(x.data(), 0, cols / 2, {out.data(), cols}, 0, 1);
     BOOST_TEST(out[cols / 2] == 0);
-    cpu::narrow(x.data(), cols / 2, cols, {out.data(), cols}, 0);
+    cpu::narrow(x.data(), cols / 2, cols, {out.data(), cols}, 0, 1);
     std::size_t off = 0;
     for (std::size_t i = 0; i < x.size(); ++i) off += out[i] != f32_to_bf16(x[i]);
     BOOST_TEST(off == 0U);

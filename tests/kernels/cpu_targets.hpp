@@ -13,6 +13,9 @@
 
 namespace sluice::kernels::test {
 
+/// Whether the one target with tiles, the processor's or a loop's, can run now.
+inline bool target_has_tiles() { return (hwy::SupportedTargets() & HWY_AVX3_DL) != 0; }
+
 /// Calls check() with the kernels held to each instruction set.
 inline void on_every_target(const std::function<void()>& check) {
   const std::int64_t supported = hwy::SupportedTargets() & HWY_TARGETS;
