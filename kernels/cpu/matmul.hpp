@@ -2,10 +2,10 @@
 // Products of packed weights with activations; sixteen results at once, a lane each, and every
 // result in one order whatever the number of rows, threads or the instruction set:
 //   float32, float16   one chain of fused multiply-adds over the columns (matmul_float)
-//   bfloat16           with x rounded to bfloat16 or as it is, of each block of 32 columns the
-//                      sum of two such chains, each of sixteen columns and begun at zero, of each
-//                      pair of columns the odd one first; denormals taken for zeros
-//                      (matmul_bf16, matmul_bf16_tiles)
+//   bfloat16           with x rounded to bfloat16 or as it is, block by block of 32 columns, from
+//                      zero on: of each the sum of two such chains, of sixteen columns each and
+//                      from zero on, of each pair of columns the odd one first; denormals taken for
+//                      zeros (matmul_bf16, matmul_bf16_tiles)
 //   quantized          block by block of 32 columns, with fused multiply-adds,
 //     (d * step) * (2^-a (q . x_a) + 2^-b (q . x_b)) + m * (sum of x)            (matmul_int8,
 //                                                                               matmul_tiles)

@@ -19,8 +19,8 @@
 // register tile of two strips and twelve rows has 24 of them, 12 cycles, for 14 loads, 7 cycles. A
 // dot product takes 6 cycles, so twelve chains are needed: tiles of six rows and more have them.
 // Intel's cores start a dot product every other cycle: there two multiply-adds take its place.
-// Chains end after half a block; what they add up to waits in memory, a store, a load and a sum for
-// eight dot products, on other units than theirs.
+// Chains end after half a block; what they add up to waits in memory: a store, a load and a sum for
+// eight dot products.
 //
 // Where the product has its activations unrounded, it adds in the same order by multiply-adds: half
 // as fast, which a few rows at the speed of memory do not notice.

@@ -23,8 +23,9 @@
 // two units of vectors need 256 cycles by multiply-adds. Two tiles of rows and two strips have four
 // sums, which stay in tiles, for four loads of 1 KiB a block: 32 cycles of 64 out of the
 // first-level cache. Two tiles of rows stay there while eight strips pass by, unpacked, out of the
-// second, at 32 bytes a cycle. Unpacking a line is two operations and a store, 50 cycles a strip's
-// block, as much as three tiles of rows: from nine rows on that is less than vectors take.
+// second, at 32 bytes a cycle, if a task has so many. Unpacking a strip's block, two operations and
+// a store a line, takes as long as two or three tiles of rows: with four rows vectors were 1.25
+// times as fast, with eight as fast, with nine tiles 1.1 times.
 
 HWY_BEFORE_NAMESPACE();
 namespace sluice::kernels::HWY_NAMESPACE {
@@ -119,10 +120,10 @@ HWY_NOINLINE void multiply_stretch(Tiles& tiles, const Stretch& work, std::size_
   }
 }
 
-/// Strips [first, last) by tiles [from, to) of the rows, no more of either than there is room for.
+/// Strips [first, last) for tiles [from, to) of the rows: no more of either than there is room for.
 template <class Tiles>
-void multiply_strips(Tiles& tiles, const Product& p, std::size_t rows, std::uint32_t first,
-                     std::uint32_t last, std::size_t from, std::size_t to) {
+void multiply_strips(Tiles& tiles, const Product& p, std::size_t rows, std::size_t from,
+                     std::size_t to, std::uint32_t first, std::uint32_t last) {
   alignas(64) TileSums sums[sum_tiles * strips_together];
   alignas(64) StripTiles weights[strips_together];
   const std::size_t blocks = p.weight->blocks(), count = last - first;
@@ -138,13 +139,14 @@ void multiply_strips(Tiles& tiles, const Product& p, std::size_t rows, std::uint
         s += 1;
       }
     }
-    const auto run = [&](auto T, std::size_t t) {
+    const auto run = [&](auto tiles_of_rows, std::size_t t) {
+      constexpr std::size_t T = tiles_of_rows();
       TileSums* of = sums + (t - from) * count;
       std::uint32_t s = 0;
       for (; s + 2 <= count; s += 2) {
-        multiply_stretch<2, T()>(tiles, work, t, first + s, weights + s, of + s * T());
+        multiply_stretch<2, T>(tiles, work, t, first + s, weights + s, of + s * T);
       }
-      if (s < count) multiply_stretch<1, T()>(tiles, work, t, first + s, weights + s, of + s * T());
+      if (s < count) multiply_stretch<1, T>(tiles, work, t, first + s, weights + s, of + s * T);
     };
     std::size_t t = from;
     for (; t + 2 <= to; t += 2) run(std::integral_constant<std::size_t, 2>(), t);
@@ -153,7 +155,7 @@ void multiply_strips(Tiles& tiles, const Product& p, std::size_t rows, std::uint
 }
 
 template <class Tiles>
-void multiply_by(const Product& p, std::uint32_t rows, std::uint32_t first, std::uint32_t last) {
+void multiply_in(const Product& p, std::uint32_t rows, std::uint32_t first, std::uint32_t last) {
   SLUICE_ASSERT(p.weight->blocks() * cpu::block_cols == p.rounded.bf16.cols,
                 "rows as wide as the weight");
   const std::size_t all = (rows + tile_rows - 1) / tile_rows;
@@ -161,8 +163,8 @@ void multiply_by(const Product& p, std::uint32_t rows, std::uint32_t first, std:
   Tiles tiles;
   for (std::uint32_t s = first; s < last; s += strips_together) {
     for (std::size_t i = 0; i < times; ++i) {
-      multiply_strips(tiles, p, rows, s, std::min(last, s + strips_together), all * i / times,
-                      all * (i + 1) / times);
+      multiply_strips(tiles, p, rows, all * i / times, all * (i + 1) / times, s,
+                      std::min(last, s + strips_together));
     }
   }
 }
@@ -174,10 +176,10 @@ void multiply_bf16_tiles([[maybe_unused]] const Product& p, [[maybe_unused]] std
                          [[maybe_unused]] std::uint32_t last) {
   const cpu::NoDenormals flushed;
 #if SLUICE_TILES
-  if (cpu::has_tiles()) return multiply_by<ProcessorTiles<16>>(p, rows, first, last);
+  if (cpu::has_tiles()) return multiply_in<ProcessorTiles<16>>(p, rows, first, last);
 #endif
 #if HWY_TARGET == HWY_AVX3_DL
-  multiply_by<LoopTiles<16>>(p, rows, first, last);
+  multiply_in<LoopTiles<16>>(p, rows, first, last);
 #else
   SLUICE_ASSERT(false, "rows rounded for tiles where there are none");
 #endif

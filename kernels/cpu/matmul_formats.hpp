@@ -17,8 +17,8 @@ void multiply_bf16(const Product& product, std::uint32_t rows, std::uint32_t fir
 void multiply_bf16_tiles(const Product& product, std::uint32_t rows, std::uint32_t first,
                          std::uint32_t last);
 
-/// Whether they are multiplied with the processor's bfloat16 dot products: the same bits, sooner
-/// where it starts more than one in two cycles.
+/// Whether fewer rows, and attention in pairs, use the processor's bfloat16 dot products: the same
+/// bits, sooner where it starts more than one in two cycles.
 bool bf16_by_dots();
 
 /// Of quantized weights with rounded activations.

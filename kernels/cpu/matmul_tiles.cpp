@@ -17,6 +17,7 @@
 #include <unistd.h>
 #endif
 
+#include "kernels/cpu/denormals.hpp"
 #include "kernels/cpu/matmul-inl.hpp"
 #include "kernels/cpu/matmul_formats.hpp"
 #include "kernels/cpu/packed-inl.hpp"
@@ -263,6 +264,36 @@ void put_in_tiles([[maybe_unused]] const cpu::QuantizedBlock* blocks,
 }
 
 #if SLUICE_TILES
+/// Whether the processor adds up what the loop does, in an order in which most random sums are
+/// others than in any that comes to mind.
+HWY_NOINLINE bool tiles_agree() {
+  const cpu::NoDenormals flushed;
+  std::uint32_t state = 1;
+  const auto next = [&] { return state = state * 1664525U + 1013904223U; };
+  alignas(64) std::uint16_t tiles[2][16][32];
+  alignas(64) float by_processor[16][16], by_loop[16][16];
+  for (auto& tile : tiles) {
+    for (auto& line : tile) {
+      for (std::uint16_t& one : line) {  // a bfloat16 of 2^-8 to 2^8
+        one = static_cast<std::uint16_t>((next() >> 16 & 0x807FU) | (119 + next() % 16) << 7);
+      }
+    }
+  }
+  const auto multiply = [&](auto& by, float* to) {
+    by.template zero<0>();
+    by.template load_a<2>(tiles[0]);
+    by.template load_b<4>(tiles[1]);
+    by.template dot<0, 2, 4>();
+    by.template dot<0, 2, 4>();
+    by.template store<0>(to);
+  };
+  ProcessorTiles<16> processor;
+  LoopTiles<16> loop;
+  multiply(processor, by_processor[0]);
+  multiply(loop, by_loop[0]);
+  return std::memcmp(by_processor, by_loop, sizeof by_loop) == 0;
+}
+
 /// The processor has them (leaf 7: AMX-BF16, AMX-TILE), and Linux lets the process use them: but
 /// not where an alternative signal stack is too small for frames that are 8 KiB larger, nor are
 /// such stacks to be had from then on.
@@ -272,7 +303,7 @@ bool has_tiles() {
     if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
     if ((d & (1U << 22)) == 0 || (d & (1U << 24)) == 0) return false;
     constexpr long request_permission = 0x1023, tile_data = 18;  // asm/prctl.h, of Linux 5.16
-    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0 && tiles_agree();
   }();
   return has;
 }

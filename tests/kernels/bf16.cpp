@@ -1,7 +1,8 @@
-// Shows that products with bfloat16 weights are, on every instruction set this machine has and to
-// the bit, the chain of multiply-adds that kernels/cpu/matmul.hpp says, computed here one by one:
-// over random bits of any exponent, denormals, infinities and NaNs among them, with odd numbers of
-// columns, and in tiles of every size; and that activations are rounded as f32_to_bf16 rounds.
+// Shows that products with bfloat16 weights are, on every instruction set this machine has, in the
+// processor's tiles too, and to the bit, the chains of multiply-adds that kernels/cpu/matmul.hpp
+// says, computed here one by one: over random bits of any exponent, denormals, infinities and NaNs
+// among them, with odd numbers of columns, and with every number of rows at once; and that
+// activations are rounded as f32_to_bf16 rounds, for tiles in their order.
 
 #include "tests/kernels/cpu_targets.hpp"
 // Before all that includes Highway's.
@@ -114,7 +115,7 @@ struct Case {
 
 BOOST_AUTO_TEST_SUITE(bf16)
 
-BOOST_AUTO_TEST_CASE(one_chain_whatever_the_instructions_and_the_tile) {
+BOOST_AUTO_TEST_CASE(the_same_chains_whatever_the_instructions_and_the_rows) {
   on_every_target([] {
     std::mt19937 random(1);
     std::normal_distribution<float> normal(0.1F, 1.0F);
@@ -127,12 +128,14 @@ BOOST_AUTO_TEST_CASE(one_chain_whatever_the_instructions_and_the_tile) {
   });
 }
 
-// As many columns as need several stretches of unpacked weights, and rows several groups of tiles.
+// As many columns as need several stretches of unpacked weights, as many strips as need several
+// groups, and rows several groups of tiles.
 BOOST_AUTO_TEST_CASE(products_larger_than_what_tiles_keep) {
   std::mt19937 random(7);
   std::normal_distribution<float> normal(0.1F, 1.0F);
   const auto value = [&] { return f32_to_bf16(normal(random)); };
   Case(50, 1600, 35, value).check();
+  Case(295, 450, 35, value).check();
   Case(34, 70, 1100, value).check();
 }
 
@@ -194,6 +197,31 @@ BOOST_AUTO_TEST_CASE(activations_are_rounded_to_nearest_even) {
     cpu::narrow(x.data(), cols / 2, cols, {out.data(), cols}, 0, 1);
     std::size_t off = 0;
     for (std::size_t i = 0; i < x.size(); ++i) off += out[i] != f32_to_bf16(x[i]);
+    BOOST_TEST(off == 0U);
+  });
+}
+
+BOOST_AUTO_TEST_CASE(rows_for_tiles_have_columns_sixteen_apart_in_a_word) {
+  constexpr std::uint32_t rows = 21, cols = 96;
+  std::mt19937 random(8);
+  std::normal_distribution<float> normal(0, 1);
+  std::vector<float> x(std::size_t{rows} * cols);
+  for (float& value : x) value = normal(random);
+  on_every_target([&] {
+    std::vector<std::uint16_t> out(cpu::NarrowView::bytes(rows, cols, true) / 2);
+    const cpu::NarrowView view{out.data(), cols, true};
+    for (std::uint32_t r = 0; r < rows; ++r) {  // cut as gates cut rows
+      cpu::narrow(&x[r * cols], 0, 32, view, r, rows);
+      cpu::narrow(&x[r * cols], 32, cols, view, r, rows);
+    }
+    std::size_t off = 0;
+    for (std::uint32_t r = 0; r < rows; ++r) {
+      for (std::uint32_t c = 0; c < cols; ++c) {
+        const std::uint16_t* words = view.tile(r / 16)[c / 32].values[r % 16];
+        const std::size_t word = c % 16 ^ 1U, half = c / 16 % 2;
+        off += words[2 * word + half] != f32_to_bf16(x[r * cols + c]);
+      }
+    }
     BOOST_TEST(off == 0U);
   });
 }

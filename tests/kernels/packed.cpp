@@ -267,8 +267,8 @@ BOOST_AUTO_TEST_CASE(tiles_give_the_same_bits) {
     const auto format = static_cast<Format>(f);
     const std::uint32_t unit = info(format).block_elements;
     if (cpu::activations_of(format) == cpu::Activations::f32) continue;
-    // 1 to 7 blocks, so that all numbers of them are left over; more rows than weights are unpacked
-    // once for, and tiles that are not full; a strip alone and one that is not full.
+    // 1 to 7 blocks, so that all numbers of them are left over; more rows than quantized weights
+    // are unpacked once for, and tiles that are not full; a strip alone and one that is not full.
     for (std::uint32_t blocks = 1; blocks <= 7; ++blocks) {
       const std::uint32_t cols = unit <= 32 ? 32 * blocks : 256 * ((blocks + 3) / 4);
       const auto count = static_cast<std::uint32_t>(blocks == 5 ? 301 : 64 + random() % 40);
