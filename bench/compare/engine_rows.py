@@ -1,10 +1,11 @@
-"""Rows a to d of bench/compare-llamacpp.sh: the engines alone, through their own APIs."""
+"""Rows a to d and h of bench/compare-llamacpp.sh: the engines alone, through their own APIs."""
 import statistics
 
-from measure import alternate, bandwidth, bench, say
+from measure import Peer, alternate, bandwidth, bench, say
 
 ONE_STREAM = ("plain", "flash attention")
 MANY_STREAMS = ("plain", "flash attention", "flash attention, unified KV")
+VLLM = ("eager",)
 SMALL, BIG = "SmolLM2-135M-Instruct", "random-1.1B"
 
 DECODE = [("Q4_1", 1), ("Q4_1", None), ("Q4_0", 1), ("Q4_0", None), ("Q8_0", None),
@@ -24,6 +25,8 @@ def models(rows):
         names |= {f"{family}-{form}" for family, form in PROMPT}
     if "d" in rows:
         names |= {f"{SMALL}-Q4_1", f"{SMALL}-Q4_0"}
+    if "h" in rows:
+        names.add(f"{SMALL}-BF16")
     return names
 
 
@@ -155,6 +158,32 @@ def row_d(run):
         for count in (8, 32) if not run.quick else (8,):
             yield f"{count} streams, {form}", lambda: streams_together(
                 run, form, [count], 64 if not run.quick else 32)
+
+
+def beside_vllm(run, count, tokens):
+    """Streams that decode together in BF16. A process of vLLM's has one setting, and each settles
+    before it is asked; they and llama.cpp's rest while others measure."""
+    entry = run.models[f"{SMALL}-BF16"]
+    calls = {"ours": generated(entry["path"], run.threads, tokens, streams=count)}
+    peers = {setting: Peer("vLLM", run.vllm, "vllm_peer.py") for setting in VLLM}
+    for setting, peer in peers.items():
+        calls[setting] = lambda setting=setting, peer=peer: peer.call(
+            "generate", setting=setting, threads=run.threads, streams=count, tokens=tokens)
+    run.machine.running += peers.values()
+    try:
+        for setting in VLLM:
+            calls[setting]()
+        rounds = alternate(run, calls, entry["bytes"], run.threads)
+    finally:
+        for peer in peers.values():
+            run.machine.running.remove(peer)
+            peer.close()
+    return [result("h", f"{count} streams, tg{tokens}, {SMALL} BF16, vLLM", rounds, "ours", VLLM,
+                   streams=count, threads=run.threads, model=f"{SMALL}-BF16")]
+
+
+def row_h(run):
+    yield "8 streams beside vLLM", lambda: beside_vllm(run, 8, 64 if not run.quick else 32)
 
 
 def warn_of_others(run):

@@ -14,7 +14,7 @@ from measure import Machine, Peer, say
 
 ROWS = {"a": [engine_rows.row_a], "b": [engine_rows.row_b], "c": [engine_rows.row_c],
         "d": [engine_rows.row_d, service_rows.row_d], "e": [service_rows.row_e],
-        "f": [service_rows.row_f], "g": [service_rows.row_g]}
+        "f": [service_rows.row_f], "g": [service_rows.row_g], "h": [engine_rows.row_h]}
 
 
 class Run:
@@ -26,8 +26,9 @@ class Run:
         self.tokens, self.prompt = 128, 512
         self.python, self.tools = options.python, options.tools
         self.machine = Machine(options.others_max)
-        self.peer = Peer(options.python)
-        self.machine.running.append(self.peer.process.pid)
+        self.peer = Peer("llama.cpp", options.python, "peer.py")
+        self.vllm = options.vllm
+        self.machine.running.append(self.peer)
         self.models = {}
 
     def make_models(self, names):
@@ -115,12 +116,16 @@ def read_options():
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--python", required=True, metavar="PATH",
                         help="a Python that has the peer, instead of installing it")
+    parser.add_argument("--vllm", metavar="PATH",
+                        help="a Python that has vLLM for CPUs, instead of installing it")
     parser.add_argument("--tools", type=pathlib.Path, metavar="FOLDER",
                         help="where llama-server and llama-simple lie, instead of building them")
     options = parser.parse_args()
     options.rows = options.rows.split(",")
     if unknown := [row for row in options.rows if row not in ROWS]:
         parser.error(f"--rows: no row {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    if "h" in options.rows and not options.vllm:
+        parser.error("--rows: row h needs --vllm")
     options.rounds = options.rounds or (1 if options.quick else 5)
     return options
 

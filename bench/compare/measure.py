@@ -30,16 +30,15 @@ def bandwidth(size, threads):
 
 
 class Peer:
-    """peer.py, running; `call` is one measurement."""
+    """A peer in a process of its own, a script of this folder; `call` is one measurement."""
 
-    def __init__(self, python):
-        self.python = python
+    def __init__(self, name, python, script):
+        self.name, self.command = name, [python, os.path.join(os.path.dirname(__file__), script)]
         self.start()
 
     def start(self):
-        folder = os.path.dirname(os.path.abspath(__file__))
-        self.process = subprocess.Popen([self.python, os.path.join(folder, "peer.py")], text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(self.command, text=True, stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE)
 
     def call(self, what, **arguments):
         self.process.stdin.write(json.dumps({"what": what, **arguments}) + "\n")
@@ -51,7 +50,7 @@ class Peer:
             answer = {"error": f"the process ended with {self.process.wait()}"}
             self.start()
         if "error" in answer:
-            raise RuntimeError(f"llama.cpp, {what} {arguments}: {answer['error']}")
+            raise RuntimeError(f"{self.name}, {what} {arguments}: {answer['error']}")
         return answer["value"]
 
     def close(self):
@@ -78,12 +77,13 @@ class Machine:
 
     def __init__(self, others_max):
         self.others_max = others_max
-        self.running = []  # ours that outlive a round
+        self.running = []  # what outlives a round: each has its `process`
 
     def now(self):
         own = sum(sum(resource.getrusage(who)[:2])
                   for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        return os.times().elapsed, busy_s() - own - sum(map(used_s, self.running))
+        used = sum(used_s(peer.process.pid) for peer in self.running)
+        return os.times().elapsed, busy_s() - own - used
 
     def others(self, before):
         """The share of all processors that processes not ours took since then."""

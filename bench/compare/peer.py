@@ -1,15 +1,13 @@
 """llama.cpp's side of bench/compare-llamacpp.sh, by its own C API.
 
-A process that reads one JSON object a line, measures, and answers with one: `what` it is asked for
-and that function's arguments in, `value` out. The work of a step is one call of llama_decode and an
-argmax, so Python's part is some tens of microseconds. Keeps one model loaded. KV is f16, weights
-are repacked where llama.cpp does so by default.
+Asked as calls.py says. The work of a step is one call of llama_decode and an argmax, so Python's
+part is some tens of microseconds. Keeps one model loaded. KV is f16, weights are repacked where
+llama.cpp does so by default.
 """
 import ctypes
-import json
-import sys
 import time
 
+import calls
 import llama_cpp
 import numpy
 
@@ -179,15 +177,13 @@ def main():
     llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     engine = Engine()
-    for line in sys.stdin:
-        asked = json.loads(line)
-        try:
-            if "model" in asked:
-                engine.load(asked.pop("model"))
-            answer = {"value": ASKED[asked.pop("what")](engine, **asked)}
-        except RuntimeError as error:
-            answer = {"error": str(error)}
-        print(json.dumps(answer), flush=True)
+
+    def call(what, arguments):
+        if "model" in arguments:
+            engine.load(arguments.pop("model"))
+        return ASKED[what](engine, **arguments)
+
+    calls.answer(call)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def load(run, count, tokens=64):
     entry = run.models[f"{SMALL}-Q4_1"]
     model, source = entry["path"], Prompts(run, entry["path"], 16)
     node = Node(model, run.threads)
-    run.machine.running.append(node.process.pid)
+    run.machine.running.append(node)
 
     def ours(streams):
         return node.load("--dataset-path", written(source.take(streams)), "--num-prompts", streams,
@@ -50,7 +50,7 @@ def load(run, count, tokens=64):
     try:
         rounds = alternate(run, calls, entry["bytes"], run.threads)
     finally:
-        run.machine.running.remove(node.process.pid)
+        run.machine.running.remove(node)
         stop(node)
     return [streams_line(rounds, f"{count} streams of {tokens} through a node, {SMALL} Q4_1", count,
                          model=f"{SMALL}-Q4_1", threads=run.threads,
@@ -72,12 +72,12 @@ class Services:
         self.all = [self.node, *self.servers.values()]
 
     def __enter__(self):
-        self.run.machine.running += [one.process.pid for one in self.all]
+        self.run.machine.running += self.all
         return self
 
     def __exit__(self, *_failure):
         for one in self.all:
-            self.run.machine.running.remove(one.process.pid)
+            self.run.machine.running.remove(one)
             stop(one)
 
 
