@@ -5,6 +5,7 @@ from measure import Peer, alternate, bandwidth, bench, say
 
 ONE_STREAM = ("plain", "flash attention")
 MANY_STREAMS = ("plain", "flash attention", "flash attention, unified KV")
+# Not "compiled": on two cores vLLM was still compiling after four minutes.
 VLLM = ("eager",)
 SMALL, BIG = "SmolLM2-135M-Instruct", "random-1.1B"
 
