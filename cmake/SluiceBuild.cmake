@@ -104,7 +104,7 @@ function(sluice_tests folder)
     PRIVATE sluice_options Boost::unit_test_framework ${arg_LINK})
   # Seconds. Pretended devices take ten times as long where every access is watched.
   set(suite_limit 300)
-  if(SLUICE_SANITIZE MATCHES "thread")
+  if(SLUICE_SANITIZE MATCHES "thread|address")
     set(suite_limit 1800)
   endif()
   foreach(source ${sources})
