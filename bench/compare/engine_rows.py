@@ -5,8 +5,6 @@ from measure import Peer, alternate, bandwidth, bench, say
 
 ONE_STREAM = ("plain", "flash attention")
 MANY_STREAMS = ("plain", "flash attention", "flash attention, unified KV")
-# Not "compiled": on two cores vLLM was still compiling after four minutes.
-VLLM = ("eager",)
 SMALL, BIG = "SmolLM2-135M-Instruct", "random-1.1B"
 
 DECODE = [("Q4_1", 1), ("Q4_1", None), ("Q4_0", 1), ("Q4_0", None), ("Q8_0", None),
@@ -162,25 +160,21 @@ def row_d(run):
 
 
 def beside_vllm(run, count, tokens):
-    """Streams that decode together in BF16. A process of vLLM's has one setting, and each settles
-    before it is asked; they and llama.cpp's rest while others measure."""
+    """Streams that decode together in BF16. vLLM settles first; it and llama.cpp rest while others
+    measure."""
     entry = run.models[f"{SMALL}-BF16"]
-    calls = {"ours": generated(entry["path"], run.threads, tokens, streams=count)}
-    peers = {setting: Peer("vLLM", run.vllm, "vllm_peer.py") for setting in VLLM}
-    for setting, peer in peers.items():
-        calls[setting] = lambda setting=setting, peer=peer: peer.call(
-            "generate", setting=setting, threads=run.threads, streams=count, tokens=tokens)
-    run.machine.running += peers.values()
+    vllm = Peer("vLLM", run.vllm, "vllm_peer.py", run.threads)
+    calls = {"ours": generated(entry["path"], run.threads, tokens, streams=count),
+             "not compiled": lambda: vllm.call("generate", streams=count, tokens=tokens)}
+    run.machine.running.append(vllm)
     try:
-        for setting in VLLM:
-            calls[setting]()
+        calls["not compiled"]()
         rounds = alternate(run, calls, entry["bytes"], run.threads)
     finally:
-        for peer in peers.values():
-            run.machine.running.remove(peer)
-            peer.close()
-    return [result("h", f"{count} streams, tg{tokens}, {SMALL} BF16, vLLM", rounds, "ours", VLLM,
-                   streams=count, threads=run.threads, model=f"{SMALL}-BF16")]
+        run.machine.running.remove(vllm)
+        vllm.close()
+    return [result("h", f"{count} streams, tg{tokens}, {SMALL} BF16, vLLM", rounds, "ours",
+                   ["not compiled"], streams=count, threads=run.threads, model=f"{SMALL}-BF16")]
 
 
 def row_h(run):

@@ -32,8 +32,9 @@ def bandwidth(size, threads):
 class Peer:
     """A peer in a process of its own, a script of this folder; `call` is one measurement."""
 
-    def __init__(self, name, python, script):
-        self.name, self.command = name, [python, os.path.join(os.path.dirname(__file__), script)]
+    def __init__(self, name, python, script, *arguments):
+        script = os.path.join(os.path.dirname(__file__), script)
+        self.name, self.command = name, [python, script, *map(str, arguments)]
         self.start()
 
     def start(self):
@@ -82,7 +83,7 @@ class Machine:
     def now(self):
         own = sum(sum(resource.getrusage(who)[:2])
                   for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        used = sum(used_s(peer.process.pid) for peer in self.running)
+        used = sum(used_s(one.process.pid) for one in self.running)
         return os.times().elapsed, busy_s() - own - used
 
     def others(self, before):

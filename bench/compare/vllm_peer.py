@@ -1,5 +1,6 @@
 """vLLM's side of bench/compare-llamacpp.sh, by its offline API: a model of SmolLM2-135M's shape in
-BF16, whose weights are any, for the work does not depend on them. Asked as calls.py says."""
+BF16, whose weights are any, for the work does not depend on them. Asked as calls.py says; its
+argument is how many threads."""
 import json
 import os
 import sys
@@ -16,28 +17,22 @@ SHAPE = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_s
 
 
 class Engine:
-    """Without a server, and in this process, so that its time is counted as the peer's."""
+    """Without a server, and in this process, so that its time is counted as the peer's. Not
+    compiled: on two cores vLLM was still compiling after four minutes."""
 
-    def __init__(self):
-        self.llm, self.setting = None, None
-
-    def load(self, setting, threads):
-        if self.setting == (setting, threads):
-            return
-        if self.llm is not None:
-            raise RuntimeError("a process has one engine")
+    def __init__(self, threads):
         cores = sorted(os.sched_getaffinity(0))[:threads]
         os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_ENABLE_V1_MULTIPROCESSING="0",
                           VLLM_CPU_OMP_THREADS_BIND=",".join(map(str, cores)))
         import vllm  # reads these as it is imported
+        self.vllm = vllm
         with tempfile.TemporaryDirectory() as folder:
             with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
                 json.dump(SHAPE, file)
             self.llm = vllm.LLM(
                 model=folder, load_format="dummy", skip_tokenizer_init=True, dtype="bfloat16",
                 max_model_len=1024, max_num_seqs=64, enable_prefix_caching=False,
-                distributed_executor_backend="uni", enforce_eager=setting == "eager")
-        self.vllm, self.setting = vllm, (setting, threads)
+                distributed_executor_backend="uni", enforce_eager=True)
 
     def seconds(self, streams, tokens):
         params = self.vllm.SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True,
@@ -67,14 +62,9 @@ def main():
     # Whatever vLLM prints is not an answer.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    engine = Engine()
-
-    def call(what, arguments):
-        engine.load(arguments.pop("setting"), arguments.pop("threads"))
-        return {"generate": engine.generate}[what](**arguments)
-
-    calls.answer(call, answers)
+    asked = {"generate": Engine(int(sys.argv[1])).generate}
+    calls.answer(lambda what, arguments: asked[what](**arguments), answers)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -12,6 +12,7 @@
 #include "kernels/cpu/matmul-inl.hpp"
 #include "kernels/cpu/matmul_formats.hpp"
 #include "kernels/cpu/pairs-inl.hpp"
+#include "kernels/cpu/trial_values.hpp"
 
 // Arithmetic intensity: a pair of columns of a strip is a line of 64 bytes for one dot product of
 // sixteen lanes a row, where a core gets some 12 bytes a cycle from memory and starts two dot
@@ -56,16 +57,11 @@ struct ByDots : PairsByDots {
 /// Whether the instruction gives the bits that two multiply-adds give, of random pairs of which
 /// every second or third sum is another in the other order, or when rounded once.
 HWY_NOINLINE bool dots_agree() {
-  std::uint32_t state = 1;
-  const auto next = [&] { return state = state * 1664525U + 1013904223U; };
-  // A bfloat16 of 2^-8 to 2^8.
-  const auto value = [&]() -> std::uint16_t {
-    return static_cast<std::uint16_t>((next() >> 16 & 0x807FU) | (119 + next() % 16) << 7);
-  };
+  cpu::TrialValues values;
   Lanes by_dots = set(1.0F), by_parts = by_dots;
   for (int step = 0; step < 64; ++step) {
     std::uint16_t pairs[34];
-    for (std::uint16_t& one : pairs) one = value();
+    for (std::uint16_t& one : pairs) one = values.next();
     const Pairs w = load_pairs(pairs);
     ByDots::add(w, ByDots::input(pairs + 32), by_dots);
     ByParts::add(ByParts::weight(w), ByParts::input(pairs + 32), by_parts);
