@@ -184,11 +184,13 @@ namespace cpu {
 std::size_t attention_floats(const HeadShape& shape, std::uint32_t context_tokens) {
   // A window may begin up to 15 positions into its first tile, and the last tile may be part full.
   const std::size_t scores = std::size_t{context_tokens} + 32;
-  return scores_at(shape.head_dim) + group_rows * group_heads * scores;
+  const std::size_t by_vectors = scores_at(shape.head_dim) + group_rows * group_heads * scores;
+  return std::max(by_vectors, tiled_attention_floats(shape, context_tokens));
 }
 
 void attend(const AttentionWork& work, const KvPool& pool, const QueryGroup& group,
             float* scratch) {
+  if (group.rows > group_rows) return attend_in_tiles(work, pool, group, scratch);
   if (pool.paired()) return attend_in_pairs(work, pool, group, scratch);
   HWY_DYNAMIC_DISPATCH(attend_in_float)(work, pool, group, scratch);
 }

@@ -15,6 +15,7 @@
 #include "kernels/cpu/matmul_formats.hpp"
 #include "kernels/cpu/narrow-inl.hpp"
 #include "kernels/cpu/pairs-inl.hpp"
+#include "kernels/cpu/weights-inl.hpp"
 
 // Arithmetic intensity: a line of 64 bytes, two elements of sixteen keys or two values of sixteen
 // elements, is one dot product of each query of the register tile: 24 for the 4 lines and 6 queries
@@ -26,36 +27,15 @@
 HWY_BEFORE_NAMESPACE();
 namespace sluice::kernels::HWY_NAMESPACE {
 
-/// 2^x for x <= 0, within 2^-18 of it; 0 below 2^-126. NaN, which here has no low bits, stays NaN.
-HWY_INLINE Lanes power_of_two(const Lanes& x) {
-  // 2^r for |r| <= 1/2, 1 where r is 0
-  constexpr float factors[] = {0x1.3a02cap-7F, 0x1.c9fc46p-5F, 0x1.ec0378p-3F, 0x1.62e12cp-1F, 1};
-  Lanes v;
-  unroll<parts>([&](auto i) SLUICE_INLINE {
-    const Part round = hn::Set(F(), 12582912.0F);  // 1.5 * 2^23
-    const Part shifted = hn::Add(x.part[i], round);
-    const Part r = hn::Sub(x.part[i], hn::Sub(shifted, round));
-    Part p = hn::Set(F(), factors[0]);
-    for (int f = 1; f < 5; ++f) p = fma_part(p, r, hn::Set(F(), factors[f]));
-    const auto exponent = hn::ShiftLeft<23>(hn::BitCast(I(), shifted));
-    const Part scaled = hn::BitCast(F(), hn::Add(hn::BitCast(I(), p), exponent));
-    v.part[i] = hn::IfThenZeroElse(hn::Lt(x.part[i], hn::Set(F(), -126.0F)), scaled);
-  });
-  return v;
-}
-
-/// Stores sixteen weights rounded to bfloat16, nearest even; returns what they are then. NaN stays
-/// NaN, as above.
+/// Stores sixteen weights rounded; returns what they are then.
 HWY_INLINE Lanes round_weights(const Lanes& weights, std::uint16_t* to) {
   const hn::RebindToUnsigned<I> u32;
   const hn::Rebind<std::uint16_t, F> u16;
   Lanes v;
   unroll<parts>([&](auto i) SLUICE_INLINE {
-    const auto bits = hn::BitCast(u32, weights.part[i]);
-    const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(u32, 1));
-    const auto sum = hn::Add(bits, hn::Add(odd, hn::Set(u32, 0x7FFF)));
-    hn::StoreU(hn::TruncateTo(u16, hn::ShiftRight<16>(sum)), u16, to + i * part_lanes);
-    v.part[i] = hn::BitCast(F(), hn::And(sum, hn::Set(u32, 0xFFFF0000U)));
+    v.part[i] = round_weight(weights.part[i]);
+    const auto halves = hn::BitCast(u32, upper_halves(v.part[i]));
+    hn::StoreU(hn::TruncateTo(u16, halves), u16, to + i * part_lanes);
   });
   return v;
 }
@@ -67,17 +47,19 @@ class InPairs {
   using Query = const std::uint16_t*;
   using Weight = std::uint16_t;
   using KeyTile = const std::uint16_t*;  ///< [head_dim / 2][16 positions][2]
-  static constexpr std::uint32_t unit = 2;
+  static constexpr std::uint32_t chain_length = 16;
+  static constexpr std::uint32_t unit = 2 * chain_length;
   static constexpr std::size_t tile_queries = By::twice ? (HWY_CAP_GE512 ? 5 : 4) : query_tile;
   static constexpr float unit_of_e = std::numbers::log2e_v<float>;  ///< exponents of 2
 
-  /// `queries`: room for a group's, in bfloat16.
+  /// `scratch`: room for a register tile, and for a group's queries in bfloat16.
   HWY_INLINE InPairs(const AttentionWork& work, const KvPool& pool, const QueryGroup& group,
-                     float* queries)
+                     float* scratch)
       : blocks_(work, pool, group),
         head_dim_(work.shape.head_dim),
         scale_(work.soft_cap > 0 ? work.scale : work.scale * unit_of_e),
-        queries_(reinterpret_cast<std::uint16_t*>(queries)) {}
+        firsts_(scratch),
+        queries_(reinterpret_cast<std::uint16_t*>(scratch + cpu::firsts_floats)) {}
 
   /// Scaled, then rounded.
   HWY_INLINE Query query(const float* head, std::size_t index) const {
@@ -102,24 +84,33 @@ class InPairs {
   template <std::size_t N, std::size_t T>
   HWY_INLINE void score(const Query* queries, const KeyTile* keys, const KeyTile* next, float* to,
                         std::size_t stride) const {
-    Lanes acc[N * T];
-    unroll<N * T>([&](auto i) SLUICE_INLINE { acc[i] = set(0.0F); });
-    for (std::size_t d = 0; d < head_dim_; d += 2) {
-      typename By::Weight key[T];
-      unroll<T>([&](auto t) SLUICE_INLINE {
-        key[t] = By::weight(load_pairs(keys[t] + d * 16));
-        if (next != nullptr) __builtin_prefetch(next[t] + d * 16);
-      });
+    for (std::size_t d = 0; d < head_dim_; d += chain_length) {
+      Lanes chains[N * T];
+      unroll<N * T>([&](auto i) SLUICE_INLINE { chains[i] = set(0.0F); });
+      for (std::size_t k = d; k < d + chain_length; k += 2) {
+        typename By::Weight key[T];
+        unroll<T>([&](auto t) SLUICE_INLINE {
+          key[t] = By::weight(load_pairs(keys[t] + k * 16));
+          if (next != nullptr) __builtin_prefetch(next[t] + k * 16);
+        });
+        unroll<N>([&](auto n) SLUICE_INLINE {
+          const auto pair = By::input(queries[n] + k);
+          unroll<T>([&](auto t) SLUICE_INLINE { By::add(key[t], pair, chains[n * T + t]); });
+        });
+      }
+      const bool first = d % (2 * chain_length) == 0, last = d + chain_length == head_dim_;
       unroll<N>([&](auto n) SLUICE_INLINE {
-        const auto pair = By::input(queries[n] + d);
-        unroll<T>([&](auto t) SLUICE_INLINE { By::add(key[t], pair, acc[n * T + t]); });
+        unroll<T>([&](auto t) SLUICE_INLINE {
+          Lanes& chain = chains[n * T + t];
+          float* score = to + n * stride + t * tile_tokens;
+          float* waiting = firsts_ + (n * T + t) * 16;
+          if (first && !last) return store(chain, waiting);
+          if (!first) chain = load(waiting) + chain;
+          if (d >= 2 * chain_length) chain = load(score) + chain;
+          store(chain, score);
+        });
       });
     }
-    unroll<N>([&](auto n) SLUICE_INLINE {
-      unroll<T>([&](auto t) SLUICE_INLINE {
-        store(acc[n * T + t], to + n * stride + t * tile_tokens);
-      });
-    });
   }
 
   /// Rounded weights of one query from its scores, in place, 0 outside the range. Returns 1 / sum.
@@ -141,21 +132,14 @@ class InPairs {
   HWY_INLINE void add_values(Range range, std::uint32_t base, std::size_t d, bool go_on,
                              const Weighted<Weight>* queries) const {
     const Weight* weights[N];
-    Lanes acc[N * D];
     unroll<N>([&](auto n) SLUICE_INLINE {
       weights[n] = queries[n].weights;
-      unroll<D>([&](auto i) SLUICE_INLINE {
-        acc[n * D + i] = go_on ? load(queries[n].out + d + 16 * i) : set(0.0F);
-      });
+      if (go_on) return;
+      unroll<D>([&](auto i) SLUICE_INLINE { store(set(0.0F), queries[n].out + d + 16 * i); });
     });
-    const auto add = [&](const std::uint16_t* from, std::uint32_t p, auto kept) SLUICE_INLINE {
-      typename By::Weight value[D];
-      unroll<D>([&](auto i) SLUICE_INLINE { value[i] = By::weight(kept(from + 32 * i)); });
-      unroll<N>([&](auto n) SLUICE_INLINE {
-        const auto weight = By::input(weights[n] + (p - base));
-        unroll<D>([&](auto i) SLUICE_INLINE { By::add(value[i], weight, acc[n * D + i]); });
-      });
-    };
+    if (range.begin % unit >= chain_length) {
+      unroll<N * D>([&](auto i) SLUICE_INLINE { store(set(0.0F), firsts_ + i * 16); });
+    }
     const auto whole = [](const std::uint16_t* pairs) SLUICE_INLINE { return load_pairs(pairs); };
     const auto odd = [&](const std::uint16_t* pairs) SLUICE_INLINE {
       return masked(pairs, 0xFFFF0000U);
@@ -163,28 +147,44 @@ class InPairs {
     const auto even = [&](const std::uint16_t* pairs) SLUICE_INLINE {
       return masked(pairs, 0x0000FFFFU);
     };
-    std::uint32_t p = range.begin;
-    if (p % 2 == 1) {
-      add(values(p) + 2 * d, p - 1, odd);
-      ++p;
-    }
-    const std::uint32_t pairs_end = range.end / 2 * 2;
-    while (p < pairs_end) {
-      const std::uint32_t run = std::min(pairs_end, (p / tile_tokens + 1) * tile_tokens);
-      const std::uint16_t* from = values(p) + 2 * d;
-      const std::uint32_t later = p + ahead_blocks * tile_tokens;
-      const std::uint16_t* next = later < range.end ? values(later) + 2 * d : from;
-      for (; p < run; p += 2, from += 2 * head_dim_, next += 2 * head_dim_) {
-        for (std::size_t i = 0; N <= few_queries && i < D; ++i) __builtin_prefetch(next + 32 * i);
-        add(from, p, whole);
+    for (std::uint32_t p = range.begin; p < range.end;) {
+      const std::uint32_t tile = p / chain_length * chain_length;
+      const std::uint32_t run = std::min(range.end, tile + chain_length);
+      Lanes chains[N * D];
+      unroll<N * D>([&](auto i) SLUICE_INLINE { chains[i] = set(0.0F); });
+      const auto add = [&](const std::uint16_t* from, std::uint32_t at, auto kept) SLUICE_INLINE {
+        typename By::Weight value[D];
+        unroll<D>([&](auto i) SLUICE_INLINE { value[i] = By::weight(kept(from + 32 * i)); });
+        unroll<N>([&](auto n) SLUICE_INLINE {
+          const auto weight = By::input(weights[n] + (at - base));
+          unroll<D>([&](auto i) SLUICE_INLINE { By::add(value[i], weight, chains[n * D + i]); });
+        });
+      };
+      if (p % 2 == 1) {
+        add(values(p) + 2 * d, p - 1, odd);
+        ++p;
       }
-    }
-    if (p < range.end) add(values(p) + 2 * d, p, even);
-    unroll<N>([&](auto n) SLUICE_INLINE {
-      unroll<D>([&](auto i) SLUICE_INLINE {
-        store(acc[n * D + i], queries[n].out + d + 16 * i);
+      if (p < run) {
+        const std::uint16_t* from = values(p) + 2 * d;
+        const std::uint32_t later = p + ahead_blocks * tile_tokens;
+        const std::uint16_t* next = later < range.end ? values(later) + 2 * d : from;
+        for (; p + 2 <= run; p += 2, from += 2 * head_dim_, next += 2 * head_dim_) {
+          for (std::size_t i = 0; N <= few_queries && i < D; ++i) __builtin_prefetch(next + 32 * i);
+          add(from, p, whole);
+        }
+        if (p < run) add(from, p++, even);
+      }
+      const bool first = tile % (2 * chain_length) == 0, last = run == range.end;
+      unroll<N>([&](auto n) SLUICE_INLINE {
+        unroll<D>([&](auto i) SLUICE_INLINE {
+          Lanes& chain = chains[n * D + i];
+          float* out = queries[n].out + d + 16 * i;
+          float* waiting = firsts_ + (n * D + i) * 16;
+          if (first && !last) return store(chain, waiting);
+          store(load(out) + (first ? chain : load(waiting) + chain), out);
+        });
       });
-    });
+    }
   }
 
  private:
@@ -204,6 +204,7 @@ class InPairs {
   SeenBlocks blocks_;
   std::size_t head_dim_;
   float scale_;
+  float* firsts_;  ///< a block's first chains while it has its second
   std::uint16_t* queries_;
 };
 

@@ -63,7 +63,7 @@ class CpuBackend final : public Backend {
     info_.backend = "cpu";
     info_.device =
         fmt::format("{}, {} thread{}", cpu_device_name(), threads, threads == 1 ? "" : "s");
-    info_.arithmetic = "int8-blocks-16-of-32,f32-chains-fma,bf16-16-of-32-odd-first/10";
+    info_.arithmetic = "int8-blocks-16-of-32,f32-chains-fma,bf16-16-of-32-odd-first/11";
     info_.paths_equal = true;
     info_.int8_block_columns = cpu::step_cols;
     info_.bf16_inputs = true;

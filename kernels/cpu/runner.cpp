@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "kernels/cpu/layer_ops.hpp"
+#include "kernels/cpu/matmul_formats.hpp"
 
 namespace sluice::kernels::cpu {
 namespace {
@@ -64,9 +65,10 @@ void StepRunner::place(const Batch& batch, std::vector<SlotTokens>& results) {
          block <= (end - 1) / pool.block_tokens; ++block) {
       SLUICE_ASSERT(slot.blocks[block] < pool.blocks, "a segment in a block never granted");
     }
-    for (std::uint32_t i = 0; i < segment.rows; i += group_rows) {
-      groups_.push_back({static_cast<std::uint32_t>(rows_.size()) + i,
-                         std::min(group_rows, segment.rows - i)});
+    for (std::uint32_t i = 0; i < segment.rows;) {
+      const std::uint32_t together = attention_rows(segment.rows - i);
+      groups_.push_back({static_cast<std::uint32_t>(rows_.size()) + i, together});
+      i += together;
     }
     for (std::uint32_t i = 0; i < segment.rows; ++i) rows_.push_back({&slot, segment.position + i});
     if (!segment.sample) continue;
@@ -156,6 +158,11 @@ void StepRunner::run_stages(std::uint32_t thread) {
 
 std::uint32_t StepRunner::row_count(RowSpace space) const {
   return static_cast<std::uint32_t>(space == RowSpace::batch ? rows_.size() : sampled_.size());
+}
+
+/// How many of the rows left of a segment attend together.
+std::uint32_t StepRunner::attention_rows(std::uint32_t left) const {
+  return std::min(left, kv_.paired() && has_tiles() ? tiled_group_rows : group_rows);
 }
 
 /// Rows that one task of a cheap row-wise stage takes.

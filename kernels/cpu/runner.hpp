@@ -70,6 +70,7 @@ class StepRunner {
   void note(Result<void> done, std::size_t stage);
 
   std::uint32_t row_count(RowSpace space) const;
+  std::uint32_t attention_rows(std::uint32_t left) const;
   std::uint32_t row_chunk(std::uint32_t rows) const;
   std::uint32_t strips(const LinearStage& stage) const;
   std::uint32_t strips_together(const LinearStage& stage) const;

@@ -1,8 +1,8 @@
 // Shows that the CPU's attention over keys and values, in float16 and in pairs of bfloat16, is what
 // its header says, against sums in double of the same rounded values: for heads of all sorts, with
 // windows that begin and end in the middle of a pair and of a tile, on every instruction set and to
-// the bit whether rows come alone or in groups; and that nothing in the pool counts but what a
-// query sees, be it NaN, while NaN among that stays NaN.
+// the bit whether rows come alone or in groups, by vectors or by tiles; and that nothing in the
+// pool counts but what a query sees, be it NaN, while NaN among that stays NaN.
 
 #include "tests/kernels/cpu_targets.hpp"
 // Before all that includes Highway's.
@@ -223,6 +223,10 @@ BOOST_AUTO_TEST_CASE(is_what_the_header_says) {
         BOOST_TEST(same_bits(sequence.attended(1), alone));
         BOOST_TEST(same_bits(sequence.attended(3), alone));
         BOOST_TEST(same_bits(sequence.attended(cpu::group_rows), alone));
+        if (!wanted.paired || !target_has_tiles()) return;
+        for (const std::uint32_t rows : {cpu::group_rows + 1, 13U, cpu::tiled_group_rows}) {
+          BOOST_TEST(same_bits(sequence.attended(rows), alone), rows << " rows by tiles");
+        }
       });
     }
   }
@@ -232,20 +236,27 @@ BOOST_AUTO_TEST_CASE(what_is_not_finite_stays_so) {
   constexpr float nan = std::numeric_limits<float>::quiet_NaN();
   for (const Wanted& wanted : {Wanted{true, {3, 1, 64}, 40}, Wanted{false, {3, 1, 64}, 40},
                                Wanted{true, {3, 1, 64}, 40, 0, 5.0F},
-                               Wanted{false, {3, 1, 64}, 40, 0, 5.0F}}) {
+                               Wanted{false, {3, 1, 64}, 40, 0, 5.0F},
+                               Wanted{true, {3, 1, 64}, 40, 5}, Wanted{false, {3, 1, 64}, 40, 5}}) {
+    const std::uint32_t seen_until = wanted.window == 0 ? 40 : 17 + wanted.window;
     for (const float bad : {nan, -nan}) {
       for (const bool keys_alone : {false, true}) {
         BOOST_TEST_CONTEXT((wanted.paired ? "pairs, " : "float16, ")
                            << bad << (keys_alone ? " in keys" : "") << ", cap "
-                           << wanted.soft_cap) {
+                           << wanted.soft_cap << ", window " << wanted.window) {
           Sequence sequence(wanted);
           keys_alone ? sequence.spoil_keys(17, bad) : sequence.spoil(17, bad);
           on_every_target([&] {
-            const std::vector<float> out = sequence.attended(4);
-            BOOST_TEST(sequence.finite(out, 0, 17));
-            for (std::uint32_t row = 17; row < 40; ++row) {
-              BOOST_TEST(sequence.none_finite(out, row));
-            }
+            const auto check = [&](const std::vector<float>& out) {
+              BOOST_TEST(sequence.finite(out, 0, 17));
+              for (std::uint32_t row = 17; row < seen_until; ++row) {
+                BOOST_TEST(sequence.none_finite(out, row));
+              }
+              BOOST_TEST(sequence.finite(out, seen_until, 40));
+            };
+            check(sequence.attended(cpu::group_rows));
+            if (!wanted.paired || !target_has_tiles()) return;
+            check(sequence.attended(cpu::tiled_group_rows));
           });
         }
       }
