@@ -17,6 +17,11 @@ if(SLUICE_SANITIZE)
   set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O1 -g1 -DNDEBUG")
   target_compile_options(sluice_options INTERFACE -fsanitize=${SLUICE_SANITIZE}
     -fno-omit-frame-pointer)
+  # kernels/cpu/targets.hpp says what these leave out.
+  target_compile_definitions(sluice_options INTERFACE SLUICE_SANITIZED)
+  if(SLUICE_SANITIZE MATCHES "thread|fuzzer")
+    target_compile_definitions(sluice_options INTERFACE SLUICE_KERNELS_UNTESTED)
+  endif()
   target_link_options(sluice_options INTERFACE -fsanitize=${SLUICE_SANITIZE})
   if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
     # GCC says itself that sanitizers make this warning unreliable; release builds keep it.
