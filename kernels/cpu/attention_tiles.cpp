@@ -13,9 +13,9 @@
 
 #include "kernels/cpu/attention-inl.hpp"
 #include "kernels/cpu/denormals.hpp"
-#include "kernels/cpu/matmul_formats.hpp"
 #include "kernels/cpu/narrow-inl.hpp"
 #include "kernels/cpu/tiles-inl.hpp"
+#include "kernels/cpu/tiles.hpp"
 #include "kernels/cpu/weights-inl.hpp"
 
 // Attention in bfloat16 of many rows on a processor that multiplies tiles: to the bit what

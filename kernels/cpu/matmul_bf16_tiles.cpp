@@ -13,6 +13,7 @@
 #include "kernels/cpu/matmul-inl.hpp"
 #include "kernels/cpu/matmul_formats.hpp"
 #include "kernels/cpu/tiles-inl.hpp"
+#include "kernels/cpu/tiles.hpp"
 
 // Products of bfloat16 weights with many rows on a processor that multiplies tiles: to the bit what
 // matmul_bf16.cpp gives, whose two chains a block are what the instruction adds up of a pair's

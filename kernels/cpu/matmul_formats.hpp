@@ -33,7 +33,4 @@ void multiply_tiles(const Product& product, std::uint32_t rows, std::uint32_t fi
 void put_in_tiles(const QuantizedBlock* blocks, std::size_t count, std::size_t row,
                   TiledBlock* to);
 
-/// Whether the processor multiplies tiles.
-bool has_tiles();
-
 }  // namespace sluice::kernels::cpu

@@ -11,18 +11,12 @@
 #include <array>
 #include <bit>
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
 #include "kernels/cpu/denormals.hpp"
 #include "kernels/cpu/matmul-inl.hpp"
 #include "kernels/cpu/matmul_formats.hpp"
 #include "kernels/cpu/packed-inl.hpp"
 #include "kernels/cpu/tiles-inl.hpp"
-#include "kernels/cpu/trial_values.hpp"
+#include "kernels/cpu/tiles.hpp"
 
 // Products of quantized weights with many rows on a processor that multiplies tiles: to the bit
 // what matmul_int8.cpp gives. One instruction multiplies sixteen rows' 32 activations with sixteen
@@ -264,55 +258,10 @@ void put_in_tiles([[maybe_unused]] const cpu::QuantizedBlock* blocks,
 #endif
 }
 
-#if SLUICE_TILES
-/// Whether the processor adds up as the loop does, of random values: in the other orders that were
-/// tried an eighth of such sums or more are others.
-HWY_NOINLINE bool tiles_agree() {
-  const cpu::NoDenormals flushed;
-  cpu::TrialValues values;
-  alignas(64) std::uint16_t tiles[2][16][32];
-  alignas(64) float by_processor[16][16], by_loop[16][16];
-  for (auto& tile : tiles) {
-    for (auto& line : tile) {
-      for (std::uint16_t& one : line) one = values.next();
-    }
-  }
-  const auto multiply = [&](auto& by, float* to) {
-    by.template zero<0>();
-    by.template load_a<2>(tiles[0]);
-    by.template load_b<4>(tiles[1]);
-    by.template dot<0, 2, 4>();
-    by.template dot<0, 2, 4>();
-    by.template store<0>(to);
-  };
-  ProcessorTiles<16> processor;
-  LoopTiles<16> loop;
-  multiply(processor, by_processor[0]);
-  multiply(loop, by_loop[0]);
-  return std::memcmp(by_processor, by_loop, sizeof by_loop) == 0;
-}
-
-/// The processor has them (leaf 7: AMX-BF16, AMX-TILE), and Linux lets the process use them: but
-/// not where an alternative signal stack is too small for frames that are 8 KiB larger, nor are
-/// such stacks to be had from then on.
-bool has_tiles() {
-  static const bool has = [] {
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
-    if ((d & (1U << 22)) == 0 || (d & (1U << 24)) == 0) return false;
-    constexpr long request_permission = 0x1023, tile_data = 18;  // asm/prctl.h, of Linux 5.16
-    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0 && tiles_agree();
-  }();
-  return has;
-}
-#else
-bool has_tiles() { return false; }
-#endif
-
 void multiply_tiles([[maybe_unused]] const Product& p, [[maybe_unused]] std::uint32_t rows,
                     [[maybe_unused]] std::uint32_t first, [[maybe_unused]] std::uint32_t last) {
 #if SLUICE_TILES
-  if (has_tiles()) return multiply_by<ProcessorTiles>(p, rows, first, last);
+  if (cpu::has_tiles()) return multiply_by<ProcessorTiles>(p, rows, first, last);
 #endif
 #if HWY_TARGET == HWY_AVX3_DL
   multiply_by<LoopTiles>(p, rows, first, last);
@@ -326,13 +275,10 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace sluice::kernels {
-HWY_EXPORT(has_tiles);
 HWY_EXPORT(multiply_tiles);
 HWY_EXPORT(put_in_tiles);
 
 namespace cpu {
-
-bool has_tiles() { return HWY_DYNAMIC_DISPATCH(has_tiles)(); }
 
 void put_in_tiles(const QuantizedBlock* blocks, std::size_t count, std::size_t row,
                   TiledBlock* to) {

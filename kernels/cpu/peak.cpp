@@ -10,7 +10,7 @@
 #include <utility>
 
 #include "kernels/core.hpp"
-#include "kernels/cpu/matmul_formats.hpp"
+#include "kernels/cpu/tiles.hpp"
 
 #if defined(__x86_64__)
 #include <cpuid.h>

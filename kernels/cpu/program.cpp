@@ -5,7 +5,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "kernels/cpu/matmul_formats.hpp"
+#include "kernels/cpu/tiles.hpp"
 #include "kernels/program.hpp"
 
 namespace sluice::kernels::cpu {

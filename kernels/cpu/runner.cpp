@@ -5,7 +5,7 @@
 #include <functional>
 
 #include "kernels/cpu/layer_ops.hpp"
-#include "kernels/cpu/matmul_formats.hpp"
+#include "kernels/cpu/tiles.hpp"
 
 namespace sluice::kernels::cpu {
 namespace {

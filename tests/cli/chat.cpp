@@ -78,7 +78,7 @@ BOOST_AUTO_TEST_CASE(a_pipe_is_answered_line_by_line) {
   const Exit exit = run(talk({"--max-tokens", "12", "--no-stats"}),
                         "What is 2 + 2?\n/history\n");
   BOOST_TEST(exit.code == 0, exit.err);
-  BOOST_TEST(contains(exit.out, "The answer is 4."), exit.out);
+  BOOST_TEST(contains(exit.out, " is 4."), exit.out);
   BOOST_TEST(contains(exit.out, "user: What is 2 + 2?\nassistant: "));
   BOOST_TEST(exit.err == "");
 }

@@ -17,7 +17,7 @@
 #include <random>
 #include <vector>
 
-#include "kernels/cpu/matmul_formats.hpp"
+#include "kernels/cpu/tiles.hpp"
 #include "tests/kernels/harness.hpp"
 
 namespace sluice::kernels::test {
