@@ -131,14 +131,18 @@ struct Weighted {
   float* out;
 };
 
-/// out *= norm
+/// times norm; -0 becomes 0, for whether a sum that was flushed to zero keeps its sign depends on
+/// what is added that a query does not see.
+HWY_INLINE Lanes normalized(const Lanes& sum, float norm) { return sum * set(norm) + set(0.0F); }
+
+/// out = normalized(out)
 template <class Weight>
 HWY_INLINE void normalize(const Weighted<Weight>& query, std::size_t head_dim) {
   std::size_t d = 0;
   for (; d + 16 <= head_dim; d += 16) {
-    store(load(query.out + d) * set(query.norm), query.out + d);
+    store(normalized(load(query.out + d), query.norm), query.out + d);
   }
-  for (; d < head_dim; ++d) query.out[d] *= query.norm;
+  for (; d < head_dim; ++d) query.out[d] = query.out[d] * query.norm + 0.0F;
 }
 
 /// Has sum(count, range, go on or not, first query) called for all rows of a group of N heads:

@@ -190,6 +190,7 @@ std::size_t attention_floats(const HeadShape& shape, std::uint32_t context_token
 
 void attend(const AttentionWork& work, const KvPool& pool, const QueryGroup& group,
             float* scratch) {
+  SLUICE_ASSERT(pool.paired() || group.rows <= group_rows, "a group for tiles, not in pairs");
   if (group.rows > group_rows) return attend_in_tiles(work, pool, group, scratch);
   if (pool.paired()) return attend_in_pairs(work, pool, group, scratch);
   HWY_DYNAMIC_DISPATCH(attend_in_float)(work, pool, group, scratch);

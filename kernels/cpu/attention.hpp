@@ -2,7 +2,7 @@
 // Attention over paged keys and values, exact softmax. For each query, in this order:
 //   score[p] = scale * q . k[p], one chain of multiply-adds over the head's elements; then capped
 //   weight[p] = exp(score[p] - highest score), summed in sixteen lanes, p in lane p mod 16
-//   out = sum of weight[p] * v[p], one chain per element in position order, times 1 / sum
+//   out = sum of weight[p] * v[p], one chain per element in position order, times 1 / sum; 0 for -0
 // Of keys and values in pairs (state.hpp), scale * q and the weights are rounded to bfloat16, the
 // scale with a factor of log2(e) so that weights are powers of two, within 2^-18; and chains are
 // those of products of bfloat16 (matmul.hpp): 32 elements at a time, or positions from a multiple
@@ -71,8 +71,8 @@ void attend_in_pairs(const AttentionWork& work, const KvPool& pool, const QueryG
                      float* scratch);
 
 /// The same by tiles, of more than group_rows rows.
-std::size_t tiled_attention_floats(const HeadShape& shape, std::uint32_t context_tokens);
 void attend_in_tiles(const AttentionWork& work, const KvPool& pool, const QueryGroup& group,
                      float* scratch);
+std::size_t tiled_attention_floats(const HeadShape& shape, std::uint32_t context_tokens);
 
 }  // namespace sluice::kernels::cpu

@@ -84,6 +84,7 @@ class InPairs {
   template <std::size_t N, std::size_t T>
   HWY_INLINE void score(const Query* queries, const KeyTile* keys, const KeyTile* next, float* to,
                         std::size_t stride) const {
+    static_assert(N * T * 16 <= cpu::firsts_floats);
     for (std::size_t d = 0; d < head_dim_; d += chain_length) {
       Lanes chains[N * T];
       unroll<N * T>([&](auto i) SLUICE_INLINE { chains[i] = set(0.0F); });
@@ -131,6 +132,7 @@ class InPairs {
   template <std::size_t N, std::size_t D>
   HWY_INLINE void add_values(Range range, std::uint32_t base, std::size_t d, bool go_on,
                              const Weighted<Weight>* queries) const {
+    static_assert(N * D * 16 <= cpu::firsts_floats);
     const Weight* weights[N];
     unroll<N>([&](auto n) SLUICE_INLINE {
       weights[n] = queries[n].weights;

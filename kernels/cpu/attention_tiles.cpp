@@ -111,7 +111,7 @@ class TiledAttention {
     for (std::uint32_t q = 0; q < queries_; ++q) {
       float* out = row(work_.out, q);
       for (std::size_t i = 0; i < head_tiles_; ++i) {
-        store(load(line(sum_tile(q / tile_queries, i), q)) * set(norms[q]), out + 16 * i);
+        store(normalized(load(line(sum_tile(q / tile_queries, i), q)), norms[q]), out + 16 * i);
       }
     }
   }
@@ -321,7 +321,8 @@ class TiledAttention {
       }
       return;
     }
-    std::uint16_t copy[block_positions * head_dim_max] = {};
+    std::uint16_t copy[block_positions * head_dim_max];
+    std::fill_n(copy, block_positions * head_dim_, std::uint16_t{0});
     for (std::uint32_t p = first; p < end_; p += 2) {
       std::uint16_t* pairs = copy + (p - first) * head_dim_;
       std::copy_n(values(p), stride, pairs);
@@ -391,8 +392,7 @@ namespace cpu {
 
 std::size_t tiled_attention_floats(const HeadShape& shape, std::uint32_t context_tokens) {
   constexpr std::size_t tile = 256, tiles = tiled_group_rows * group_heads / 16;
-  // A window may begin up to 31 positions into its first block, and the last may be part full.
-  const std::size_t of_positions = 2 * ((std::size_t{context_tokens} + 31) / 32 + 1);
+  const std::size_t of_positions = 2 * ((std::size_t{context_tokens} + 31) / 32);
   return tiles * tile * (shape.head_dim / 32 + 1 + shape.head_dim / 16 + of_positions);
 }
 
