@@ -51,7 +51,7 @@ inline constexpr std::uint32_t tiled_group_rows = 16;
 /// Tiles of keys that are copied at once, where blocks are smaller than a tile.
 inline constexpr std::uint32_t key_copies = 4;
 
-/// Chains of a register tile.
+/// First chains of a register tile, which wait while a block has its second.
 inline constexpr std::size_t firsts_floats = 24 * 16;
 
 /// Where in attend()'s scratch scores begin: before, copies of keys, or first chains and a group's

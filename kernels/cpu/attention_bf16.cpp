@@ -8,8 +8,6 @@
 // After foreach_target, as Highway asks.
 #include <hwy/highway.h>
 
-#include <numbers>
-
 #include "kernels/cpu/attention-inl.hpp"
 #include "kernels/cpu/denormals.hpp"
 #include "kernels/cpu/matmul_formats.hpp"
@@ -50,14 +48,14 @@ class InPairs {
   static constexpr std::uint32_t chain_length = 16;
   static constexpr std::uint32_t unit = 2 * chain_length;
   static constexpr std::size_t tile_queries = By::twice ? (HWY_CAP_GE512 ? 5 : 4) : query_tile;
-  static constexpr float unit_of_e = std::numbers::log2e_v<float>;  ///< exponents of 2
+  static constexpr float unit_of_e = exponents_of_e;
 
   /// `scratch`: room for a register tile, and for a group's queries in bfloat16.
   HWY_INLINE InPairs(const AttentionWork& work, const KvPool& pool, const QueryGroup& group,
                      float* scratch)
       : blocks_(work, pool, group),
         head_dim_(work.shape.head_dim),
-        scale_(work.soft_cap > 0 ? work.scale : work.scale * unit_of_e),
+        scale_(query_scale(work)),
         firsts_(scratch),
         queries_(reinterpret_cast<std::uint16_t*>(scratch + cpu::firsts_floats)) {}
 

@@ -9,7 +9,6 @@
 #include <hwy/highway.h>
 
 #include <limits>
-#include <numbers>
 
 #include "kernels/cpu/attention-inl.hpp"
 #include "kernels/cpu/denormals.hpp"
@@ -53,11 +52,8 @@ HWY_INLINE __m512i load_line(const std::uint16_t* from) { return _mm512_loadu_si
 /// Lines of a tile from two times eight lines of pairs, `stride` halves apart.
 HWY_INLINE void put_in_order(const std::uint16_t* low, const std::uint16_t* high,
                              std::size_t stride, HalfTile& to) {
-  constexpr __mmask32 upper = 0xAAAAAAAA;
   for (std::size_t k = 0; k < 8; ++k, low += stride, high += stride) {
-    const __m512i a = load_line(low), b = load_line(high);
-    _mm512_store_si512(to[2 * k], _mm512_mask_blend_epi16(upper, _mm512_srli_epi32(a, 16), b));
-    _mm512_store_si512(to[2 * k + 1], _mm512_mask_blend_epi16(upper, a, _mm512_slli_epi32(b, 16)));
+    store_chains(load_line(low), load_line(high), to + 2 * k);
   }
 }
 
@@ -99,7 +95,7 @@ class TiledAttention {
     for (std::uint32_t b = 0; b < blocks_; ++b) score(b);
     if (work_.soft_cap > 0) {
       const std::size_t scores = query_tiles_ * 2 * blocks_ * tile_floats;
-      cap_scores(work_.soft_cap, std::numbers::log2e_v<float>, scores, scores_);
+      cap_scores(work_.soft_cap, exponents_of_e, scores, scores_);
     }
     float norms[most_queries];
     for (std::uint32_t q = 0; q < queries_; ++q) norms[q] = softmax(q);
@@ -161,8 +157,7 @@ class TiledAttention {
 
   /// Scaled, then rounded, and zeros for queries that are none.
   void round_queries() {
-    const float scale =
-        work_.soft_cap > 0 ? work_.scale : work_.scale * std::numbers::log2e_v<float>;
+    const float scale = query_scale(work_);
     const auto words = [&](const float* from) SLUICE_INLINE {
       return narrow_words((load(from) * set(scale)).part[0]).raw;
     };
@@ -393,7 +388,7 @@ namespace cpu {
 std::size_t tiled_attention_floats(const HeadShape& shape, std::uint32_t context_tokens) {
   constexpr std::size_t tile = 256, tiles = tiled_group_rows * group_heads / 16;
   const std::size_t of_positions = 2 * ((std::size_t{context_tokens} + 31) / 32);
-  return tiles * tile * (shape.head_dim / 32 + 1 + shape.head_dim / 16 + of_positions);
+  return tiles * tile * ((shape.head_dim + 31) / 32 + shape.head_dim / 16 + of_positions);
 }
 
 void attend_in_tiles(const AttentionWork& work, const KvPool& pool, const QueryGroup& group,

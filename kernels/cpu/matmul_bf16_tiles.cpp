@@ -64,15 +64,10 @@ HWY_NOINLINE void unpack(const cpu::PackedWeight& weight, std::size_t strip, std
     for (std::size_t k = 0; k < pairs / 2; ++k, at += cpu::pair_bytes) {
       const std::uint8_t* behind = at + pairs / 2 * cpu::pair_bytes;
       unroll<S>([&](auto s) SLUICE_INLINE {
-        constexpr __mmask32 upper = 0xAAAAAAAA;
         __builtin_prefetch(at + s * beside + prefetch_bytes);
         __builtin_prefetch(behind + s * beside + prefetch_bytes);
-        const __m512i low = _mm512_loadu_si512(at + s * beside);
-        const __m512i high = _mm512_loadu_si512(behind + s * beside);
-        _mm512_store_si512(to[s][b][2 * k],
-                           _mm512_mask_blend_epi16(upper, _mm512_srli_epi32(low, 16), high));
-        _mm512_store_si512(to[s][b][2 * k + 1],
-                           _mm512_mask_blend_epi16(upper, low, _mm512_slli_epi32(high, 16)));
+        store_chains(_mm512_loadu_si512(at + s * beside), _mm512_loadu_si512(behind + s * beside),
+                     to[s][b] + 2 * k);
       });
     }
   }

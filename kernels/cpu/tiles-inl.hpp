@@ -75,6 +75,18 @@ class LoopTiles {
   Tile tiles_[8];
 };
 
+#if HWY_TARGET == HWY_AVX3_DL
+/// Two lines of a tile `b` out of a line of pairs of each chain: each word has one of both chains,
+/// of each pair the odd one first.
+HWY_INLINE void store_chains(__m512i first, __m512i second, std::uint16_t (*to)[32]) {
+  constexpr __mmask32 upper = 0xAAAAAAAA;
+  const __m512i odd = _mm512_mask_blend_epi16(upper, _mm512_srli_epi32(first, 16), second);
+  const __m512i even = _mm512_mask_blend_epi16(upper, first, _mm512_slli_epi32(second, 16));
+  _mm512_store_si512(to[0], odd);
+  _mm512_store_si512(to[1], even);
+}
+#endif
+
 #undef SLUICE_TILES
 // As assembly, which Clang refuses in functions of a target without them.
 #if HWY_TARGET == HWY_AVX3_DL && defined(__GNUC__) && !defined(__clang__)

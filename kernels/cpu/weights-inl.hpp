@@ -1,4 +1,5 @@
-// Weights of attention in bfloat16, of scores that are exponents of 2. Included once per target.
+// Weights of attention in bfloat16, of scores that are exponents of 2, and what makes scores so.
+// Included once per target.
 
 #if defined(SLUICE_KERNELS_CPU_WEIGHTS_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef SLUICE_KERNELS_CPU_WEIGHTS_INL
@@ -7,10 +8,20 @@
 #define SLUICE_KERNELS_CPU_WEIGHTS_INL
 #endif
 
+#include <numbers>
+
+#include "kernels/cpu/attention.hpp"
 #include "kernels/cpu/lanes-inl.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace sluice::kernels::HWY_NAMESPACE {
+
+constexpr float exponents_of_e = std::numbers::log2e_v<float>;
+
+/// A cap, which comes before the exponent, brings that factor itself.
+HWY_INLINE float query_scale(const cpu::AttentionWork& work) {
+  return work.soft_cap > 0 ? work.scale : work.scale * exponents_of_e;
+}
 
 /// 2^x for x <= 0, within 2^-18 of it; 0 below 2^-126. NaN, which here has no low bits, stays NaN.
 HWY_INLINE Lanes power_of_two(const Lanes& x) {
