@@ -32,6 +32,7 @@ class Progress {
     const std::scoped_lock lock(mutex_);
     ticket_ = result.ticket;
     device_ns_ += result.device_ns;
+    steps_ns_.push_back(result.device_ns);
     if (!first_token_ && !result.slots.empty()) first_token_ = Clock::now();
     if (result.failed) error_ = result.error;
     for (const auto& slot : result.slots)
@@ -49,6 +50,11 @@ class Progress {
     const std::scoped_lock lock(mutex_);
     return device_ns_;
   }
+  /// Of each step since the last call.
+  std::vector<std::uint64_t> take_steps_ns() {
+    const std::scoped_lock lock(mutex_);
+    return std::exchange(steps_ns_, {});
+  }
   /// When the first token of all was there.
   std::optional<Clock::time_point> first_token() {
     const std::scoped_lock lock(mutex_);
@@ -60,6 +66,7 @@ class Progress {
   std::condition_variable changed_;
   kernels::Ticket ticket_ = 0;
   std::uint64_t device_ns_ = 0;
+  std::vector<std::uint64_t> steps_ns_;
   std::optional<Clock::time_point> first_token_;
   std::optional<Error> error_;
 };
@@ -200,6 +207,7 @@ struct Generation {
   double tok_s = 0;
   double s = 0;         ///< that passed
   double device_s = 0;  ///< of these in steps
+  std::vector<std::uint64_t> steps_ns;
 };
 
 Result<Generation> generate(Rig& rig, std::uint32_t depth, std::uint32_t tokens) {
@@ -207,6 +215,7 @@ Result<Generation> generate(Rig& rig, std::uint32_t depth, std::uint32_t tokens)
   if (!opened) return tl::unexpected(opened.error());
   const auto start = Clock::now();
   const auto device_before = rig.progress.device_ns();
+  rig.progress.take_steps_ns();
   const auto before = rig.ticket;
   for (std::uint32_t i = 0; i < tokens; ++i) {
     auto batch = std::exchange(*opened, {});
@@ -224,6 +233,7 @@ Result<Generation> generate(Rig& rig, std::uint32_t depth, std::uint32_t tokens)
   Generation took;
   took.s = std::chrono::duration<double>(Clock::now() - start).count();
   took.device_s = static_cast<double>(rig.progress.device_ns() - device_before) * 1e-9;
+  took.steps_ns = rig.progress.take_steps_ns();
   took.tok_s = rig.pool.slots * tokens / took.s;
   return took;
 }
@@ -234,6 +244,12 @@ Rate summarise(const std::vector<double>& samples) {
   double squares = 0;
   for (const double sample : samples) squares += (sample - mean) * (sample - mean);
   return {mean, samples.size() > 1 ? std::sqrt(squares / (count - 1)) : 0.0};
+}
+
+/// The share's percentile of the sorted steps, in ms.
+double percentile_ms(const std::vector<std::uint64_t>& sorted, double share) {
+  const auto at = static_cast<std::size_t>(share * static_cast<double>(sorted.size()));
+  return static_cast<double>(sorted[std::min(at, sorted.size() - 1)]) * 1e-6;
 }
 
 /// A device reads more of its own memory no faster, and many sequences leave no room for as much.
@@ -283,6 +299,7 @@ Result<LatencyResult> measure_latency(const LatencyOptions& options) {
       generated.push_back(took->tok_s);
       all.s += took->s;
       all.device_s += took->device_s;
+      all.steps_ns.insert(all.steps_ns.end(), took->steps_ns.begin(), took->steps_ns.end());
     }
   }
   const auto& device = rig.backend->device();
@@ -302,6 +319,9 @@ Result<LatencyResult> measure_latency(const LatencyOptions& options) {
     result.device_busy = all.device_s / all.s;
     result.idle_step_us =
         (all.s - all.device_s) * 1e6 / (options.repetitions * options.generated_tokens);
+    std::sort(all.steps_ns.begin(), all.steps_ns.end());
+    result.step_p50_ms = percentile_ms(all.steps_ns, 0.5);
+    result.step_p99_ms = percentile_ms(all.steps_ns, 0.99);
     if (auto done = set_limit(rig, result); !done) return tl::unexpected(done.error());
   }
   return result;
@@ -324,6 +344,8 @@ std::string to_json(const LatencyResult& result) {
     json["ratio_to_limit"] = result.ratio_to_limit;
     json["device_busy"] = result.device_busy;
     json["idle_step_us"] = result.idle_step_us;
+    json["step_p50_ms"] = result.step_p50_ms;
+    json["step_p99_ms"] = result.step_p99_ms;
     json["streams"] = result.streams;
     json["depth"] = result.depth;
   }
@@ -347,9 +369,11 @@ std::string to_text(const LatencyResult& result) {
     text += fmt::format(
         "\nlimit    {:9.1f} tok/s, {:.1f} MB a token at {:.1f} GB/s read bandwidth\n"
         "ratio    {:9.3f}\n"
-        "busy     {:9.3f}, {:.1f} us a step that the device rests\n",
+        "busy     {:9.3f}, {:.1f} us a step that the device rests\n"
+        "step     {:9.3f} ms p50, {:.3f} ms p99\n",
         result.limit_tok_s, result.bytes_per_token / 1e6, result.read_bandwidth_gb_s,
-        result.ratio_to_limit, result.device_busy, result.idle_step_us);
+        result.ratio_to_limit, result.device_busy, result.idle_step_us, result.step_p50_ms,
+        result.step_p99_ms);
   }
   text += fmt::format("start    {:9.3f} s to the first token\n", result.first_token_s);
   return text + fmt::format("{}, {} threads: {}\n", result.backend, result.threads, result.device);

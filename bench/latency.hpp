@@ -50,6 +50,8 @@ struct LatencyResult {
   /// longer than the device's time in it.
   double device_busy = 0;
   double idle_step_us = 0;
+  double step_p50_ms = 0;  ///< the device's time in a step, of all counted ones
+  double step_p99_ms = 0;
   double first_token_s = 0;  ///< from the call to the first token: loading and one prompt
   std::uint32_t threads = 0;
   std::string backend;

@@ -131,7 +131,7 @@ def gaps(arrivals):
 
 def tax(run, services, entry, depth=16, tokens=128):
     """What streaming through a service adds to the engine's step at the same depth: (mean time per
-    output token - step) / step, and how even the gaps are."""
+    output token - step) / step, and how even the gaps are, and an engine's steps alone."""
     model, source = entry["path"], Prompts(run, entry["path"], depth)
 
     def ours():
@@ -139,9 +139,13 @@ def tax(run, services, entry, depth=16, tokens=128):
                                     "--output-len", tokens, "--ignore-eos")
         return {"tpot": report["mean_tpot_ms"], "p50": report["median_itl_ms"],
                 "p99": report["p99_itl_ms"]}
-    calls = {"step": lambda: 1e3 / bench(
-        "--model", model, "--threads", run.threads, "--prompt", 0, "--generate", tokens,
-        "--depth", depth, "--repetitions", 1)[f"tg{tokens}_tok_s"], "ours": ours}
+
+    def step():
+        alone = bench("--model", model, "--threads", run.threads, "--prompt", 0, "--generate",
+                      tokens, "--depth", depth, "--repetitions", 1)
+        return {"mean": 1e3 / alone[f"tg{tokens}_tok_s"],
+                "p99/p50": alone["step_p99_ms"] / alone["step_p50_ms"]}
+    calls = {"step": step, "ours": ours}
     calls["peer step"] = lambda: 1e3 / run.peer.call(
         "generate", model=model, threads=run.threads, setting="flash attention", tokens=tokens,
         depth=depth)
@@ -149,7 +153,8 @@ def tax(run, services, entry, depth=16, tokens=128):
         calls[name] = lambda server=server: gaps(server.stream(source.take(1)[0], tokens))
     rounds = alternate(run, calls, entry["bytes"], run.threads)
     samples = rounds.samples
-    for name, step in {"ours": "step", **dict.fromkeys(services.servers, "peer step")}.items():
+    steps = {"ours": "step, mean", **dict.fromkeys(services.servers, "peer step")}
+    for name, step in steps.items():
         samples[f"{name}, tax"] = [(one - base) / base * 100 for one, base in
                                    zip(samples[f"{name}, tpot"], samples[step])]
         samples[f"{name}, p99/p50"] = [high / low for high, low in
@@ -159,8 +164,10 @@ def tax(run, services, entry, depth=16, tokens=128):
                                ("p99/p50", "ITL p99 / p50", "x")):
         notes = [f"{name} {rounds.median(f'{name}, {figure}'):.2f}" for name in services.servers]
         if figure == "tax":
-            notes.insert(0, f"step {rounds.median('step'):.2f} ms, peer's "
+            notes.insert(0, f"step {rounds.median('step, mean'):.2f} ms, peer's "
                             f"{rounds.median('peer step'):.2f} ms")
+        else:
+            notes.insert(0, f"the steps alone {rounds.median('step, p99/p50'):.2f}")
         lines.append(result("f", f"{what}, {SMALL} Q4_1", rounds, f"ours, {figure}",
                             [f"{name}, {figure}" for name in services.servers], unit=unit,
                             lower=True, notes=notes, model=f"{SMALL}-Q4_1", threads=run.threads))

@@ -35,6 +35,8 @@ double bytes_per_token(std::vector<std::string> more) {
   BOOST_TEST(busy > 0.0);
   BOOST_TEST(idle_us == (1 - busy) * streams / out.at("tg3_tok_s").get<double>() * 1e6,
              boost::test_tools::tolerance(1e-6));
+  BOOST_TEST(out.at("step_p50_ms").get<double>() > 0.0);
+  BOOST_TEST(out.at("step_p99_ms").get<double>() >= out.at("step_p50_ms").get<double>());
   BOOST_TEST(out.at("first_token_s").get<double>() > 0.0);
   return out.at("bytes_per_token");
 }
