@@ -23,36 +23,96 @@ struct TileSums {
 };
 
 #ifndef __CUDACC__
-/// d += a b as the device's instruction defines it, but for how it rounds within: here once.
-template <float (*widen)(std::uint32_t)>
-void multiply_on_host(TileSums& d, const TileA& a, const TileB& b, const cuda_host::Where& where) {
-  struct Payload {
-    TileA a;
-    TileB b;
-  };
-  const Payload mine{a, b};
-  const auto* all = cuda_host::meet_warp(all_lanes, &mine, sizeof mine, where);
-  const auto of = [all](std::uint32_t lane) {
-    Payload payload;
-    __builtin_memcpy(&payload, all + lane * cuda_host::payload_bytes, sizeof payload);
-    return payload;
-  };
-  const std::uint32_t g = cuda_host::lane() / 4, t = cuda_host::lane() % 4;
-  double sums[4] = {d.at[0], d.at[1], d.at[2], d.at[3]};
-  for (std::uint32_t k = 0; k < 4; ++k) {
-    const TileA rows = of(4 * g + k).a;
-    for (std::uint32_t n = 0; n < 2; ++n) {
-      const TileB column = of(4 * (2 * t + n) + k).b;
-      for (std::uint32_t half = 0; half < 2; ++half) {
-        for (std::uint32_t shift = 0; shift < 32; shift += 16) {
-          const double x = widen(column.pairs[half] >> shift & 0xFFFFU);
-          sums[n] += widen(rows.pairs[2 * half] >> shift & 0xFFFFU) * x;
-          sums[2 + n] += widen(rows.pairs[2 * half + 1] >> shift & 0xFFFFU) * x;
-        }
+// On the host the last lane that comes multiplies for its warp, while the others' arguments lie on
+// their stacks: a number is widened once, not by each lane that needs it.
+
+/// Row and column of a lane's i-th sum in a 16 x 8 tile.
+struct SumPlace {
+  std::uint32_t row, column;
+};
+inline SumPlace place_of_sum(std::uint32_t lane, std::uint32_t i) {
+  return {lane / 4 + i / 2 * 8, lane % 4 * 2 + i % 2};
+}
+
+/// An operand A of a whole warp, in numbers.
+struct WarpRows {
+  float at[16][16];
+
+  template <float (*widen)(std::uint32_t)>
+  void put(std::uint32_t lane, const TileA& tile) {
+    for (std::uint32_t i = 0; i < 4; ++i) {
+      for (std::uint32_t s = 0; s < 2; ++s) {
+        at[lane / 4 + i % 2 * 8][lane % 4 * 2 + i / 2 * 8 + s] =
+            widen(tile.pairs[i] >> 16 * s & 0xFFFFU);
       }
     }
   }
-  for (std::uint32_t i = 0; i < 4; ++i) d.at[i] = static_cast<float>(sums[i]);
+};
+
+/// An operand B likewise, and the sums.
+struct WarpColumns {
+  float at[16][8];
+};
+struct WarpSums {
+  float at[16][8];
+};
+
+/// sums += a b as the device's instruction defines it, but for how it rounds within: here once.
+inline void multiply_warp(WarpSums& sums, const WarpRows& a, const WarpColumns& b) {
+  for (std::uint32_t row = 0; row < 16; ++row) {
+    double exact[8];
+    for (std::uint32_t n = 0; n < 8; ++n) exact[n] = sums.at[row][n];
+    for (std::uint32_t k = 0; k < 16; ++k) {
+      const double x = a.at[row][k];
+      for (std::uint32_t n = 0; n < 8; ++n) exact[n] += x * b.at[k][n];
+    }
+    for (std::uint32_t n = 0; n < 8; ++n) sums.at[row][n] = static_cast<float>(exact[n]);
+  }
+}
+
+/// What each lane of a warp brought to an exchange.
+template <class Payload>
+struct WarpPayloads {
+  Payload of[32];
+
+  explicit WarpPayloads(cuda_host::Payloads all) {
+    for (std::uint32_t lane = 0; lane < 32; ++lane) {
+      __builtin_memcpy(&of[lane], all + lane * cuda_host::payload_bytes, sizeof(Payload));
+    }
+  }
+};
+
+template <float (*widen)(std::uint32_t)>
+void multiply_on_host(TileSums& d, const TileA& a, const TileB& b, const cuda_host::Where& where) {
+  struct Lane {
+    TileSums* d;
+    const TileA* a;
+    const TileB* b;
+  };
+  const Lane mine{&d, &a, &b};
+  cuda_host::meet_warp(all_lanes, &mine, sizeof mine, where, [](std::byte* all) {
+    const WarpPayloads<Lane> lanes(all);
+    WarpRows rows;
+    WarpColumns columns;
+    WarpSums sums;
+    for (std::uint32_t lane = 0; lane < 32; ++lane) {
+      const Lane& one = lanes.of[lane];
+      rows.put<widen>(lane, *one.a);
+      for (std::uint32_t i = 0; i < 4; ++i) {
+        const auto [row, column] = place_of_sum(lane, i);
+        columns.at[lane % 4 * 2 + i / 2 * 8 + i % 2][lane / 4] =
+            widen(one.b->pairs[i / 2] >> i % 2 * 16 & 0xFFFFU);
+        sums.at[row][column] = one.d->at[i];
+      }
+    }
+    multiply_warp(sums, rows, columns);
+    for (std::uint32_t lane = 0; lane < 32; ++lane) {
+      for (std::uint32_t i = 0; i < 4; ++i) {
+        const auto [row, column] = place_of_sum(lane, i);
+        lanes.of[lane].d->at[i] = sums.at[row][column];
+      }
+    }
+  });
 }
 
 #define SLUICE_MMA(name, type, widen)                                                     \

@@ -1,6 +1,7 @@
 #pragma once
 // Half-precision numbers as their bits: the device's conversions, and the host's for the tests.
 
+#include <bit>
 #include <cmath>
 
 #include "kernels/cuda/device.cuh"
@@ -17,6 +18,8 @@ namespace sluice::kernels::cuda {
 __device__ inline float widen_f16(std::uint32_t bits) {
 #ifdef __CUDACC__
   return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+#elif defined(__F16C__)
+  return static_cast<float>(std::bit_cast<_Float16>(static_cast<std::uint16_t>(bits)));
 #else
   return f16_to_f32(static_cast<std::uint16_t>(bits));
 #endif

@@ -320,33 +320,62 @@ inline WideColumns further(WideColumns columns, std::uint32_t halves) {
 }
 
 /// `next_element`, `next_column`: within a matrix.
-template <auto multiply, std::uint32_t next_element, std::uint32_t next_column, std::size_t sums>
-void multiply_wide_on_host(float (&d)[sums], const TileA& a, const WideColumns& b,
+template <float (*widen)(std::uint32_t), std::uint32_t next_element, std::uint32_t next_column,
+          std::size_t count>
+void multiply_wide_on_host(float (&d)[count], const TileA& a, const WideColumns& b,
                            std::uint32_t add, const cuda_host::Where& where) {
-  const std::uint32_t g = lane_index() / 4, t = lane_index() % 4;
-  for (std::size_t n = 0; n < sums / 4; ++n) {
-    TileB tile;
-    for (std::uint32_t i = 0; i < 2; ++i) {
-      const std::uint16_t* pair =
-          b.first + n * b.next_group + i * b.next_matrix + g * next_column + 2 * t * next_element;
-      tile.pairs[i] = pair[0] | std::uint32_t{pair[next_element]} << 16;
+  struct Lane {
+    float* d;
+    const TileA* a;
+    WideColumns b;
+    std::uint32_t add;
+  };
+  const Lane mine{d, &a, b, add};
+  cuda_host::meet_warp(all_lanes, &mine, sizeof mine, where, [](std::byte* all) {
+    const WarpPayloads<Lane> lanes(all);
+    const Lane& first = lanes.of[0];
+    WarpRows rows;
+    for (std::uint32_t lane = 0; lane < 32; ++lane) {
+      const Lane& one = lanes.of[lane];
+      rows.put<widen>(lane, *one.a);
+      if (one.b.first != first.b.first || one.add != first.add) {
+        cuda_host::complain("lanes of a warp multiply by different columns");
+      }
     }
-    TileSums sum{};
-    if (add != 0) __builtin_memcpy(&sum, d + 4 * n, sizeof sum);
-    multiply(sum, a, tile, where);
-    __builtin_memcpy(d + 4 * n, &sum, sizeof sum);
-  }
+    for (std::size_t n = 0; n < count / 4; ++n) {
+      const std::uint16_t* group = first.b.first + n * first.b.next_group;
+      WarpColumns columns;
+      for (std::uint32_t k = 0; k < 16; ++k) {
+        for (std::uint32_t column = 0; column < 8; ++column) {
+          columns.at[k][column] = widen(group[k / 8 * first.b.next_matrix + column * next_column +
+                                              k % 8 * next_element]);
+        }
+      }
+      WarpSums sums{};
+      const auto each_sum = [&](auto visit) {
+        for (std::uint32_t lane = 0; lane < 32; ++lane) {
+          for (std::uint32_t i = 0; i < 4; ++i) {
+            const auto [row, column] = place_of_sum(lane, i);
+            visit(sums.at[row][column], lanes.of[lane].d[4 * n + i]);
+          }
+        }
+      };
+      if (first.add != 0) each_sum([](float& sum, const float& own) { sum = own; });
+      multiply_warp(sums, rows, columns);
+      each_sum([](const float& sum, float& own) { own = sum; });
+    }
+  });
 }
 
-#define SLUICE_WIDE(name, multiply, next_element, next_column)                             \
-  template <std::size_t sums>                                                              \
-  void name(float(&d)[sums], const TileA& a, const WideColumns& b, std::uint32_t add,      \
-            const cuda_host::Where& where = cuda_host::Where::current()) {                 \
-    multiply_wide_on_host<multiply, next_element, next_column, sums>(d, a, b, add, where); \
+#define SLUICE_WIDE(name, widen, next_element, next_column)                              \
+  template <std::size_t sums>                                                            \
+  void name(float(&d)[sums], const TileA& a, const WideColumns& b, std::uint32_t add,    \
+            const cuda_host::Where& where = cuda_host::Where::current()) {               \
+    multiply_wide_on_host<widen, next_element, next_column, sums>(d, a, b, add, where);  \
   }
-SLUICE_WIDE(multiply_async, multiply_bf16, 1, 8)
-SLUICE_WIDE(multiply_f16_async, multiply_f16, 1, 8)
-SLUICE_WIDE(multiply_rows_async, multiply_f16, 8, 1)
+SLUICE_WIDE(multiply_async, widen_bf16, 1, 8)
+SLUICE_WIDE(multiply_f16_async, widen_f16, 1, 8)
+SLUICE_WIDE(multiply_rows_async, widen_f16, 8, 1)
 #undef SLUICE_WIDE
 #endif
 

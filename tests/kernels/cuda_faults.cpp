@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/wide.cuh"
 #include "tests/kernels/cuda_host/cuda_runtime.h"
 #include "tests/kernels/harness.hpp"
 #include "tests/kernels/tested.hpp"
@@ -84,6 +85,15 @@ BOOST_AUTO_TEST_CASE(shuffles_that_lanes_miss) {
     if (threadIdx.x % 32 < 16) __shfl_sync(0x0000FFFFU, 1, 20);
   });
   BOOST_TEST(says(outside, "not in its mask"), outside);
+}
+
+BOOST_AUTO_TEST_CASE(products_of_a_warp_by_different_columns) {
+  const std::string mixed = complaint([] {
+    static const std::uint16_t halves[2] = {};
+    float sums[32] = {};
+    cuda::multiply_async(sums, {}, cuda::wide_columns(halves + threadIdx.x % 2), 0);
+  });
+  BOOST_TEST(says(mixed, "different columns"), mixed);
 }
 
 BOOST_AUTO_TEST_CASE(shared_memory_that_was_not_asked_for) {

@@ -31,8 +31,17 @@ class BlockRunner {
     blocks_.resize(cluster);
     fibers_.resize(std::size_t{threads_} * cluster);
     while (stacks_.size() < fibers_.size()) stacks_.emplace_back();
-    warps_each_ = (threads_ + 31) / 32;
-    warps_.resize(std::size_t{warps_each_} * cluster);
+    const std::uint32_t warps = (threads_ + 31) / 32;
+    warps_.resize(std::size_t{warps} * cluster);
+    states_.resize(fibers_.size());
+    for (std::uint32_t i = 0; i < fibers_.size(); ++i) {
+      Fiber& fiber = fibers_[i];
+      const std::uint32_t index = i % threads_;
+      fiber.thread = {index % block.x, index / block.x % block.y, index / block.x / block.y};
+      fiber.rank = i / threads_;
+      fiber.warp = &warps_[fiber.rank * warps + index / 32];
+      fiber.lane = index % 32;
+    }
     failure_.clear();
     blockDim = block;
     gridDim = grid;
@@ -50,7 +59,7 @@ class BlockRunner {
   }
 
   unsigned char* shared() { return mine().shared.begin(); }
-  unsigned rank() const { return current_ / threads_; }
+  unsigned rank() const { return fibers_[current_].rank; }
   unsigned ranks() const { return static_cast<unsigned>(blocks_.size()); }
 
   void check_shared_end(const unsigned char* end) {
@@ -73,10 +82,10 @@ class BlockRunner {
     if (++block.waiting == threads_) {
       block.waiting = 0;
       const std::uint32_t first = rank() * threads_;
-      for (std::uint32_t i = first; i < first + threads_; ++i) fibers_[i].state = State::ready;
+      std::fill_n(states_.begin() + first, threads_, State::ready);
       return;
     }
-    me.state = State::at_barrier;
+    states_[current_] = State::at_barrier;
     wait();
   }
 
@@ -85,17 +94,18 @@ class BlockRunner {
     me.where = where;
     if (++in_cluster_ == fibers_.size()) {
       in_cluster_ = 0;
-      for (Fiber& fiber : fibers_) fiber.state = State::ready;
+      std::fill(states_.begin(), states_.end(), State::ready);
       return;
     }
-    me.state = State::at_cluster;
+    states_[current_] = State::at_cluster;
     wait();
   }
 
   Payloads meet_warp(unsigned mask, const void* payload, std::size_t bytes, const Where& where,
                      void (*last)(std::byte*)) {
-    const std::uint32_t thread = current_ % threads_, lane = thread % 32;
-    Warp& warp = warps_[rank() * warps_each_ + thread / 32];
+    Fiber& me = fibers_[current_];
+    const std::uint32_t lane = me.lane;
+    Warp& warp = *me.warp;
     if ((mask >> lane & 1U) == 0) complain("a lane is not in its own mask at " + text(where));
     if (warp.arrived == 0) {
       warp.mask = mask;
@@ -108,20 +118,18 @@ class BlockRunner {
     std::byte* payloads = warp.payloads[warp.round % 2];
     if (bytes != 0) std::memcpy(payloads + lane * payload_bytes, payload, bytes);
     warp.arrived |= 1U << lane;
-    Fiber& me = fibers_[current_];
     me.where = where;
     if (warp.arrived == mask) {
       warp.arrived = 0;
       ++warp.round;
       if (last != nullptr) last(payloads);
       const std::uint32_t first = current_ - lane;
-      const std::uint32_t end = std::min(first + 32, (rank() + 1) * threads_);
-      for (std::uint32_t i = first; i < end; ++i) {
-        if (fibers_[i].state == State::in_exchange) fibers_[i].state = State::ready;
-      }
+      const std::uint32_t end = std::min(first + 32, (me.rank + 1) * threads_);
+      std::replace(states_.begin() + first, states_.begin() + end, State::in_exchange,
+                   State::ready);
       return payloads;
     }
-    me.state = State::in_exchange;
+    states_[current_] = State::in_exchange;
     wait();
     return payloads;
   }
@@ -187,7 +195,7 @@ class BlockRunner {
     Fiber& me = fibers_[current_];
     me.where = where;
     while ((static_cast<std::uint32_t>(phases_of(barrier).bytes_and_parity) & 1U) == parity) {
-      me.state = State::at_phase;
+      states_[current_] = State::at_phase;
       me.phase_of = barrier;
       wait();
     }
@@ -207,10 +215,11 @@ class BlockRunner {
       if ((ranks >> rank & 1U) == 0) continue;
       std::uint64_t* const of_rank = at(barrier, rank);
       bulk_copies_.push_back({at(shared, rank), from, bytes, of_rank});
-      const bool awaited = std::any_of(fibers_.begin(), fibers_.end(), [&](const Fiber& fiber) {
-        return fiber.state == State::at_phase && fiber.phase_of == of_rank;
-      });
-      if (awaited) make_copies(of_rank);
+      for (std::size_t i = 0; i < fibers_.size(); ++i) {
+        if (!awaits(i, of_rank)) continue;
+        make_copies(of_rank);
+        break;
+      }
     }
   }
 
@@ -248,7 +257,7 @@ class BlockRunner {
       if (in_turn_ && failure_.empty()) check_turn(fibers_[current_]);
     } catch (const Stopped&) {
     }
-    fibers_[current_].state = State::ended;
+    states_[current_] = State::ended;
     if (mine().waiting != 0 && failure_.empty()) {
       fail("a thread ended while others wait at the barrier " + text(mine().barrier));
     }
@@ -289,20 +298,23 @@ class BlockRunner {
     int group;
   };
 
+  struct Warp {
+    unsigned mask = 0, arrived = 0, round = 0;
+    Where where;
+    alignas(16) std::byte payloads[2][32 * payload_bytes];
+  };
+
   struct Fiber {
     Context context;
-    State state = State::ready;
+    uint3 thread;
+    std::uint32_t rank = 0;  ///< of its block in the cluster
+    Warp* warp = nullptr;
+    std::uint32_t lane = 0;
     Where where;
     const void* phase_of = nullptr;  ///< the barrier that it waits at
     std::vector<Copy> copies;        ///< not yet made, in their order
     int commits = 0;
     bool let_next_start = false, waited = false;
-  };
-
-  struct Warp {
-    unsigned mask = 0, arrived = 0, round = 0;
-    Where where;
-    alignas(16) std::byte payloads[2][32 * payload_bytes];
   };
 
   Block& mine() { return blocks_[rank()]; }
@@ -336,9 +348,13 @@ class BlockRunner {
     }
     std::memcpy(barrier, &phases, sizeof phases);
     if (!ends) return;
-    for (Fiber& fiber : fibers_) {
-      if (fiber.state == State::at_phase && fiber.phase_of == barrier) fiber.state = State::ready;
+    for (std::size_t i = 0; i < fibers_.size(); ++i) {
+      if (awaits(i, barrier)) states_[i] = State::ready;
     }
+  }
+
+  bool awaits(std::size_t index, const std::uint64_t* barrier) const {
+    return states_[index] == State::at_phase && fibers_[index].phase_of == barrier;
   }
 
   void make_copies(std::uint64_t* barrier) {
@@ -378,8 +394,8 @@ class BlockRunner {
       block.alive = threads_;
     }
     for (Warp& warp : warps_) warp.arrived = 0;
+    std::fill(states_.begin(), states_.end(), State::ready);
     for (std::size_t i = 0; i < fibers_.size(); ++i) {
-      fibers_[i].state = State::ready;
       fibers_[i].copies.clear();
       fibers_[i].commits = 0;
       fibers_[i].let_next_start = fibers_[i].waited = false;
@@ -402,10 +418,8 @@ class BlockRunner {
 
   void select(std::uint32_t index) {
     current_ = index;
-    const std::uint32_t thread = index % threads_;
-    blockIdx = {first_.x + index / threads_, first_.y, first_.z};
-    threadIdx = {thread % blockDim.x, thread / blockDim.x % blockDim.y,
-                 thread / blockDim.x / blockDim.y};
+    blockIdx = {first_.x + fibers_[index].rank, first_.y, first_.z};
+    threadIdx = fibers_[index].thread;
   }
 
   std::uint32_t after(std::uint32_t index) const {
@@ -419,7 +433,7 @@ class BlockRunner {
     std::uint32_t index = current_;
     for (std::size_t i = 0; i < fibers_.size(); ++i) {
       index = after(index);
-      if (fibers_[index].state != State::ready) continue;
+      if (states_[index] != State::ready) continue;
       select(index);
       return true;
     }
@@ -462,9 +476,8 @@ class BlockRunner {
   void stuck() {
     std::string who;
     for (std::size_t i = 0; i < fibers_.size() && who.size() < 400; ++i) {
-      const Fiber& fiber = fibers_[i];
-      if (fiber.state != State::ended && fiber.state != State::ready) {
-        who += "; thread " + std::to_string(i % threads_) + " waits at " + text(fiber.where);
+      if (states_[i] != State::ended && states_[i] != State::ready) {
+        who += "; thread " + std::to_string(i % threads_) + " waits at " + text(fibers_[i].where);
       }
     }
     fail("no thread can go on" + who);
@@ -478,15 +491,15 @@ class BlockRunner {
                  std::to_string(b.z) + ") thread " + std::to_string(current_ % threads_) + ": " +
                  what;
     }
-    for (Fiber& fiber : fibers_) {
-      if (fiber.state != State::ended) fiber.state = State::ready;
+    for (State& state : states_) {
+      if (state != State::ended) state = State::ready;
     }
   }
 
   static constexpr std::size_t copy_bytes = 16;
 
   const std::function<void()>* body_ = nullptr;
-  std::uint32_t threads_ = 0, warps_each_ = 0;  ///< of a block
+  std::uint32_t threads_ = 0;  ///< of a block
   std::uint32_t current_ = 0;                   ///< of all fibers, block by block
   std::uint32_t in_cluster_ = 0, alive_ = 0;    ///< of them: waiting for all, not yet ended
   uint3 first_;                                 ///< block of the cluster
@@ -495,6 +508,7 @@ class BlockRunner {
   std::vector<Block> blocks_;  ///< of a cluster, which run together
   std::vector<Stack> stacks_;
   std::vector<Fiber> fibers_;
+  std::vector<State> states_;  ///< of the fibers
   std::vector<Warp> warps_;
   std::vector<BulkCopy> bulk_copies_;  ///< not yet made
   std::string failure_;
