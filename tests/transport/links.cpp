@@ -19,6 +19,13 @@ namespace {
 
 constexpr std::uint64_t ms = 1'000'000;
 
+// All in one thread: ThreadSanitizer has nothing to see there, and takes ten times as long.
+#if defined(__SANITIZE_THREAD__)
+constexpr std::uint64_t terrible_networks = 100;
+#else
+constexpr std::uint64_t terrible_networks = 2000;
+#endif
+
 struct Packet {
   LinkHeader header;
   std::string payload;
@@ -186,7 +193,7 @@ BOOST_AUTO_TEST_SUITE(links)
 
 BOOST_AUTO_TEST_CASE(sessions_are_gapless_over_a_terrible_network) {
   std::uint64_t delivered = 0, downs = 0;
-  for (std::uint64_t seed = 1; seed <= 2000; ++seed) {
+  for (std::uint64_t seed = 1; seed <= terrible_networks; ++seed) {
     BOOST_TEST_CONTEXT("seed " << seed) {
       Network network(seed);
       auto& b = network.start("b", 1);
@@ -234,8 +241,8 @@ BOOST_AUTO_TEST_CASE(sessions_are_gapless_over_a_terrible_network) {
     }
   }
   // The faults did happen, and the rest went through.
-  BOOST_TEST(downs > 20'000U);
-  BOOST_TEST(delivered > 500'000U);
+  BOOST_TEST(downs > 10 * terrible_networks);
+  BOOST_TEST(delivered > 250 * terrible_networks);
 }
 
 BOOST_AUTO_TEST_CASE(a_silent_peer_is_lost_after_the_time_that_is_stated) {
