@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/core.hpp"
+#include "kernels/cpu/pass_by.hpp"
 
 namespace sluice::kernels::cpu {
 namespace {
@@ -20,10 +21,12 @@ constexpr std::size_t prefetch_bytes = 8192;
 
 /// Eight independent sums, and asking ahead, keep enough loads in flight for the memory, not the
 /// adder or the processor's own guesses, to be the limit.
+template <bool pass_by>
 std::uint64_t sum_words(const std::uint64_t* words, std::size_t count) {
   std::uint64_t sums[8] = {};
   for (std::size_t i = 0; i + 8 <= count; i += 8) {
-    __builtin_prefetch(reinterpret_cast<const char*>(words + i) + prefetch_bytes, 0, 0);
+    __builtin_prefetch(reinterpret_cast<const char*>(words + i) + prefetch_bytes, 0,
+                       pass_by ? 0 : 3);
     for (std::size_t lane = 0; lane < 8; ++lane) sums[lane] += words[i + lane];
   }
   return std::accumulate(std::begin(sums), std::end(sums), std::uint64_t{0});
@@ -34,6 +37,7 @@ std::uint64_t sum_words(const std::uint64_t* words, std::size_t count) {
 double read_bandwidth(std::size_t bytes, std::uint32_t threads) {
   constexpr int passes = 12;
   threads = std::max(1U, threads);
+  const auto sum = weights_pass_by() ? sum_words<true> : sum_words<false>;
   const std::size_t words_each = bytes / sizeof(std::uint64_t) / threads;
   struct Pass {
     Clock::time_point start, end;
@@ -49,7 +53,7 @@ double read_bandwidth(std::size_t bytes, std::uint32_t threads) {
       for (auto& pass : timed[t]) {
         gate.arrive_and_wait();
         pass.start = Clock::now();
-        sums[t] += sum_words(words.data(), words.size());
+        sums[t] += sum(words.data(), words.size());
         pass.end = Clock::now();
       }
     });

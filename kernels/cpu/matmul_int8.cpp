@@ -11,6 +11,7 @@
 #include "kernels/cpu/matmul-inl.hpp"
 #include "kernels/cpu/matmul_formats.hpp"
 #include "kernels/cpu/packed-inl.hpp"
+#include "kernels/cpu/pass_by.hpp"
 
 // Arithmetic intensity: a block of 16 x 32 weights is 288 to 576 bytes; one activation row takes 8
 // dot products of 64 bytes of it and 5 or 6 float operations, 30 instructions with the unpacking,
@@ -42,14 +43,9 @@ constexpr std::size_t tile_rows = 4;
 // strips meet, so that each strip waited for memory, and a step took 1.3 to 1.4 times as long.
 constexpr std::size_t prefetch_bytes = 8192;
 
-// For few rows weights pass through the first-level cache alone: a step reads more than the others
-// hold, and what carries tokens between steps finds its code there. Where more rows come this way
-// (below), what does not stay in the first is read from the second.
-#if HWY_CAP_GE512
-constexpr int few_rows_locality = 0;
-#else
-constexpr int few_rows_locality = 3;
-#endif
+// With less registers more rows come this way (below), one tile after the other, and read from the
+// second-level cache what does not stay in the first.
+constexpr bool may_pass_by = HWY_CAP_GE512;
 
 // Weights that stay in the first-level cache, beside a tile of activations, for all rows.
 constexpr std::size_t cached_bytes = std::size_t{24} << 10;
@@ -139,7 +135,7 @@ struct Cursor {
 /// sums[n] = the sixteen results of a strip for activation row n. A block's quants are unpacked
 /// once for all rows.
 template <class Kind, std::size_t N>
-HWY_INLINE void multiply_strip(const cpu::PackedWeight& weight, std::uint32_t strip,
+HWY_INLINE void multiply_strip(const cpu::PackedWeight& weight, std::uint32_t strip, bool pass_by,
                                const QuantizedBlock* const (&x)[N], Lanes (&sums)[N]) {
   unroll<N>([&](auto n) SLUICE_INLINE { sums[n] = set(0.0F); });
   Cursor<Kind> at(weight, strip);
@@ -148,7 +144,11 @@ HWY_INLINE void multiply_strip(const cpu::PackedWeight& weight, std::uint32_t st
   for (std::size_t b = 0; b < weight.blocks(); ++b) {
     at.enter(b);
     for (std::size_t line = 0; line < block_bytes; line += 64) {
-      __builtin_prefetch(ahead + line, 0, few_rows_locality);
+      if (may_pass_by && pass_by) {
+        __builtin_prefetch(ahead + line, 0, 0);
+      } else {
+        __builtin_prefetch(ahead + line);
+      }
     }
     ahead += block_bytes;
     Quants q[8];
@@ -178,9 +178,10 @@ HWY_NOINLINE void multiply_tile(const Product& p, std::size_t r, std::uint32_t f
                                 std::uint32_t last) {
   const QuantizedBlock* x[N];
   for (std::size_t n = 0; n < N; ++n) x[n] = p.rounded.int8.row(r + n);
+  const bool pass_by = cpu::weights_pass_by();
   for (std::uint32_t s = first; s < last; ++s) {
     Lanes sums[N];
-    multiply_strip<Kind, N>(*p.weight, s, x, sums);
+    multiply_strip<Kind, N>(*p.weight, s, pass_by, x, sums);
     unroll<N>([&](auto n) SLUICE_INLINE { finish(p, r + n, s, sums[n]); });
   }
 }
