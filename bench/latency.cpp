@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "bench/quantile.hpp"
 #include "bench/random_model.hpp"
 #include "kernels/backends.hpp"
 #include "kernels/program.hpp"
@@ -31,8 +32,7 @@ class Progress {
   void complete(const kernels::StepResult& result) {
     const std::scoped_lock lock(mutex_);
     ticket_ = result.ticket;
-    device_ns_ += result.device_ns;
-    steps_ns_.push_back(result.device_ns);
+    steps_ms_.push_back(static_cast<double>(result.device_ns) * 1e-6);
     if (!first_token_ && !result.slots.empty()) first_token_ = Clock::now();
     if (result.failed) error_ = result.error;
     for (const auto& slot : result.slots)
@@ -45,15 +45,10 @@ class Progress {
     if (error_) return tl::unexpected(*error_);
     return {};
   }
-  /// Of all steps so far.
-  std::uint64_t device_ns() {
+  /// The device's time in each step since the last call.
+  std::vector<double> take_steps_ms() {
     const std::scoped_lock lock(mutex_);
-    return device_ns_;
-  }
-  /// Of each step since the last call.
-  std::vector<std::uint64_t> take_steps_ns() {
-    const std::scoped_lock lock(mutex_);
-    return std::exchange(steps_ns_, {});
+    return std::exchange(steps_ms_, {});
   }
   /// When the first token of all was there.
   std::optional<Clock::time_point> first_token() {
@@ -65,8 +60,7 @@ class Progress {
   std::mutex mutex_;
   std::condition_variable changed_;
   kernels::Ticket ticket_ = 0;
-  std::uint64_t device_ns_ = 0;
-  std::vector<std::uint64_t> steps_ns_;
+  std::vector<double> steps_ms_;
   std::optional<Clock::time_point> first_token_;
   std::optional<Error> error_;
 };
@@ -205,17 +199,15 @@ Result<kernels::Batch> open_streams(Rig& rig, std::uint32_t depth) {
 
 struct Generation {
   double tok_s = 0;
-  double s = 0;         ///< that passed
-  double device_s = 0;  ///< of these in steps
-  std::vector<std::uint64_t> steps_ns;
+  double s = 0;  ///< that passed
+  std::vector<double> steps_ms;
 };
 
 Result<Generation> generate(Rig& rig, std::uint32_t depth, std::uint32_t tokens) {
   auto opened = open_streams(rig, depth);
   if (!opened) return tl::unexpected(opened.error());
   const auto start = Clock::now();
-  const auto device_before = rig.progress.device_ns();
-  rig.progress.take_steps_ns();
+  rig.progress.take_steps_ms();
   const auto before = rig.ticket;
   for (std::uint32_t i = 0; i < tokens; ++i) {
     auto batch = std::exchange(*opened, {});
@@ -232,8 +224,7 @@ Result<Generation> generate(Rig& rig, std::uint32_t depth, std::uint32_t tokens)
   if (auto done = rig.wait(); !done) return tl::unexpected(done.error());
   Generation took;
   took.s = std::chrono::duration<double>(Clock::now() - start).count();
-  took.device_s = static_cast<double>(rig.progress.device_ns() - device_before) * 1e-9;
-  took.steps_ns = rig.progress.take_steps_ns();
+  took.steps_ms = rig.progress.take_steps_ms();
   took.tok_s = rig.pool.slots * tokens / took.s;
   return took;
 }
@@ -244,12 +235,6 @@ Rate summarise(const std::vector<double>& samples) {
   double squares = 0;
   for (const double sample : samples) squares += (sample - mean) * (sample - mean);
   return {mean, samples.size() > 1 ? std::sqrt(squares / (count - 1)) : 0.0};
-}
-
-/// The share's percentile of the sorted steps, in ms.
-double percentile_ms(const std::vector<std::uint64_t>& sorted, double share) {
-  const auto at = static_cast<std::size_t>(share * static_cast<double>(sorted.size()));
-  return static_cast<double>(sorted[std::min(at, sorted.size() - 1)]) * 1e-6;
 }
 
 /// A device reads more of its own memory no faster, and many sequences leave no room for as much.
@@ -298,8 +283,7 @@ Result<LatencyResult> measure_latency(const LatencyOptions& options) {
       if (i == 0) continue;
       generated.push_back(took->tok_s);
       all.s += took->s;
-      all.device_s += took->device_s;
-      all.steps_ns.insert(all.steps_ns.end(), took->steps_ns.begin(), took->steps_ns.end());
+      all.steps_ms.insert(all.steps_ms.end(), took->steps_ms.begin(), took->steps_ms.end());
     }
   }
   const auto& device = rig.backend->device();
@@ -316,12 +300,13 @@ Result<LatencyResult> measure_latency(const LatencyOptions& options) {
     result.first_token_s = std::chrono::duration<double>(*first - start).count();
   if (!generated.empty()) {
     result.generated_tok_s = summarise(generated);
-    result.device_busy = all.device_s / all.s;
+    const double device_s =
+        std::accumulate(all.steps_ms.begin(), all.steps_ms.end(), 0.0) * 1e-3;
+    result.device_busy = device_s / all.s;
     result.idle_step_us =
-        (all.s - all.device_s) * 1e6 / (options.repetitions * options.generated_tokens);
-    std::sort(all.steps_ns.begin(), all.steps_ns.end());
-    result.step_p50_ms = percentile_ms(all.steps_ns, 0.5);
-    result.step_p99_ms = percentile_ms(all.steps_ns, 0.99);
+        (all.s - device_s) * 1e6 / (options.repetitions * options.generated_tokens);
+    result.step_p50_ms = quantile(all.steps_ms, 0.5);
+    result.step_p99_ms = quantile(all.steps_ms, 0.99);
     if (auto done = set_limit(rig, result); !done) return tl::unexpected(done.error());
   }
   return result;

@@ -9,7 +9,7 @@ target_include_directories(sluice_cuda_host BEFORE PUBLIC
   ${CMAKE_SOURCE_DIR}/tests/kernels/cuda_host)
 target_link_libraries(sluice_cuda_host PUBLIC sluice_kernels Threads::Threads)
 if(CMAKE_SYSTEM_PROCESSOR STREQUAL x86_64)
-  # Every processor since 2013 has them; as functions they take a third of the tests' time.
+  # Every processor since 2013 has them; as functions each takes a fifth of some tests' time.
   target_compile_options(sluice_cuda_host PRIVATE -mfma -mf16c)
 endif()
 if(SLUICE_SANITIZE)

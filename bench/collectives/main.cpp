@@ -24,11 +24,13 @@
 
 #include "bench/collectives/gpus.hpp"
 #include "bench/collectives/steps.hpp"
+#include "bench/quantile.hpp"
 #include "kernels/communicator.hpp"
 
 namespace {
 
 using namespace sluice::kernels;
+using sluice::bench::quantile;
 using Clock = std::chrono::steady_clock;
 using Bytes = std::vector<std::byte>;
 
@@ -50,12 +52,6 @@ bool read_all(int fd, std::span<std::byte> bytes) {
     bytes = bytes.subspan(static_cast<std::size_t>(n));
   }
   return true;
-}
-
-double quantile(std::vector<double> values, double q) {
-  const auto at = static_cast<std::size_t>(q * static_cast<double>(values.size() - 1));
-  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(at), values.end());
-  return values[at];
 }
 
 /// Times of one collective after another, in microseconds. Empty: one failed.

@@ -1,11 +1,12 @@
 #include "bench/collectives/steps.hpp"
 
-#include <algorithm>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
+#include <utility>
 #include <vector>
 
+#include "bench/quantile.hpp"
 #include "kernels/cpu/backend.hpp"
 #include "model/decoder.hpp"
 
@@ -83,9 +84,7 @@ Result<double> measure_steps(const std::string& model,
     if (result.failed) return tl::unexpected(result.error);
     if (step > 0) times_us.push_back(static_cast<double>(result.device_ns) * 1e-3);
   }
-  const auto middle = times_us.begin() + static_cast<std::ptrdiff_t>(times_us.size() / 2);
-  std::nth_element(times_us.begin(), middle, times_us.end());
-  return *middle;
+  return quantile(std::move(times_us), 0.5);
 }
 
 }  // namespace sluice::bench

@@ -11,7 +11,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -23,12 +22,14 @@
 #include <zmq.hpp>
 
 #include "bench/instant_node.hpp"
+#include "bench/quantile.hpp"
 #include "transport/client.hpp"
 #include "transport/curve.hpp"
 
 namespace {
 
 using namespace sluice;
+using sluice::bench::quantile;
 using bench::NodeProcess;
 using Clock = std::chrono::steady_clock;
 using Json = nlohmann::ordered_json;
@@ -40,13 +41,6 @@ struct Options {
   std::uint32_t tokens = 128;
   bool json = false;
 };
-
-double quantile(std::vector<double> values, double q) {
-  if (values.empty()) return 0;
-  const auto at = static_cast<std::ptrdiff_t>(q * static_cast<double>(values.size() - 1));
-  std::nth_element(values.begin(), values.begin() + at, values.end());
-  return values[static_cast<std::size_t>(at)];
-}
 
 double median(const std::vector<double>& values) { return quantile(values, 0.5); }
 

@@ -16,7 +16,6 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -30,6 +29,7 @@
 
 #include "actors/node.hpp"
 #include "bench/instant_backend.hpp"
+#include "bench/quantile.hpp"
 #include "transport/client.hpp"
 
 namespace {
@@ -48,13 +48,8 @@ struct Quantiles {
   double p50 = 0, p99 = 0, p999 = 0;
 };
 
-Quantiles quantiles(std::vector<double> us) {
-  std::sort(us.begin(), us.end());
-  const auto at = [&](double q) {
-    return us[std::min(us.size() - 1,
-                       static_cast<std::size_t>(q * static_cast<double>(us.size())))];
-  };
-  return {at(0.5), at(0.99), at(0.999)};
+Quantiles quantiles(const std::vector<double>& us) {
+  return {bench::quantile(us, 0.5), bench::quantile(us, 0.99), bench::quantile(us, 0.999)};
 }
 
 nlohmann::ordered_json json_of(const Quantiles& q) {

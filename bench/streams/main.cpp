@@ -7,7 +7,6 @@
 
 #include <sys/resource.h>
 
-#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -19,11 +18,13 @@
 #include <zmq.hpp>
 
 #include "bench/instant_node.hpp"
+#include "bench/quantile.hpp"
 #include "transport/client.hpp"
 
 namespace {
 
 using namespace sluice;
+using sluice::bench::quantile;
 using bench::NodeProcess;
 using Clock = std::chrono::steady_clock;
 using Json = nlohmann::ordered_json;
@@ -50,13 +51,6 @@ transport::Submit request(std::uint32_t tokens) {
   submit.max_tokens = tokens;
   submit.ignore_eos = true;
   return submit;
-}
-
-double quantile(std::vector<double>& values, double q) {
-  if (values.empty()) return 0;
-  const auto at = static_cast<std::ptrdiff_t>(q * static_cast<double>(values.size() - 1));
-  std::nth_element(values.begin(), values.begin() + at, values.end());
-  return values[static_cast<std::size_t>(at)];
 }
 
 struct Seen {

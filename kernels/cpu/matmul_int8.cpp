@@ -43,7 +43,7 @@ constexpr std::size_t tile_rows = 4;
 // strips meet, so that each strip waited for memory, and a step took 1.3 to 1.4 times as long.
 constexpr std::size_t prefetch_bytes = 8192;
 
-// With less registers more rows come this way (below), one tile after the other, and read from the
+// With fewer registers more rows come this way (below), one tile after the other, and read from the
 // second-level cache what does not stay in the first.
 constexpr bool may_pass_by = HWY_CAP_GE512;
 

@@ -25,7 +25,7 @@ struct TileSums {
 #ifndef __CUDACC__
 // On the host the last lane that comes multiplies for its warp, while the others' arguments lie on
 // their stacks: a number is widened once, not by each lane that needs it. What touches nothing but
-// these operands goes without sanitizers, which made half of their suite's time of it.
+// these operands goes without sanitizers, which made two fifths of kernels/invariance of it.
 #define SLUICE_OF_OPERANDS __attribute__((no_sanitize("address", "undefined")))
 
 /// Row and column of a lane's i-th sum in a 16 x 8 tile.

@@ -215,11 +215,9 @@ class BlockRunner {
       if ((ranks >> rank & 1U) == 0) continue;
       std::uint64_t* const of_rank = at(barrier, rank);
       bulk_copies_.push_back({at(shared, rank), from, bytes, of_rank});
-      for (std::size_t i = 0; i < fibers_.size(); ++i) {
-        if (!awaits(i, of_rank)) continue;
-        make_copies(of_rank);
-        break;
-      }
+      bool awaited = false;
+      for (std::size_t i = 0; i < fibers_.size() && !awaited; ++i) awaited = awaits(i, of_rank);
+      if (awaited) make_copies(of_rank);
     }
   }
 
@@ -499,7 +497,7 @@ class BlockRunner {
   static constexpr std::size_t copy_bytes = 16;
 
   const std::function<void()>* body_ = nullptr;
-  std::uint32_t threads_ = 0;  ///< of a block
+  std::uint32_t threads_ = 0;                   ///< of a block
   std::uint32_t current_ = 0;                   ///< of all fibers, block by block
   std::uint32_t in_cluster_ = 0, alive_ = 0;    ///< of them: waiting for all, not yet ended
   uint3 first_;                                 ///< block of the cluster
